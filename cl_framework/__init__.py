@@ -1,0 +1,1 @@
+"""A continual-learning framework: models that learn and unlearn in sequence."""

@@ -1,0 +1,1 @@
+"""Benchmarks: streams of data, from tensors in memory or from data-loader workers."""

@@ -1,0 +1,31 @@
+"""Errors a user can mend. The command line prints their text, without a traceback, and exits with their code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FrameworkError(Exception):
+    """Something failed for a reason that one or two sentences explain. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigurationError(FrameworkError):
+    """What was asked for cannot be done as asked; nothing was written. Exit code 2."""
+
+    exit_code = 2
+
+
+class ContractError(FrameworkError):
+    """A strategy broke a law of the contract, or a plug-in could not be loaded."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest spelling of `name`, or else what there is."""
+    known = sorted(known)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if matches:
+        return f"Did you mean {matches[0]!r}?"
+    return f"Known: {', '.join(known) or 'none'}."

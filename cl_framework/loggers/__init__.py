@@ -1,0 +1,1 @@
+"""Where a run tells what it does: the console and Weights & Biases."""

@@ -1,0 +1,1 @@
+"""Models with heads sized for all classes of a benchmark."""

@@ -1,0 +1,60 @@
+"""Named random streams: every random number is a pure function of (key, step).
+
+A key is (seed, task, occurrence of that task, purpose). So a strategy that is added, or a task that is taken out of the stream,
+moves nobody else's numbers, and a run resumed at any step needs no generator state: it asks for the numbers of that step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # steps whose uniforms are drawn in one call; part of the definition of every stream
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+class RandomStream:
+    """Random numbers for one purpose. `at(step)` and `uniform(step, n)` do not depend on what was asked before."""
+
+    def __init__(self, *key: object) -> None:
+        self.key = key
+        digest = hashlib.sha256(repr(key).encode()).digest()
+        self._seed = int.from_bytes(digest[:8], "little")
+        self._generator = torch.Generator()
+        self._blocks: dict[int, tuple[int, Tensor]] = {}
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator at the start of this stream; for what is decided once a phase."""
+        return torch.Generator().manual_seed(self._seed >> 1)
+
+    def at(self, step: int) -> torch.Generator:
+        """This stream's generator set to the start of `step`'s numbers; negative steps are kept for blocks."""
+        mixed = (self._seed + (step + 1) * _GOLDEN) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        return self._generator.manual_seed((mixed ^ (mixed >> 27)) >> 1)
+
+    def block(self, step: int, count: int) -> Tensor:
+        """The uniforms of all steps in `step`'s block: (BLOCK, count) float64 in [0, 1); row `step % BLOCK` is `step`'s."""
+        number = step // BLOCK
+        cached = self._blocks.get(count)
+        if cached is None or cached[0] != number:
+            cached = (number, torch.rand(BLOCK, count, dtype=torch.float64, generator=self.at(-1 - number)))
+            self._blocks[count] = cached
+        return cached[1]
+
+    def uniform(self, step: int, count: int) -> Tensor:
+        """`count` uniforms in [0, 1) for `step`: (count,) float64."""
+        return self.block(step, count)[step % BLOCK]
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Run a block under torch's global generator seeded from `key`, and leave that generator as it was found."""
+    with torch.random.fork_rng():
+        torch.manual_seed(RandomStream(*key)._seed >> 1)
+        yield

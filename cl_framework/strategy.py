@@ -1,0 +1,411 @@
+"""The contract between the framework and a strategy. One sitting to read.
+
+The life of a stream, with the seams in capitals::
+
+    model = BUILD(model)                                  # at most one structural strategy
+    for event in stream:                                  # Learn(task) or Unlearn(task)
+        further = BEGIN(event)                            # phases before it, first slot first
+        phases  = [learn] or UNLEARN(event)               # exactly one strategy answers an Unlearn
+        for phase in further + phases + END(event):       # phases after it, last slot first
+            plan = PLAN(plan)                             # pipe; which samples at which step, decided here once
+            optimizer = configured(MASK())                # intersection of what may move
+            for step, ids in enumerate(plan):
+                batch = load(ids)                         # one indexed read
+                batch.draws = DRAW(batch)                 # the only reads of memories and of randomness
+                closure = Closure(task term + LOSS terms) # pure: call it any number of times
+                evaluation = STEP(closure) * RATE(step)   # onion, first slot outermost; innermost evaluates and applies
+                COMMIT(batch, evaluation.output)          # the only writes to memories, once a step
+        if Unlearn: FORGET(what was unlearned)            # everyone drops what it derived from that data
+        evaluate (PREDICT gives the scores), record, checkpoint (STATE_DICT)
+
+Memories are read once, the objective is a closure, memories are written once. That is why a wrapper may call the closure as often as
+it likes (refresh, MIR, a line search) without any other strategy noticing, and why a run resumes exactly at any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cl_framework.errors import ContractError
+from cl_framework.plan import Plan
+from cl_framework.stream import Event, TaskId, Unlearn
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+# --- what flows through a step -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Rows:
+    """Samples as tensors: row i of every field belongs to sample i.
+
+    `items` are raw and un-augmented (uint8 images, token ids): what a memory may keep. `inputs` are what the model reads; the
+    framework makes them from the items of a batch or a draw, augmentation included. `extras` are tensors stored beside the sample.
+    """
+
+    items: Inputs  # (B, ...)
+    targets: Tensor  # (B,) int64
+    ids: Tensor  # (B,) int64, global sample ids
+    task_of_row: Tensor  # (B,) int64; strategies read `tasks`
+    inputs: Inputs | None = None  # (B, ...)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    tasks_readable: bool = True
+
+    @property
+    def tasks(self) -> Tensor:
+        """The task of each row, (B,) int64. Raises ContractError unless a strategy of the stack declares `needs_task_id`."""
+        if not self.tasks_readable:
+            raise ContractError("a strategy read batch.tasks, but none in this stack declares Traits(needs_task_id=True).")
+        return self.task_of_row
+
+    def __len__(self) -> int:
+        return self.targets.shape[0]
+
+
+@dataclass(slots=True)
+class Draw:
+    """Rows that a strategy adds to a step, and how they meet the batch.
+
+    `joined`: one forward pass over batch and rows; the rows get their own term, and it and `task` are weighted by their share of
+    the rows. `separate`: a pass of their own, run when a term reads it. `reference`: a pass of their own and no weight in the
+    objective; the closure evaluates its mean loss when it is asked for by the name "slot/name".
+    """
+
+    rows: Rows
+    kind: str  # joined, separate or reference
+    key: str = ""  # "slot/name", set by the stack
+
+    @classmethod
+    def joined(cls, rows: Rows) -> Draw:
+        return cls(rows, "joined")
+
+    @classmethod
+    def separate(cls, rows: Rows) -> Draw:
+        return cls(rows, "separate")
+
+    @classmethod
+    def reference(cls, rows: Rows) -> Draw:
+        return cls(rows, "reference")
+
+
+@dataclass(slots=True)
+class Batch(Rows):
+    """The stream's rows of one step. `draws[slot][name]` is what the strategies drew for it."""
+
+    view: Tensor | None = None  # (B,) which view of its sample a row is, where a plan makes views
+    group: Tensor | None = None  # (B,) rows of one group show the same sample
+    draws: dict[str, dict[str, Draw]] = field(default_factory=dict)
+
+
+class Pass(Protocol):
+    """The result of one forward pass over some rows, run when first read."""
+
+    @property
+    def logits(self) -> Tensor: ...  # (B, num_classes)
+
+    @property
+    def features(self) -> Tensor: ...  # (B, D); ContractError if the model has none
+
+
+class Output(Pass, Protocol):
+    """What the model says of a batch within one evaluation: its own pass, and that of each draw through `of`."""
+
+    def of(self, draw: Draw) -> Pass: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A named part of the objective. `value` runs only when the term is asked for and its weight is not 0."""
+
+    value: Callable[[], Tensor]  # -> scalar
+    weight: float = 1.0
+
+
+Gradients = tuple[Tensor | None, ...]  # one for each of `Context.parameters`, None where a parameter is not reached
+
+
+class Evaluation(Protocol):
+    """The result of calling a closure: everything in it is detached."""
+
+    loss: Tensor  # weighted sum of the terms asked for
+    gradients: Gradients | None
+    output: Output
+
+    @property
+    def terms(self) -> dict[str, Tensor]: ...  # unweighted values by name
+
+
+class Closure(Protocol):
+    """The objective of one step at the current parameters: pure, callable any number of times.
+
+    Terms are named `task` (mean loss of the stream's rows), "slot/name" for joined and reference draws and for what `loss` returns.
+    Without names, all terms with a weight are meant. Calls leave BatchNorm statistics, random streams and `.grad` as they found them.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def values(self, *names: str) -> Evaluation: ...
+
+    def gradients(self, *names: str) -> Evaluation: ...
+
+    def gradients_by_term(self, *names: str) -> dict[str, Gradients]: ...
+
+    def with_gradients(self, transform: Callable[[Gradients], Gradients]) -> Closure:
+        """The same objective whose live gradients pass through `transform` before they are applied (A-GEM, clipping)."""
+        ...
+
+
+StepFn = Callable[[Closure], Evaluation]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of an event: a plan, or a number of steps without data, under one optimizer.
+
+    A phase that a strategy asks for belongs to its slot alone: only that strategy's terms, draws, step, mask and commit act, and the
+    `task` term where there are rows. A closed form is a phase whose step never calls inward.
+    """
+
+    name: str
+    plan: Plan | int  # int: that many steps without stream rows
+    owner: str | None = None  # slot; None: the whole stack acts. Set by the stack
+    optimizer: Mapping[str, Any] = field(default_factory=dict)  # changes to the configured optimizer, e.g. {"lr": 0.01}
+    fresh_model: bool = False  # start from newly initialised weights
+
+    @property
+    def steps(self) -> int:
+        return self.plan if isinstance(self.plan, int) else self.plan.steps
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer of an unlearner that needed no training."""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What an Unlearn removed: the ids of all training samples concerned, sorted."""
+
+    event: Unlearn
+    ids: Tensor  # (N,) int64
+
+
+# --- what a strategy says of itself ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Claims about a strategy. Tests and the stack read every one of them."""
+
+    needs_task_id: bool = False  # reads the task of a row, in training or at prediction
+    needs_boundaries: bool = False  # must know when a task ends; refused on blurry streams
+    reads_past_data: bool = False  # visits data of earlier tasks through the plan or `Context.read`
+    stores_data: bool = False  # keeps samples or what is derived from single samples
+    keeps: str | None = None  # what its plan keeps: "steps", "epochs" or None
+    inner_calls: str = "once"  # how often its step calls inward: "once", "many" or "never"
+    replaces_task_term: bool = False  # `loss` returns a term named "task" in place of the framework's
+    unlearns: frozenset[str] = frozenset()  # granularities it can unlearn: "task", "class", "sample"
+    exact: bool = False  # the state after unlearning equals that of a model which never saw the data
+    neutral: Mapping[str, Any] | None = None  # settings at which it equals plain fine-tuning bit for bit
+    no_neutral: str = ""  # why there are none
+    modalities: tuple[str, ...] = ("vision", "text")
+    scenarios: tuple[str, ...] = ("class_il", "task_il", "domain_il")
+
+
+# --- what a strategy may look at ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Position:
+    """Where a run is; one object shared by all contexts, moved by the runner and the host."""
+
+    event: Event
+    event_index: int = 0
+    phase: Phase | None = None
+    step: int = 0  # in the phase
+    stream_step: int = 0  # optimizer steps since the stream began
+
+
+class StepRandom(Protocol):
+    """A random stream seen from the current step."""
+
+    step: int
+
+    def generator(self) -> torch.Generator: ...  # of the phase's start
+
+    def at_step(self) -> torch.Generator: ...  # of this step's start
+
+    def uniform(self, count: int) -> Tensor: ...  # (count,) float64 in [0, 1), this step's
+
+    def block(self, count: int) -> Tensor: ...  # (BLOCK, count): this step's is row `step % BLOCK`
+
+
+class Context(Protocol):
+    """What a strategy sees of the run, from its slot. The framework passes one to every seam."""
+
+    slot: str
+    position: Position
+    model: nn.Module
+    device: torch.device
+    num_classes: int
+    num_tasks: int
+    batch_size: int
+    epochs: int
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...  # trainable in this phase, in the order of every Gradients tuple
+
+    @property
+    def parameter_names(self) -> list[str]: ...
+
+    @property
+    def live_tasks(self) -> tuple[TaskId, ...]: ...  # learned and not unlearned, the current one included, in order of learning
+
+    @property
+    def is_last_learn(self) -> bool: ...  # no Learn follows the current event
+
+    def classes_of(self, task: TaskId) -> tuple[int, ...]: ...
+
+    def random(self, purpose: str) -> StepRandom:
+        """This slot's own random stream for `purpose`, keyed by seed, task and its occurrence."""
+        ...
+
+    def ids_of(self, task: TaskId) -> Tensor:
+        """Training sample ids of a live task, sorted. Raises ContractError for past tasks unless `reads_past_data` is declared."""
+        ...
+
+    def read(self, ids: Tensor) -> Rows:
+        """The samples with these ids, inputs included (without augmentation). The same rule as for `ids_of`."""
+        ...
+
+    def forward(self, rows: Rows, parameters: Sequence[Tensor] | None = None) -> Tensor:
+        """Logits (B, C) without a trace: no gradient, no BatchNorm update, no random number used; at other parameters if given."""
+        ...
+
+    def features(self, rows: Rows) -> Tensor:
+        """Features (B, D) in evaluation mode, without a trace."""
+        ...
+
+    def gradient(self, rows: Rows) -> Gradients:
+        """Gradient of the mean loss on `rows`, without a trace: for draws that look ahead (MIR)."""
+        ...
+
+    def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
+        """The benchmark's loss a row, (B,), under the scenario's masking of logits."""
+        ...
+
+
+# --- a strategy --------------------------------------------------------------------------------------------------------------------
+
+
+class Strategy:
+    """Base of all strategies. Override the seams you need; what you do not override costs nothing.
+
+    A subclass names its frozen dataclass of options in `Config` and receives an instance of it. Its constructor reads and writes
+    nothing global. A public method that is no seam is an error when the class is registered, so a misspelt seam cannot be silent.
+    """
+
+    Config: ClassVar[type] = object
+    traits: ClassVar[Traits] = Traits(no_neutral="the base class does nothing")
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def build(self, model: nn.Module, context: Context) -> nn.Module:
+        """Change the model's structure. At most one strategy of a stack."""
+        return model
+
+    def plan(self, plan: Plan, context: Context) -> Plan:
+        """Transform which samples are shown at which step. Piped in slot order."""
+        return plan
+
+    def mask(self, context: Context) -> Mapping[str, bool | Tensor]:
+        """What may move in this phase, by parameter name; names left out may. Combined by intersection."""
+        return {}
+
+    def rate(self, step: int, steps: int, context: Context) -> float:
+        """A factor on the learning rate. Combined by product."""
+        return 1.0
+
+    def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
+        """Read memories and randomness for this step: draws by name."""
+        return {}
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        """Terms of the objective by name. Pure: reads the batch and the output, nothing that moves."""
+        return {}
+
+    def step(self, inner: StepFn, context: Context) -> StepFn:
+        """Wrap the step. Called once a phase; the first slot is outermost."""
+        return inner
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        """Write memories, once a step, from the output whose gradient was applied (detached, made before the update)."""
+
+    def begin(self, context: Context) -> Sequence[Phase]:
+        """Before an event: snapshots, choices; further phases to run before it."""
+        return ()
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        """After an event's own phases: consolidation; further phases to run after it. Called in reverse slot order."""
+        return ()
+
+    def predict(self, features: Tensor | None, logits: Tensor, rows: Rows, context: Context) -> Tensor:
+        """Scores (B, C) for evaluation in place of the logits. At most one strategy of a stack."""
+        return logits
+
+    def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase] | Done:
+        """Answer an Unlearn of a granularity that the traits claim."""
+        raise ContractError(f"{type(self).__name__} claims no unlearning")
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        """Drop or recompute everything kept that was derived from the forgotten samples. Broadcast after every Unlearn."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that must survive a resume: nested dicts and lists of tensors, numbers and strings."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+SEAMS = (
+    "build",
+    "plan",
+    "mask",
+    "rate",
+    "draw",
+    "loss",
+    "step",
+    "commit",
+    "begin",
+    "end",
+    "predict",
+    "unlearn",
+    "forget",
+    "state_dict",
+    "load_state_dict",
+)
+
+
+def seams_of(strategy: type[Strategy]) -> tuple[str, ...]:
+    """The seams that a strategy occupies, in the order of `SEAMS`."""
+    return tuple(name for name in SEAMS if getattr(strategy, name) is not getattr(Strategy, name))
+
+
+def misspelt_seams(strategy: type[Strategy]) -> Iterable[str]:
+    """Public methods of a strategy class that are no seam."""
+    for base in strategy.__mro__:
+        if base in (Strategy, object):
+            continue
+        for name, value in vars(base).items():
+            is_method = callable(value) and not isinstance(value, type)
+            if not name.startswith("_") and name not in SEAMS and is_method:
+                yield name

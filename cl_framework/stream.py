@@ -1,0 +1,184 @@
+"""A stream of events: learn a task, unlearn it, learn it again.
+
+Grammar, separated by blanks or commas outside an event::
+
+    L0        learn task 0               U1                  unlearn task 1
+    L0-4      learn tasks 0, 1, 2, 3, 4  U1:class=3,4        unlearn two classes of task 1
+    L0 L0     learn task 0 twice         U2:ids=forget.txt   unlearn the sample ids listed in a file
+                                         U2:fraction=0.1@seed7   unlearn a seeded tenth of task 2
+                                         U2!                 unlearn task 2 for good
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from cl_framework.errors import ConfigurationError
+
+TaskId = int
+
+_EVENT = re.compile(r"^(?P<kind>[LU])(?P<first>\d+)(?:-(?P<last>\d+))?(?P<final>!)?(?::(?P<what>[a-z]+)=(?P<value>.+))?$")
+_EXAMPLES = 'Write events like "L0 L1 U0 L2", "L0-4", "U1:class=3,4", "U2:ids=forget.txt" or "U2:fraction=0.1@seed7".'
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Learn a task; `occurrence` counts how often this task was learned before (0, 1, ...)."""
+
+    task: TaskId
+    occurrence: int = 0
+
+    def __str__(self) -> str:
+        return f"L{self.task}"
+
+
+@dataclass(frozen=True)
+class Unlearn:
+    """Unlearn a whole task, or the classes or the samples of it that are named.
+
+    At most one of `classes`, `ids_file` and `fraction` is set; none means the whole task.
+    """
+
+    task: TaskId
+    occurrence: int = 0
+    classes: tuple[int, ...] = ()
+    ids_file: str | None = None
+    fraction: float | None = None  # in (0, 1)
+    fraction_seed: int = 0
+    permanent: bool = False
+
+    @property
+    def granularity(self) -> str:
+        """`task`, `class` or `sample`."""
+        if self.classes:
+            return "class"
+        return "sample" if self.ids_file or self.fraction is not None else "task"
+
+    def __str__(self) -> str:
+        head = f"U{self.task}" + ("!" if self.permanent else "")
+        if self.classes:
+            return f"{head}:class={','.join(map(str, self.classes))}"
+        if self.ids_file:
+            return f"{head}:ids={self.ids_file}"
+        if self.fraction is not None:
+            return f"{head}:fraction={self.fraction:g}@seed{self.fraction_seed}"
+        return head
+
+
+Event = Learn | Unlearn
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A checked sequence of events over tasks 0 .. num_tasks - 1."""
+
+    events: tuple[Event, ...]
+    num_tasks: int = field(default=0)
+
+    @classmethod
+    def parse(cls, text: str, num_tasks: int) -> Stream:
+        """Parse and check `text`; an empty text learns every task once.
+
+        Raises ConfigurationError for bad grammar, unknown tasks and impossible histories.
+        """
+        text = text.strip() or f"L0-{num_tasks - 1}"
+        events: list[Event] = []
+        counts: dict[tuple[str, TaskId], int] = {}
+        for token in text.split():
+            for event in _parse_token(token):
+                key = (type(event).__name__, event.task)
+                events.append(_with_occurrence(event, counts.get(key, 0)))
+                counts[key] = counts.get(key, 0) + 1
+        stream = cls(tuple(events), num_tasks)
+        stream._check()
+        return stream
+
+    def _check(self) -> None:
+        live: set[TaskId] = set()
+        gone: set[TaskId] = set()
+        for position, event in enumerate(self.events):
+            where = f"event {position} ({event}) of stream {str(self)!r}"
+            if event.task >= self.num_tasks:
+                raise ConfigurationError(f"{where} names task {event.task}, but the benchmark has tasks 0 to {self.num_tasks - 1}.")
+            if isinstance(event, Learn):
+                if event.task in gone:
+                    raise ConfigurationError(f"{where} learns task {event.task} again after it was unlearned for good (U{event.task}!).")
+                live.add(event.task)
+                continue
+            if event.task not in live:
+                raise ConfigurationError(
+                    f"{where} unlearns task {event.task}, which is not known then. Learn it before: add L{event.task}."
+                )
+            if event.granularity == "task":
+                live.discard(event.task)
+                if event.permanent:
+                    gone.add(event.task)
+
+    @property
+    def tasks(self) -> tuple[TaskId, ...]:
+        """The tasks the stream names, ascending."""
+        return tuple(sorted({event.task for event in self.events}))
+
+    @property
+    def learned_after(self) -> tuple[tuple[TaskId, ...], ...]:
+        """For each event, the live tasks after it in the order in which they were first learned."""
+        live: list[TaskId] = []
+        history = []
+        for event in self.events:
+            if isinstance(event, Learn) and event.task not in live:
+                live.append(event.task)
+            elif isinstance(event, Unlearn) and event.granularity == "task":
+                live.remove(event.task)
+            history.append(tuple(live))
+        return tuple(history)
+
+    @property
+    def unlearns(self) -> tuple[Unlearn, ...]:
+        return tuple(event for event in self.events if isinstance(event, Unlearn))
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.events))
+
+
+def _parse_token(token: str) -> Sequence[Event]:
+    match = _EVENT.match(token)
+    if match is None:
+        raise ConfigurationError(f"stream: cannot read event {token!r}. {_EXAMPLES}")
+    first = int(match["first"])
+    last = int(match["last"]) if match["last"] else first
+    if last < first:
+        raise ConfigurationError(f"stream: the range in {token!r} runs backwards. {_EXAMPLES}")
+    tasks = range(first, last + 1)
+    if match["kind"] == "L":
+        if match["what"] or match["final"]:
+            raise ConfigurationError(f"stream: {token!r} has options, but a learn event takes none. {_EXAMPLES}")
+        return [Learn(task) for task in tasks]
+    return [_unlearn(token, task, bool(match["final"]), match["what"], match["value"]) for task in tasks]
+
+
+def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value: str | None) -> Unlearn:
+    bad = ConfigurationError(f"stream: cannot read the request in {token!r}. {_EXAMPLES}")
+    if what is None:
+        return Unlearn(task, permanent=permanent)
+    assert value is not None
+    if what == "class" and re.fullmatch(r"\d+(,\d+)*", value):
+        return Unlearn(task, classes=tuple(int(part) for part in value.split(",")), permanent=permanent)
+    if what == "ids":
+        return Unlearn(task, ids_file=value, permanent=permanent)
+    fraction = re.fullmatch(r"(0?\.\d+)(?:@seed(\d+))?", value) if what == "fraction" else None
+    if fraction is None or float(fraction[1]) == 0:
+        raise bad
+    return Unlearn(task, fraction=float(fraction[1]), fraction_seed=int(fraction[2] or 0), permanent=permanent)
+
+
+def _with_occurrence(event: Event, occurrence: int) -> Event:
+    values = {**event.__dict__, "occurrence": occurrence}
+    return type(event)(**values)

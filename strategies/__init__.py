@@ -1,0 +1,1 @@
+"""One file a method: the listing is the catalogue."""
