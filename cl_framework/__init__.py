@@ -1,1 +1,120 @@
-"""A continual-learning framework: models that learn and unlearn in sequence."""
+"""A continual-learning framework: models that learn and unlearn in sequence.
+
+The public names, and nothing else. Each is loaded when it is first used, so that `import cl_framework` and `clu --help` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+    from cl_framework.benchmarks.own_data import from_datasets, from_task_datasets
+    from cl_framework.checks import check_choice, check_range
+    from cl_framework.config import load_experiment
+    from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
+    from cl_framework.memory import Memory
+    from cl_framework.plan import Plan
+    from cl_framework.registry import register, register_benchmark, register_model
+    from cl_framework.runner import resume, run
+    from cl_framework.strategy import (
+        Batch,
+        Closure,
+        Context,
+        Done,
+        Draw,
+        Evaluation,
+        Forgotten,
+        Gradients,
+        Output,
+        Phase,
+        Rows,
+        StepFn,
+        Strategy,
+        Term,
+        Traits,
+    )
+    from cl_framework.stream import Event, Learn, Stream, TaskId, Unlearn
+
+_HOMES = {
+    "benchmarks.base": ("Benchmark", "BenchmarkContext"),
+    "benchmarks.own_data": ("from_datasets", "from_task_datasets"),
+    "checks": ("check_choice", "check_range"),
+    "config": ("load_experiment",),
+    "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
+    "memory": ("Memory",),
+    "plan": ("Plan",),
+    "registry": ("register", "register_benchmark", "register_model"),
+    "runner": ("resume", "run"),
+    "strategy": (
+        "Batch",
+        "Closure",
+        "Context",
+        "Done",
+        "Draw",
+        "Evaluation",
+        "Forgotten",
+        "Gradients",
+        "Output",
+        "Phase",
+        "Rows",
+        "StepFn",
+        "Strategy",
+        "Term",
+        "Traits",
+    ),
+    "stream": ("Event", "Learn", "Stream", "TaskId", "Unlearn"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Batch",
+    "Benchmark",
+    "BenchmarkContext",
+    "Closure",
+    "ConfigurationError",
+    "Context",
+    "ContractError",
+    "Done",
+    "Draw",
+    "Evaluation",
+    "Event",
+    "Forgotten",
+    "FrameworkError",
+    "Gradients",
+    "Learn",
+    "Memory",
+    "Output",
+    "Phase",
+    "Plan",
+    "Rows",
+    "StepFn",
+    "Strategy",
+    "Stream",
+    "TaskId",
+    "Term",
+    "Traits",
+    "Unlearn",
+    "check_choice",
+    "check_range",
+    "from_datasets",
+    "from_task_datasets",
+    "load_experiment",
+    "register",
+    "register_benchmark",
+    "register_model",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cl_framework' has no attribute {name!r}")
+    return getattr(import_module(f"cl_framework.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

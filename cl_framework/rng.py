@@ -32,11 +32,15 @@ class RandomStream:
         """A fresh CPU generator at the start of this stream; for what is decided once a phase."""
         return torch.Generator().manual_seed(self._seed >> 1)
 
-    def at(self, step: int) -> torch.Generator:
-        """This stream's generator set to the start of `step`'s numbers; negative steps are kept for blocks."""
+    def seed_at(self, step: int) -> int:
+        """The seed of `step`'s numbers, well mixed, in [0, 2**63); negative steps are kept for blocks."""
         mixed = (self._seed + (step + 1) * _GOLDEN) & _MASK
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        return self._generator.manual_seed((mixed ^ (mixed >> 27)) >> 1)
+        return (mixed ^ (mixed >> 27)) >> 1
+
+    def at(self, step: int) -> torch.Generator:
+        """This stream's generator set to the start of `step`'s numbers. Costs about a microsecond."""
+        return self._generator.manual_seed(self.seed_at(step))
 
     def block(self, step: int, count: int) -> Tensor:
         """The uniforms of all steps in `step`'s block: (BLOCK, count) float64 in [0, 1); row `step % BLOCK` is `step`'s."""

@@ -38,7 +38,7 @@ from cl_framework.stream import Event, TaskId, Unlearn
 Inputs = Tensor | dict[str, Tensor]
 
 
-# --- what flows through a step -----------------------------------------------------------------------------------------------------
+# --- what flows through a step ---
 
 
 @dataclass(slots=True)
@@ -197,7 +197,7 @@ class Forgotten:
     ids: Tensor  # (N,) int64
 
 
-# --- what a strategy says of itself ------------------------------------------------------------------------------------------------
+# --- what a strategy says of itself ---
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Traits:
     scenarios: tuple[str, ...] = ("class_il", "task_il", "domain_il")
 
 
-# --- what a strategy may look at ---------------------------------------------------------------------------------------------------
+# --- what a strategy may look at ---
 
 
 @dataclass
@@ -302,7 +302,7 @@ class Context(Protocol):
         ...
 
 
-# --- a strategy --------------------------------------------------------------------------------------------------------------------
+# --- a strategy ---
 
 
 class Strategy:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from cl_framework.errors import ConfigurationError
 
@@ -75,15 +76,18 @@ class Stream:
     """A checked sequence of events over tasks 0 .. num_tasks - 1."""
 
     events: tuple[Event, ...]
-    num_tasks: int = field(default=0)
+    num_tasks: int | None = None
 
     @classmethod
-    def parse(cls, text: str, num_tasks: int) -> Stream:
+    def parse(cls, text: str, num_tasks: int | None = None) -> Stream:
         """Parse and check `text`; an empty text learns every task once.
+
+        Without `num_tasks` (the benchmark is not known yet) task numbers are not checked, and an empty text gives no events.
 
         Raises ConfigurationError for bad grammar, unknown tasks and impossible histories.
         """
-        text = text.strip() or f"L0-{num_tasks - 1}"
+        if not text.strip() and num_tasks:
+            text = f"L0-{num_tasks - 1}"
         events: list[Event] = []
         counts: dict[tuple[str, TaskId], int] = {}
         for token in text.split():
@@ -100,7 +104,7 @@ class Stream:
         gone: set[TaskId] = set()
         for position, event in enumerate(self.events):
             where = f"event {position} ({event}) of stream {str(self)!r}"
-            if event.task >= self.num_tasks:
+            if self.num_tasks is not None and event.task >= self.num_tasks:
                 raise ConfigurationError(f"{where} names task {event.task}, but the benchmark has tasks 0 to {self.num_tasks - 1}.")
             if isinstance(event, Learn):
                 if event.task in gone:
@@ -121,7 +125,7 @@ class Stream:
         """The tasks the stream names, ascending."""
         return tuple(sorted({event.task for event in self.events}))
 
-    @property
+    @cached_property
     def learned_after(self) -> tuple[tuple[TaskId, ...], ...]:
         """For each event, the live tasks after it in the order in which they were first learned."""
         live: list[TaskId] = []

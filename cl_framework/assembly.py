@@ -1,0 +1,75 @@
+"""From a configuration to a learner: what can be refused is refused before any data is read, the rest before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.config import Experiment, RunConfig
+from cl_framework.errors import ConfigurationError
+from cl_framework.learner import Learner
+from cl_framework.rng import seeded
+from cl_framework.stack import Stack
+from cl_framework.stream import Stream
+
+
+def make_stack(experiment: Experiment) -> Stack:
+    """The strategies of an experiment in slot order, checked against what its stream asks for."""
+    stack = Stack((slot.slot, slot.strategy_class(slot.options)) for slot in experiment.strategies)
+    for event in Stream.parse(experiment.run.stream).unlearns:
+        stack.unlearner_of(event)
+    return stack
+
+
+def make_benchmark(experiment: Experiment) -> Benchmark:
+    """Build the benchmark that the experiment names; reads its data."""
+    run = experiment.run
+    context = BenchmarkContext(
+        root=data_root(run), download=run.data.download, seed=run.seed, scenario=run.scenario, in_memory=run.data.in_memory
+    )
+    return experiment.benchmark.builder(experiment.benchmark.options, context)
+
+
+def data_root(run: RunConfig) -> Path:
+    """Where data sets lie: `data.root`, else the environment variable CL_DATA, else `data`."""
+    return Path(run.data.root or os.environ.get("CL_DATA") or "data").expanduser()
+
+
+def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Learner:
+    """A learner at the start of its stream. Raises ConfigurationError for whatever cannot be done as asked."""
+    stack = make_stack(experiment)
+    device = choose_device(experiment.run.device)
+    benchmark = benchmark or make_benchmark(experiment)
+    run = replace(experiment.run, scenario=choose_scenario(experiment.run.scenario, benchmark))
+    stream = Stream.parse(run.stream, benchmark.num_tasks)
+    if not len(stream):
+        raise ConfigurationError(f"the stream is empty: benchmark {benchmark.name!r} has no tasks.")
+    stack.check(stream, run.scenario, benchmark.modality, blurry=run.blurry > 0)
+    with seeded(run.seed, "model"):
+        model = experiment.model.builder(experiment.model.options, benchmark)
+        learner = Learner(run, benchmark, model, stack, stream, device)
+    for event in stream.unlearns:
+        learner.forgotten(event)
+    return learner
+
+
+def choose_scenario(asked: str, benchmark: Benchmark) -> str:
+    """The scenario of a run: the one asked for, if the benchmark allows it, else the benchmark's first."""
+    if not asked:
+        return benchmark.scenarios[0]
+    if asked not in benchmark.scenarios:
+        allowed = ", ".join(benchmark.scenarios)
+        raise ConfigurationError(f"scenario={asked} does not fit benchmark {benchmark.name!r}, which allows: {allowed}.")
+    return asked
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device=cuda, but torch finds no CUDA device here. Use device=cpu or device=auto.")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)

@@ -1,0 +1,71 @@
+"""Checkpoints that are whole or not there: written aside, named by their digest, and checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_framework.records import atomic_write
+
+KEPT = 2  # so that a damaged one leaves the one before
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run: `ckpt/<serial>-<stream step>-<digest>.pt`, plain torch files with tensors, numbers and text."""
+
+    folder: Path
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("*-*-*.pt"))
+
+    def save(self, state: Mapping[str, Any], stream_step: int, *, replace_all: bool = False) -> Path:
+        """Write a checkpoint and drop those beyond the last two.
+
+        `replace_all` writes two copies and then drops every older one: after an Unlearn nothing older may remain.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        data = buffer.getvalue()
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        copies = KEPT if replace_all else 1
+        path = self.folder
+        for _ in range(copies):
+            path = self.folder / f"{self._next_serial():06d}-{stream_step:09d}-{digest}.pt"
+            atomic_write(path, data)
+        for old in self.paths()[:-KEPT]:
+            old.unlink()
+        return path
+
+    def _next_serial(self) -> int:
+        paths = self.paths()
+        return int(paths[-1].name.split("-")[0]) + 1 if paths else 0
+
+    def load_latest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or None if there is none. A damaged one is named through `warn` and passed over."""
+        paths = self.paths()
+        for older, path in reversed(list(enumerate(paths))):
+            problem = damage(path)
+            if problem is None:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            instead = "the one before is used" if older else "the run is repeated from its beginning"
+            warn(f"checkpoint {path} is damaged ({problem}); {instead}.")
+        return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return None if path.stem.split("-")[-1] == digest else f"{os.path.getsize(path)} bytes whose digest is not the one in its name"

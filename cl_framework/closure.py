@@ -1,0 +1,378 @@
+"""The objective of one step as a closure: lazy passes, named terms, gradients as tensors.
+
+Every evaluation starts at the same random numbers, so dropout repeats, and runs only the passes that the terms asked for read.
+Only a live evaluation, the innermost step's, may leave a trace in BatchNorm statistics; the others put them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_framework.errors import ContractError
+from cl_framework.strategy import Batch, Context, Draw, Gradients, Rows, Strategy, Term
+
+TASK = "task"  # the name of the mean loss of the stream's rows
+
+
+class Criterion:
+    """The classification loss under a scenario: cross-entropy, masked to the classes of a row's task in task-incremental runs."""
+
+    def __init__(self, class_mask: Tensor | None) -> None:
+        self.class_mask = class_mask  # (T, C) bool, or None for no masking
+
+    def masked(self, logits: Tensor, tasks: Tensor) -> Tensor:
+        """Logits (B, C) with the classes of other tasks at -inf, where the scenario masks."""
+        if self.class_mask is None:
+            return logits
+        return logits.masked_fill(~self.class_mask[tasks], float("-inf"))
+
+    def mean(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
+        return functional.cross_entropy(self.masked(logits, tasks), targets)
+
+    def rows(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
+        return functional.cross_entropy(self.masked(logits, tasks), targets, reduction="none")
+
+
+def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
+    """Features (None if the model has no `features` and `head`) and logits of one forward pass."""
+    conditioning = (rows.task_of_row,) if getattr(model, "task_conditioned", False) else ()
+    if hasattr(model, "features") and hasattr(model, "head"):
+        features = model.features(rows.inputs, *conditioning)
+        return features, model.head(features)
+    return None, model(rows.inputs, *conditioning)
+
+
+class LazyPass:
+    """One forward pass over some rows, run when first read."""
+
+    __slots__ = ("_features", "_logits", "_model", "_rows")
+
+    def __init__(self, model: nn.Module, rows: Rows) -> None:
+        self._model: nn.Module | None = model
+        self._rows = rows
+        self._features: Tensor | None = None
+        self._logits: Tensor | None = None
+
+    @property
+    def rows(self) -> Rows:
+        return self._rows
+
+    @property
+    def logits(self) -> Tensor:
+        if self._logits is None:
+            self._run()
+        assert self._logits is not None
+        return self._logits
+
+    @property
+    def features(self) -> Tensor:
+        if self._logits is None:
+            self._run()
+        if self._features is None:
+            raise ContractError("the features of a batch were read, but the model has no `features` method and `head`.")
+        return self._features
+
+    def _run(self) -> None:
+        if self._model is None:
+            raise ContractError("a pass was read after the step, but no term had run it: read it in a term, or use Context.forward.")
+        self._features, self._logits = run_model(self._model, self._rows)
+
+    def close(self) -> None:
+        """Detach what was computed, and refuse to compute anything later."""
+        self._model = None
+        if self._logits is not None:
+            self._logits = self._logits.detach()
+        if self._features is not None:
+            self._features = self._features.detach()
+
+
+class RowSlice:
+    """The part of a joined pass that belongs to some of its rows."""
+
+    __slots__ = ("_first", "_last", "_whole")
+
+    def __init__(self, whole: LazyPass, first: int, last: int) -> None:
+        self._whole = whole
+        self._first = first
+        self._last = last
+
+    @property
+    def logits(self) -> Tensor:
+        return self._whole.logits[self._first : self._last]
+
+    @property
+    def features(self) -> Tensor:
+        return self._whole.features[self._first : self._last]
+
+
+class StepOutput:
+    """The passes of one evaluation: the stream's rows joined with the joined draws, and one for every other draw."""
+
+    __slots__ = ("_model", "_others", "_parts", "live")
+
+    def __init__(self, model: nn.Module, batch: Batch, joined: Rows, parts: Mapping[str, tuple[int, int]]) -> None:
+        self._model: nn.Module | None = model
+        self.live = LazyPass(model, joined)
+        self._parts = parts
+        self._others: dict[str, LazyPass] = {}
+
+    @property
+    def logits(self) -> Tensor:
+        first, last = self._parts[TASK]
+        return self.live.logits if last == len(self.live.rows) else self.live.logits[first:last]
+
+    @property
+    def features(self) -> Tensor:
+        first, last = self._parts[TASK]
+        return self.live.features[first:last]
+
+    def of(self, draw: Draw) -> LazyPass | RowSlice:
+        part = self._parts.get(draw.key)
+        if part is not None:
+            return RowSlice(self.live, *part)
+        if draw.key not in self._others:
+            if self._model is None:
+                raise ContractError(f"the pass of draw {draw.key!r} was read after the step, but no term had run it.")
+            self._others[draw.key] = LazyPass(self._model, draw.rows)
+        return self._others[draw.key]
+
+    def close(self) -> None:
+        self._model = None
+        self.live.close()
+        for other in self._others.values():
+            other.close()
+
+
+class StepEvaluation:
+    """What one call of a closure gave; everything is detached. Values of single terms are worked out when read."""
+
+    __slots__ = ("_name_terms", "_terms", "gradients", "loss", "output")
+
+    def __init__(self, loss: Tensor, gradients: Gradients | None, output: StepOutput, name_terms: Callable[[], dict[str, Tensor]]) -> None:
+        self.loss = loss
+        self.gradients = gradients
+        self.output = output
+        self._name_terms = name_terms
+        self._terms: dict[str, Tensor] | None = None
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        if self._terms is None:
+            with torch.no_grad():
+                self._terms = self._name_terms()
+        return self._terms
+
+
+class Machinery(Protocol):
+    """What a closure needs of the host."""
+
+    model: nn.Module
+    parameters_in_play: list[nn.Parameter]
+    criterion: Criterion
+
+    def restart_randomness(self) -> None: ...
+
+
+class StepClosure:
+    """See `cl_framework.strategy.Closure`."""
+
+    def __init__(
+        self,
+        machinery: Machinery,
+        batch: Batch,
+        losses: Sequence[tuple[str, Strategy, Context]],
+        replaces_task: bool,
+        maps: tuple[Callable[[Gradients], Gradients], ...] = (),
+    ) -> None:
+        self._machinery = machinery
+        self._batch = batch
+        self._losses = losses
+        self._replaces_task = replaces_task
+        self._maps = maps
+        self._joined, self._parts = join(batch)
+        self._references = {draw.key: draw for named in batch.draws.values() for draw in named.values() if draw.kind == "reference"}
+
+    # --- what wrappers call ---
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All terms that can be asked for, weighted or not."""
+        return tuple(self._terms(self._output()))
+
+    def values(self, *names: str) -> StepEvaluation:
+        with torch.no_grad(), untouched(self._machinery.model):
+            return self._evaluate(names, want_gradients=False)
+
+    def gradients(self, *names: str) -> StepEvaluation:
+        with untouched(self._machinery.model):
+            return self._evaluate(names, want_gradients=True)
+
+    def gradients_by_term(self, *names: str) -> dict[str, Gradients]:
+        with untouched(self._machinery.model):
+            self._machinery.restart_randomness()
+            output = self._output()
+            terms = self._terms(output)
+            wanted = self._select(terms, names)
+            values = {name: terms[name].value() for name in wanted}
+            parameters = self._machinery.parameters_in_play
+            result = {name: differentiate(value, parameters, retain=True) for name, value in values.items()}
+            output.close()
+            return result
+
+    def with_gradients(self, transform: Callable[[Gradients], Gradients]) -> StepClosure:
+        return StepClosure(self._machinery, self._batch, self._losses, self._replaces_task, (*self._maps, transform))
+
+    # --- what the innermost step calls ---
+
+    def live(self) -> StepEvaluation:
+        """The evaluation whose gradient is applied: mapped by all wrappers, with its trace in BatchNorm statistics kept."""
+        evaluation = self._evaluate((), want_gradients=True)
+        for transform in self._maps:
+            assert evaluation.gradients is not None
+            evaluation.gradients = transform(evaluation.gradients)
+        return evaluation
+
+    # --- how ---
+
+    def _output(self) -> StepOutput:
+        return StepOutput(self._machinery.model, self._batch, self._joined, self._parts)
+
+    def _evaluate(self, names: tuple[str, ...], want_gradients: bool) -> StepEvaluation:
+        machinery = self._machinery
+        machinery.restart_randomness()
+        output = self._output()
+        if names:
+            terms = self._terms(output)
+            total = add(terms[name].value() for name in self._select(terms, names))
+        else:
+            total = self._objective(output)
+        if total is None:
+            total = torch.zeros((), device=self._batch.targets.device)
+        gradients = differentiate(total, machinery.parameters_in_play) if want_gradients else None
+        output.close()
+
+        def name_terms() -> dict[str, Tensor]:
+            terms = self._terms(output)
+            return {name: terms[name].value().detach() for name in self._select(terms, names)}
+
+        return StepEvaluation(total.detach(), gradients, output, name_terms)
+
+    def _objective(self, output: StepOutput) -> Tensor | None:
+        """The weighted sum of all terms. One mean over all joined rows is what their weighted terms add up to, in one operation."""
+        strategy_terms = self._strategy_terms(output)
+        rows = self._joined
+        if TASK in strategy_terms or not len(rows):
+            terms = self._row_terms(output) | strategy_terms
+            return add(weighted(term) for term in terms.values() if term.weight != 0)
+        whole = self._machinery.criterion.mean(output.live.logits, rows.targets, rows.task_of_row)
+        if not strategy_terms:
+            return whole
+        return add([whole, *(weighted(term) for term in strategy_terms.values() if term.weight != 0)])
+
+    def _terms(self, output: StepOutput) -> dict[str, Term]:
+        return self._row_terms(output) | self._reference_terms(output) | self._strategy_terms(output)
+
+    def _row_terms(self, output: StepOutput) -> dict[str, Term]:
+        """`task` and one term for each joined draw, each the mean loss of its rows, weighted by its share of all joined rows."""
+        total = len(self._joined)
+        terms = {}
+        for name, (first, last) in self._parts.items():
+            if last > first and not (name == TASK and self._replaces_task):
+                terms[name] = Term(self._mean_of(output, first, last), (last - first) / total)
+        return terms
+
+    def _mean_of(self, output: StepOutput, first: int, last: int) -> Callable[[], Tensor]:
+        rows, criterion = self._joined, self._machinery.criterion
+        return lambda: criterion.mean(output.live.logits[first:last], rows.targets[first:last], rows.task_of_row[first:last])
+
+    def _reference_terms(self, output: StepOutput) -> dict[str, Term]:
+        criterion = self._machinery.criterion
+
+        def mean(draw: Draw) -> Callable[[], Tensor]:
+            return lambda: criterion.mean(output.of(draw).logits, draw.rows.targets, draw.rows.task_of_row)
+
+        return {key: Term(mean(draw), 0.0) for key, draw in self._references.items()}
+
+    def _strategy_terms(self, output: StepOutput) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        for slot, strategy, context in self._losses:
+            for name, term in strategy.loss(self._batch, output, context).items():
+                if name == TASK and not strategy.traits.replaces_task_term:
+                    raise ContractError(f"strategy {slot!r} returns a term named 'task' without Traits(replaces_task_term=True).")
+                terms[TASK if name == TASK else f"{slot}/{name}"] = term
+        return terms
+
+    def _select(self, terms: Mapping[str, Term], names: tuple[str, ...]) -> list[str]:
+        if not names:
+            return [name for name, term in terms.items() if term.weight != 0]
+        missing = [name for name in names if name not in terms]
+        if missing:
+            raise ContractError(f"a closure was asked for {missing[0]!r}, but this step has only: {', '.join(terms) or 'no terms'}.")
+        return list(names)
+
+
+def join(batch: Batch) -> tuple[Rows, dict[str, tuple[int, int]]]:
+    """The rows of the live pass, and which part of them belongs to the stream ("task") and to each joined draw."""
+    parts = {TASK: (0, len(batch))}
+    members: list[Rows] = [batch] if len(batch) else []
+    end = len(batch)
+    for named in batch.draws.values():
+        for draw in named.values():
+            if draw.kind == "joined" and len(draw.rows):
+                parts[draw.key] = (end, end + len(draw.rows))
+                end += len(draw.rows)
+                members.append(draw.rows)
+    if len(members) <= 1:
+        return (members[0] if members else batch), parts
+    return concatenate(members), parts
+
+
+def concatenate(members: Sequence[Rows]) -> Rows:
+    """Rows one after another, as the model reads them; the raw items stay with their owners."""
+    first = members[0].inputs
+    if isinstance(first, dict):
+        inputs = {key: torch.cat([rows.inputs[key] for rows in members]) for key in first}  # type: ignore[index]
+    else:
+        inputs = torch.cat([rows.inputs for rows in members])  # type: ignore[misc]
+    targets = torch.cat([rows.targets for rows in members])
+    ids = torch.cat([rows.ids for rows in members])
+    tasks = torch.cat([rows.task_of_row for rows in members])
+    return Rows(members[0].items, targets, ids, tasks, inputs)
+
+
+def weighted(term: Term) -> Tensor:
+    value = term.value()
+    return value if term.weight == 1 else value * term.weight
+
+
+def add(values: Iterator[Tensor] | Sequence[Tensor]) -> Tensor | None:
+    """The sum, or None of nothing."""
+    total: Tensor | None = None
+    for value in values:
+        total = value if total is None else total + value
+    return total
+
+
+def differentiate(value: Tensor, parameters: Sequence[nn.Parameter], retain: bool = False) -> Gradients:
+    """Gradients of a scalar, None for parameters it does not reach."""
+    if not value.requires_grad or not parameters:
+        return (None,) * len(parameters)
+    return torch.autograd.grad(value, parameters, retain_graph=retain, allow_unused=True)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers (BatchNorm statistics) back afterwards."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)

@@ -1,0 +1,192 @@
+"""What a strategy sees of the run, from its slot: the implementation of `cl_framework.strategy.Context`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cl_framework.closure import differentiate, run_model, untouched
+from cl_framework.errors import ContractError
+from cl_framework.rng import RandomStream
+from cl_framework.strategy import Gradients, Position, Rows, Traits
+from cl_framework.stream import Learn, TaskId
+
+if TYPE_CHECKING:
+    from cl_framework.learner import Learner
+
+
+def stream_key(seed: int, position: Position, *purpose: object) -> tuple[object, ...]:
+    """The key of a random stream: it names the task and its occurrence, never the place in the stream."""
+    event = position.event
+    phase = position.phase.name if position.phase is not None else ""
+    return (seed, type(event).__name__, event.task, event.occurrence, phase, *purpose)
+
+
+@dataclass
+class PositionedRandom:
+    """A random stream seen from the current step: the implementation of `StepRandom`."""
+
+    stream: RandomStream
+    position: Position
+
+    @property
+    def step(self) -> int:
+        return self.position.step
+
+    def generator(self) -> torch.Generator:
+        return self.stream.generator()
+
+    def at_step(self) -> torch.Generator:
+        return self.stream.at(self.position.step)
+
+    def uniform(self, count: int) -> Tensor:
+        return self.stream.uniform(self.position.step, count)
+
+    def block(self, count: int) -> Tensor:
+        return self.stream.block(self.position.step, count)
+
+
+@dataclass
+class SlotContext:
+    """One a slot; all share the learner and its position."""
+
+    slot: str
+    traits: Traits
+    learner: Learner
+    _randoms: dict[str, PositionedRandom] = field(default_factory=dict)
+
+    # --- where the run is ---
+
+    @property
+    def position(self) -> Position:
+        return self.learner.position
+
+    @property
+    def model(self) -> nn.Module:
+        return self.learner.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.learner.device
+
+    @property
+    def num_classes(self) -> int:
+        return self.learner.benchmark.num_classes
+
+    @property
+    def num_tasks(self) -> int:
+        return self.learner.benchmark.num_tasks
+
+    @property
+    def batch_size(self) -> int:
+        return self.learner.run.batch_size
+
+    @property
+    def epochs(self) -> int:
+        return self.learner.run.epochs
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.learner.parameters_in_play
+
+    @property
+    def parameter_names(self) -> list[str]:
+        return self.learner.names_in_play
+
+    @property
+    def live_tasks(self) -> tuple[TaskId, ...]:
+        return self.learner.stream.learned_after[self.position.event_index]
+
+    @property
+    def is_last_learn(self) -> bool:
+        later = self.learner.stream.events[self.position.event_index + 1 :]
+        return not any(isinstance(event, Learn) for event in later)
+
+    def classes_of(self, task: TaskId) -> tuple[int, ...]:
+        return self.learner.benchmark.classes[task]
+
+    # --- randomness ---
+
+    def random(self, purpose: str) -> PositionedRandom:
+        known = self._randoms.get(purpose)
+        if known is None:
+            key = stream_key(self.learner.run.seed, self.position, self.slot, purpose)
+            known = self._randoms[purpose] = PositionedRandom(RandomStream(*key), self.position)
+        return known
+
+    def forget_randoms(self) -> None:
+        """At the start of an event or a phase: its streams have other keys."""
+        self._randoms.clear()
+
+    # --- data ---
+
+    def ids_of(self, task: TaskId) -> Tensor:
+        current = self.position.event.task
+        if task != current and not self.traits.reads_past_data:
+            raise ContractError(
+                f"strategy {self.slot!r} asks for the data of task {task} during {self.position.event}, "
+                "but does not declare Traits(reads_past_data=True)."
+            )
+        if task not in self.live_tasks and task != current:
+            raise ContractError(f"strategy {self.slot!r} asks for the data of task {task}, which is not learned at {self.position.event}.")
+        return self.learner.training_ids(task)
+
+    def read(self, ids: Tensor) -> Rows:
+        for task in torch.unique(self.learner.benchmark.locate(ids)[0]).tolist():
+            self.ids_of(int(task))
+        return self.learner.read(ids)
+
+    # --- the model, without a trace ---
+
+    def forward(self, rows: Rows, parameters: Sequence[Tensor] | None = None) -> Tensor:
+        model = self.model
+        self._make_inputs(rows)
+        with torch.no_grad(), untouched(model):
+            self.learner.restart_randomness()
+            if parameters is None:
+                return run_model(model, rows)[1]
+            replaced = dict(zip(self.parameter_names, parameters, strict=True))
+            conditioning = (rows.task_of_row,) if getattr(model, "task_conditioned", False) else ()
+            return functional_call(model, replaced, (rows.inputs, *conditioning))
+
+    def features(self, rows: Rows) -> Tensor:
+        self._make_inputs(rows)
+        with torch.no_grad(), evaluation_mode(self.model):
+            features, _ = run_model(self.model, rows)
+        if features is None:
+            raise ContractError(f"strategy {self.slot!r} asks for features, but the model has no `features` method and `head`.")
+        return features
+
+    def gradient(self, rows: Rows) -> Gradients:
+        self._make_inputs(rows)
+        with torch.enable_grad(), untouched(self.model):
+            self.learner.restart_randomness()
+            _, logits = run_model(self.model, rows)
+            loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
+            return differentiate(loss, self.parameters)
+
+    def _make_inputs(self, rows: Rows) -> None:
+        """Rows out of a memory hold raw items only."""
+        if rows.inputs is None:
+            rows.inputs = self.learner.benchmark.transform(rows.items, None)
+
+    def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
+        return self.learner.criterion.rows(logits, rows.targets, rows.task_of_row)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

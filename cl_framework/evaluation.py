@@ -1,0 +1,90 @@
+"""Accuracy on the held-out split of tasks. Changes nothing: weights, statistics, mode and random streams stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_framework.benchmarks.base import Source
+from cl_framework.closure import run_model
+from cl_framework.context import evaluation_mode
+from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.strategy import Rows
+from cl_framework.stream import TaskId
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Correct answers on one task under one scenario."""
+
+    task: TaskId
+    scenario: str
+    correct: int
+    count: int
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.correct / self.count
+
+
+def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) -> list[Accuracy]:
+    """One pass over the test data of `tasks`, under every scenario the benchmark and the run allow.
+
+    Class-incremental candidates for task t are the classes of `live` tasks and of t; task-incremental ones those of t alone.
+    """
+    scenarios = reported_scenarios(learner)
+    masks = torch.stack([candidates(learner, scenario, task, live) for task in tasks for scenario in scenarios])
+    masks = masks.to(learner.device)
+    counts = torch.zeros(len(tasks), len(scenarios), dtype=torch.int64, device=learner.device)
+    predict = learner.stack.predictor
+    with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
+        for index, task in enumerate(tasks):
+            for rows in _batches(learner, learner.benchmark.test[task], task):
+                features, scores = run_model(learner.model, rows)
+                if predict is not None:
+                    scores = predict(features, scores, rows)
+                for column in range(len(scenarios)):
+                    mask = masks[index * len(scenarios) + column]
+                    answers = scores.masked_fill(~mask, float("-inf")).argmax(1)
+                    counts[index, column] += (answers == rows.targets).sum()
+    table = counts.tolist()  # the only wait for the device
+    return [
+        Accuracy(task, scenario, table[index][column], len(learner.benchmark.test[task]))
+        for index, task in enumerate(tasks)
+        for column, scenario in enumerate(scenarios)
+    ]
+
+
+def reported_scenarios(learner: Learner) -> tuple[str, ...]:
+    """The scenarios whose figures one run gives: class- and task-incremental together, domain-incremental alone."""
+    scenario = learner.run.scenario
+    if scenario == "domain_il":
+        return (scenario,)
+    both = ("class_il", "task_il")
+    return tuple(name for name in both if name == scenario or name in learner.benchmark.scenarios)
+
+
+def candidates(learner: Learner, scenario: str, task: TaskId, live: Sequence[TaskId]) -> Tensor:
+    """(C,) bool: the classes among which an answer for `task` is chosen."""
+    benchmark = learner.benchmark
+    mask = torch.zeros(benchmark.num_classes, dtype=torch.bool)
+    for one in [task] if scenario == "task_il" else [*live, task]:
+        mask[list(benchmark.classes[one])] = True
+    return mask
+
+
+def _batches(learner: Learner, source: Source, task: TaskId) -> Iterator[Rows]:
+    size = learner.run.evaluation_batch_size
+    readable = learner.stack.reads_tasks
+    for first in range(0, len(source), size):
+        rows = torch.arange(first, min(first + size, len(source)))
+        items = source.read(rows)
+        moved = {key: value.to(learner.device) for key, value in items.items()} if isinstance(items, dict) else items.to(learner.device)
+        targets = source.targets[rows].to(learner.device)
+        # Test samples have no training id: -1 is nobody's.
+        ids = torch.full_like(targets, -1)
+        inputs = learner.benchmark.transform(moved, None)
+        yield Rows(moved, targets, ids, torch.full_like(targets, task), inputs, tasks_readable=readable)

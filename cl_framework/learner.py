@@ -1,0 +1,269 @@
+"""One model living through a stream: the step, its phases, and the state that must survive a resume. No Lightning, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.closure import Criterion, StepClosure, StepEvaluation
+from cl_framework.config import RunConfig
+from cl_framework.context import SlotContext, stream_key
+from cl_framework.errors import ContractError
+from cl_framework.optimizers import build_optimizer, optimizer_state_by_name
+from cl_framework.plan import Plan, blurred
+from cl_framework.requests import requested_ids
+from cl_framework.rng import RandomStream
+from cl_framework.stack import PhaseStack, Stack
+from cl_framework.strategy import Batch, Closure, Evaluation, Forgotten, Phase, Position, Rows
+from cl_framework.stream import Learn, Stream, TaskId, Unlearn
+
+
+class Learner:
+    """Runs steps. `begin_phase` decides plan, mask and optimizer; `step` is the loop of `strategy.py`, once."""
+
+    def __init__(self, run: RunConfig, benchmark: Benchmark, model: nn.Module, stack: Stack, stream: Stream, device: torch.device) -> None:
+        self.run = run
+        self.benchmark = benchmark
+        self.stack = stack
+        self.stream = stream
+        self.device = device
+        self.position = Position(stream.events[0])
+        self.deleted = torch.empty(0, dtype=torch.int64)  # ids unlearned one by one: they stay deleted when their task is learned again
+        self.parameters_in_play: list[nn.Parameter] = []
+        self.names_in_play: list[str] = []
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_memory: dict[str, Any] = {}  # state by parameter name, where it outlives an event
+        self._partial_masks: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._phase_stack: PhaseStack | None = None
+        self._applied: StepEvaluation | None = None
+        self._training_ids = self._partition()
+        self.model = model
+        self.criterion = Criterion(self._class_mask())
+        stack.bind(lambda member: SlotContext(member.slot, member.strategy.traits, self))
+        self.model = stack.build(model).to(device)
+        self.initial_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    # --- data ---
+
+    def _partition(self) -> list[Tensor]:
+        ids = [self.benchmark.ids_of(task) for task in range(self.benchmark.num_tasks)]
+        if self.run.blurry == 0:
+            return ids
+        return blurred(ids, self.run.blurry, RandomStream(self.run.seed, "blurry").generator())
+
+    def _class_mask(self) -> Tensor | None:
+        if self.run.scenario != "task_il":
+            return None
+        mask = torch.zeros(self.benchmark.num_tasks, self.benchmark.num_classes, dtype=torch.bool)
+        for task, classes in enumerate(self.benchmark.classes):
+            mask[task, list(classes)] = True
+        return mask.to(self.device)
+
+    def training_ids(self, task: TaskId) -> Tensor:
+        """Ids that a Learn of `task` shows, without those deleted one by one."""
+        ids = self._training_ids[task]
+        return ids[~torch.isin(ids, self.deleted)] if len(self.deleted) else ids
+
+    def read(self, ids: Tensor) -> Rows:
+        """Samples by id, with inputs as in evaluation."""
+        items, targets, tasks = self.benchmark.read(ids)
+        rows = Rows(_to(items, self.device), targets.to(self.device), ids.to(self.device), tasks.to(self.device))
+        rows.inputs = self.benchmark.transform(rows.items, None)
+        return rows
+
+    def forgotten(self, event: Unlearn) -> Forgotten:
+        """The samples that an Unlearn names."""
+        return Forgotten(event, requested_ids(event, self.benchmark, self._training_ids[event.task]))
+
+    # --- phases ---
+
+    def learn_phase(self, event: Learn) -> Phase:
+        """The phase of a Learn event before any strategy changed its plan."""
+        plan = Plan.over(self.training_ids(event.task), self.run.batch_size, self.run.epochs, self._generator("plan"))
+        return Phase("learn", plan)
+
+    def plan_phase(self, phase: Phase) -> Phase:
+        """Pipe a whole-stack phase's plan through the strategies, and check what they made of it."""
+        if phase.owner is not None or isinstance(phase.plan, int) or not self.stack.transforms_plan():
+            return phase
+        plan = self.stack.plan(phase.plan)
+        self._check_plan(plan)
+        return Phase(phase.name, plan, phase.owner, phase.optimizer, phase.fresh_model)
+
+    def _check_plan(self, plan: Plan) -> None:
+        live = self.stream.learned_after[self.position.event_index]
+        allowed = torch.zeros(int(self.benchmark.offsets[-1]), dtype=torch.bool)
+        for task in live:
+            allowed[self.training_ids(task)] = True
+        bad = plan.ids[~allowed[plan.ids]]
+        if len(bad):
+            task = int(self.benchmark.locate(bad[:1])[0])
+            raise ContractError(
+                f"the plan of {self.position.event} shows sample {int(bad[0])} of task {task}, which is not learned then or was unlearned."
+            )
+        past = torch.ones_like(allowed)
+        past[self.training_ids(self.position.event.task)] = False
+        declared = any(member.strategy.traits.reads_past_data for member in self.stack.members if "plan" in member.seams)
+        if not declared and bool(past[plan.ids].any()):
+            raise ContractError(
+                f"the plan of {self.position.event} shows past data, but no strategy with a plan declares Traits(reads_past_data=True)."
+            )
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Decide mask and optimizer and bind the step. `position.phase` is set; the plan was decided by `plan_phase`."""
+        if phase.fresh_model:
+            self.model.load_state_dict(self.initial_weights)
+        named = dict(self.model.named_parameters())
+        mask = self.stack.mask(phase, list(named))
+        self.names_in_play = [name for name in named if mask.get(name, True) is not False]
+        self.parameters_in_play = [named[name] for name in self.names_in_play]
+        for name, parameter in named.items():
+            parameter.requires_grad_(mask.get(name, True) is not False)
+        self._partial_masks = [
+            (named[name], part.to(self.device), named[name].detach().clone()) for name, part in mask.items() if isinstance(part, Tensor)
+        ]
+        remembered = self._optimizer_memory if phase.owner is None else {}
+        self.optimizer = build_optimizer(self.run.optimizer, phase.optimizer, self.parameters_in_play, self.names_in_play, remembered)
+        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        unlearning = isinstance(self.position.event, Unlearn)
+        self._phase_stack = self.stack.compile(phase, self._apply, unlearning=unlearning)
+        self._dropout = RandomStream(*stream_key(self.run.seed, self.position, "model"))
+        self._augmentations: dict[str, RandomStream] = {}
+        self._without = self.forgotten(self.position.event).ids if isinstance(self.position.event, Unlearn) else None
+        self.model.train()
+
+    def end_phase(self, phase: Phase) -> None:
+        """Let go of the optimizer; keep its state by name where it outlives the event."""
+        if phase.owner is None and self.run.optimizer.reset == "never" and self.optimizer is not None:
+            self._optimizer_memory |= optimizer_state_by_name(self.optimizer, self.names_in_play)
+        self.optimizer = None
+        self._phase_stack = None
+        self._partial_masks = []
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+
+    def drop_optimizer_memory(self) -> None:
+        """After an Unlearn: moments are derived from the data."""
+        self._optimizer_memory = {}
+
+    # --- one step ---
+
+    def step(self, batch: Batch) -> Evaluation:
+        """Draw, evaluate and apply, commit: see the head of `strategy.py`."""
+        stack, position = self._phase_stack, self.position
+        assert stack is not None and position.phase is not None and self.optimizer is not None
+        if stack.draws:
+            stack.draw(batch)
+        if stack.lenders:
+            stack.lend(batch, self._without)
+        if batch.draws:
+            self._make_inputs(batch)
+        if stack.has_rate:
+            factor = self.stack.rate(position.phase, position.step, position.phase.steps)
+            for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+                group["lr"] = base * factor
+        self._applied = None
+        evaluation = stack.step(StepClosure(self, batch, stack.losses, stack.replaces_task))
+        if self._partial_masks:
+            self._restore_masked()
+        if self._applied is not None:
+            evaluation = self._applied
+        if stack.commits:
+            stack.commit(batch, evaluation.output)
+        position.step += 1
+        position.stream_step += 1
+        return evaluation
+
+    def _apply(self, closure: Closure) -> StepEvaluation:
+        """The innermost step: evaluate, clip, apply. Only this evaluation is live."""
+        assert isinstance(closure, StepClosure) and self.optimizer is not None
+        evaluation = closure.live()
+        parameters = self.parameters_in_play
+        gradients = evaluation.gradients or ()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for parameter, part, _ in self._partial_masks:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad * part
+        if self.run.optimizer.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.run.optimizer.clip)
+        self.optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+        self._applied = evaluation
+        return evaluation
+
+    @torch.no_grad()
+    def _restore_masked(self) -> None:
+        """Frozen entries are bit-identical after any step, whatever momentum, weight decay or a wrapper did to them."""
+        for parameter, part, frozen in self._partial_masks:
+            parameter.copy_(torch.where(part, parameter, frozen))
+
+    def _make_inputs(self, batch: Batch) -> None:
+        transform = self.benchmark.transform
+        readable = self.stack.reads_tasks
+        for named in batch.draws.values():
+            for draw in named.values():
+                rows = draw.rows
+                rows.tasks_readable = readable
+                if rows.inputs is None:
+                    rows.inputs = transform(rows.items, self.augmentation(draw.key) if transform.random else None)
+
+    def augmentation(self, purpose: str) -> torch.Generator:
+        """The generator of this step's augmentations for one set of rows."""
+        stream = self._augmentations.get(purpose)
+        if stream is None:
+            stream = RandomStream(*stream_key(self.run.seed, self.position, "augment", purpose))
+            self._augmentations[purpose] = stream
+        return stream.at(self.position.step)
+
+    def restart_randomness(self) -> None:
+        """Set the model's own randomness (dropout) to the start of the current step. A microsecond; torch.manual_seed costs far more."""
+        seed = self._dropout.seed_at(self.position.step)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return RandomStream(*stream_key(self.run.seed, self.position, purpose)).generator()
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
+            "optimizer_memory": self._optimizer_memory,
+            "strategies": self.stack.state_dict(),
+            "deleted": self.deleted,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Everything but the optimizer, which exists only within a phase: see `load_optimizer`."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer_memory = dict(state["optimizer_memory"])
+        self.stack.load_state_dict(state["strategies"])
+        self.deleted = state["deleted"]
+
+    def load_optimizer(self, state: Mapping[str, Any]) -> None:
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(dict(state))
+
+
+def _to(items: Any, device: torch.device) -> Any:
+    if isinstance(items, dict):
+        return {key: value.to(device) for key, value in items.items()}
+    return items.to(device)
+
+
+@contextmanager
+def global_randomness_kept(device: torch.device) -> Iterator[None]:
+    """Leave torch's global generators as they were found."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

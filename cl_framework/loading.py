@@ -1,0 +1,154 @@
+"""From a plan to batches: one indexed read for a window of steps, or data-loader workers where the data does not fit in memory.
+
+Both give the same rows: what is read is a pure function of the plan, and augmentation happens afterwards, on whole batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.learner import Learner
+from cl_framework.strategy import Batch, Inputs, Phase
+
+STEPS_PER_CHUNK = 32  # optimizer steps that Lightning sees as one batch: spreads its cost
+_WINDOW_BYTES = 2 << 20  # raw bytes read at once: stays in cache, and amortises the read
+
+
+@dataclass
+class Chunk:
+    """Consecutive steps of a phase, with their rows where workers read them."""
+
+    first: int
+    last: int
+    rows: tuple[Inputs, Tensor, Tensor] | None = None  # items, targets, tasks of all visits of these steps
+
+
+class _ReadChunks(Dataset[Chunk]):
+    """What a data-loader worker does: read the rows of one chunk."""
+
+    def __init__(self, benchmark: Benchmark, phase: Phase, bounds: list[tuple[int, int]]) -> None:
+        self.benchmark = benchmark
+        self.phase = phase
+        self.bounds = bounds
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> Chunk:
+        assert not isinstance(self.phase.plan, int)
+        first, last = self.bounds[index]
+        start, end = self.phase.plan.offsets[[first, last]].tolist()
+        return Chunk(first, last, self.benchmark.read(self.phase.plan.ids[start:end]))
+
+
+class PhaseLoader:
+    """Yields the chunks of a phase from `first_step` on: what Lightning iterates."""
+
+    def __init__(self, learner: Learner, phase: Phase, first_step: int, workers: int) -> None:
+        starts = range(first_step, phase.steps, STEPS_PER_CHUNK)
+        self.bounds = [(start, min(start + STEPS_PER_CHUNK, phase.steps)) for start in starts]
+        self._workers = workers
+        self._from_workers = isinstance(phase.plan, int) is False and not _all_in_memory(learner.benchmark, phase)
+        self._dataset = _ReadChunks(learner.benchmark, phase, self.bounds)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if not self._from_workers:
+            return (Chunk(first, last) for first, last in self.bounds)
+        generator = torch.Generator().manual_seed(0)  # workers draw nothing from it; without it the global one would move
+        return iter(DataLoader(self._dataset, batch_size=None, num_workers=self._workers, generator=generator))
+
+
+def _all_in_memory(benchmark: Benchmark, phase: Phase) -> bool:
+    assert not isinstance(phase.plan, int)
+    tasks = torch.unique(benchmark.locate(phase.plan.ids)[0]).tolist()
+    return all(benchmark.train[int(task)].in_memory for task in tasks)
+
+
+class StepReader:
+    """Gives the batch of a step. Rows are read and made into inputs for a window of steps at once."""
+
+    def __init__(self, learner: Learner, phase: Phase) -> None:
+        self._learner = learner
+        self._plan = None if isinstance(phase.plan, int) else phase.plan
+        self._offsets: list[int] = [] if self._plan is None else self._plan.offsets.tolist()
+        self._window = (0, 0)
+        self._readable = learner.stack.reads_tasks
+        self._window_steps = self._steps_per_window()
+
+    def _steps_per_window(self) -> int:
+        if self._plan is None or not self._plan.visits:
+            return 1
+        item_bytes = 4 * torch.Size(self._learner.benchmark.input_shape).numel()
+        visits_per_step = max(1, self._plan.visits // max(1, self._plan.steps))
+        return max(1, min(STEPS_PER_CHUNK, _WINDOW_BYTES // max(1, item_bytes * visits_per_step)))
+
+    def batch(self, step: int, chunk: Chunk) -> Batch:
+        """The batch of `step`, which lies in `chunk`."""
+        if self._plan is None:
+            return self._without_rows()
+        if not self._window[0] <= step < self._window[1]:
+            self._read(step, chunk)
+        base = self._offsets[self._window[0]]
+        start, end = self._offsets[step] - base, self._offsets[step + 1] - base
+        items = _rows(self._items, start, end)
+        transform = self._learner.benchmark.transform
+        if self._inputs is None:
+            inputs = transform(items, self._learner.augmentation("stream"))
+        else:
+            inputs = _rows(self._inputs, start, end)
+        plan = self._plan
+        first, last = base + start, base + end
+        return Batch(
+            items,
+            self._targets[start:end],
+            self._ids[start:end],
+            self._tasks[start:end],
+            inputs,
+            tasks_readable=self._readable,
+            view=None if plan.view is None else plan.view[first:last].to(self._learner.device),
+            group=None if plan.group is None else plan.group[first:last].to(self._learner.device),
+        )
+
+    def _read(self, step: int, chunk: Chunk) -> None:
+        assert self._plan is not None
+        learner, device = self._learner, self._learner.device
+        if chunk.rows is None:
+            first, last = step, min(step + self._window_steps, chunk.last)
+            ids = self._plan.ids[self._offsets[first] : self._offsets[last]]
+            rows = learner.benchmark.read(ids)
+        else:
+            first, last = chunk.first, chunk.last
+            ids = self._plan.ids[self._offsets[first] : self._offsets[last]]
+            rows = chunk.rows
+        items, targets, tasks = rows
+        self._items: Inputs = _moved(items, device)
+        self._targets, self._ids, self._tasks = targets.to(device), ids.to(device), tasks.to(device)
+        transform = learner.benchmark.transform
+        self._inputs: Inputs | None = None if transform.random else transform(self._items, None)
+        self._window = (first, last)
+
+    def _without_rows(self) -> Batch:
+        nothing = torch.empty(0, dtype=torch.int64, device=self._learner.device)
+        empty = torch.empty(0, *self._learner.benchmark.input_shape, device=self._learner.device)
+        return Batch(empty, nothing, nothing, nothing, empty, tasks_readable=self._readable)
+
+
+def _rows(values: Inputs, start: int, end: int) -> Inputs:
+    if isinstance(values, dict):
+        return {key: value[start:end] for key, value in values.items()}
+    return values[start:end]
+
+
+def _moved(values: Inputs, device: torch.device) -> Inputs:
+    if isinstance(values, dict):
+        return {key: value.to(device, non_blocking=True) for key, value in values.items()}
+    return values.to(device, non_blocking=True)

@@ -1,0 +1,56 @@
+"""The core's optimizers, by name; their state is kept by parameter name so that it survives a change of what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from cl_framework.config import OptimizerConfig
+from cl_framework.errors import ContractError
+
+
+def build_optimizer(
+    config: OptimizerConfig,
+    changes: Mapping[str, Any],
+    parameters: Sequence[nn.Parameter],
+    names: Sequence[str],
+    remembered: Mapping[str, Any],
+) -> torch.optim.Optimizer:
+    """An optimizer over `parameters`; `changes` replace fields of `config`, `remembered` is state by parameter name."""
+    unknown = set(changes) - {option.name for option in fields(config)}
+    if unknown:
+        raise ContractError(f"a phase changes optimizer options that do not exist: {', '.join(sorted(unknown))}.")
+    options = {option.name: changes.get(option.name, getattr(config, option.name)) for option in fields(config)}
+    optimizer = _new(options, list(parameters) or [nn.Parameter(torch.zeros(0))])
+    for parameter, name in zip(parameters, names, strict=True):
+        if name in remembered:
+            optimizer.state[parameter] = {key: _copy(value) for key, value in remembered[name].items()}
+    return optimizer
+
+
+def _new(options: Mapping[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    name, rate, decay = options["name"], options["lr"], options["weight_decay"]
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=options["momentum"], weight_decay=decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return kind(parameters, lr=rate, weight_decay=decay)
+
+
+def optimizer_state_by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Any]:
+    """The optimizer's state of each parameter, by its name."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(parameters) != len(names):
+        return {}
+    return {
+        name: {key: _copy(value) for key, value in optimizer.state[parameter].items()}
+        for name, parameter in zip(names, parameters, strict=True)
+        if parameter in optimizer.state
+    }
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value

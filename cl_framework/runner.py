@@ -1,0 +1,384 @@
+"""Walks a stream: one event after another, with evaluation, records and checkpoints; stops and resumes at any step.
+
+for event in stream:
+    for stage in (begin, own phases, end):          # what the strategies ask for around the event's own phases
+        for phase in stage: host.fit_phase(phase)   # checkpoints while it runs
+    forget, evaluate, append records, checkpoint
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_framework.assembly import assemble
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.checkpoint import CheckpointStore
+from cl_framework.config import Experiment, load_experiment
+from cl_framework.errors import ConfigurationError
+from cl_framework.evaluation import evaluate
+from cl_framework.learner import Learner
+from cl_framework.listeners import Listener, Progress, RunInfo
+from cl_framework.phases import phase_from_state, phase_state
+from cl_framework.records import RunDirectory, differences, environment
+from cl_framework.report import rebuild_summary
+from cl_framework.strategy import Batch, Evaluation, Phase
+from cl_framework.stream import Learn, Unlearn
+
+Stages = Sequence[Callable[[], list[Phase]]]
+
+
+class Stopped(Exception):
+    """A stop was requested; a checkpoint was written."""
+
+
+@dataclass
+class EventTally:
+    """What one event has cost so far; survives a resume."""
+
+    steps: int = 0
+    samples: int = 0
+    train_seconds: float = 0.0
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    path: Path
+    status: str  # "done" or "stopped"
+    summary: dict[str, Any] | None
+
+
+def run(
+    experiment: Experiment,
+    *,
+    command: str = "",
+    listeners: Sequence[Listener] = (),
+    benchmark: Benchmark | None = None,
+    stop_requested: Callable[[int], bool] = lambda stream_step: False,
+) -> RunResult:
+    """Run an experiment from its start. A finished run is returned as it is; an unfinished one is refused (see `resume`).
+
+    `benchmark` takes the place of the configured one: a user's own data. `stop_requested` is asked before every step with the
+    number of optimizer steps done.
+    """
+    directory = RunDirectory.create(experiment.run.out, experiment.run.experiment, experiment.fingerprint, experiment.run.seed)
+    if not experiment.run.again:
+        if directory.status == "done":
+            return RunResult(directory.path, "done", rebuild_summary(directory.path))
+        if directory.status != "absent":
+            raise ConfigurationError(
+                f"{directory.path} holds an unfinished run. Continue it with `clu resume {directory.path}` or start anew with again=true."
+            )
+    set_up_torch(experiment)
+    learner = assemble(experiment, benchmark)
+    if experiment.run.again:
+        directory.clear()
+    env = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
+    directory.write_start(experiment.to_yaml(), command, env)
+    return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
+
+
+def resume(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    listeners: Sequence[Listener] = (),
+    benchmark: Benchmark | None = None,
+    stop_requested: Callable[[int], bool] = lambda stream_step: False,
+) -> RunResult:
+    """Continue a run exactly where its newest whole checkpoint stands."""
+    directory = RunDirectory(Path(path))
+    if directory.status == "absent":
+        raise ConfigurationError(f"{path} is no run directory (it has no config.yaml). Start a run with `clu run`.")
+    experiment = load_experiment(directory.config, overrides)
+    if directory.status == "done" and not overrides:
+        return RunResult(directory.path, "done", rebuild_summary(directory.path))
+
+    def warn(text: str) -> None:
+        for listener in listeners:
+            listener.on_warning(text)
+
+    state = CheckpointStore(directory.checkpoints).load_latest(warn)
+    check_same(experiment, state, directory)
+    set_up_torch(experiment)
+    learner = assemble(experiment, benchmark)
+    for difference in differences(
+        directory.read_env(), environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
+    ):
+        warn(f"resume: {difference}; figures may differ in their last bits.")
+    directory.unmark_failed()
+    return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
+
+
+def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
+    """Refuse to continue under another configuration, and name the key that differs."""
+    if state is not None and state["fingerprint"] != experiment.fingerprint:
+        started = load_experiment(state["config"])
+        keys = "; ".join(experiment.differing_keys(started)) or "the versions of its options"
+        raise ConfigurationError(f"{directory.path} was started under another configuration: {keys}. Undo that, or start a new run.")
+    if state is None and not directory.path.name.startswith(experiment.fingerprint[:8]):
+        raise ConfigurationError(
+            f"{directory.path} was started under another configuration (its fingerprint is not {experiment.fingerprint[:8]}). "
+            "Undo the change to config.yaml, or start a new run."
+        )
+
+
+def set_up_torch(experiment: Experiment) -> None:
+    if experiment.run.threads:
+        torch.set_num_threads(experiment.run.threads)
+    torch.use_deterministic_algorithms(experiment.run.deterministic)
+
+
+class Runner:
+    """One walk along a stream. State that must survive a stop is in the learner, the tally and the position."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        learner: Learner,
+        listeners: Sequence[Listener],
+        stop_requested: Callable[[int], bool],
+    ) -> None:
+        from cl_framework.host import Host
+
+        self.experiment = experiment
+        self.directory = directory
+        self.learner = learner
+        self.listeners = listeners
+        self.store = CheckpointStore(directory.checkpoints)
+        self.tally = EventTally()
+        self.stage = 0
+        self.queue: list[Phase] = []
+        self._stop_requested = stop_requested
+        self._last_checkpoint = time.monotonic()
+        self._clock, self._counted = time.monotonic(), 0  # when and at which step of the phase the tally was last counted
+        self.host = Host(learner, self._after_chunk, lambda: self._stop_requested(learner.position.stream_step))
+
+    # --- the walk ---
+
+    def walk(self, state: dict[str, Any] | None) -> RunResult:
+        """Walk from the start, or from a checkpoint's state, to the end of the stream."""
+        with self.directory.lock():
+            self._tell("on_start", RunInfo(self.experiment, self.directory, self.learner.stream, resumed=state is not None))
+            try:
+                self._walk(state)
+            except Stopped:
+                self._tell("on_stop", self.directory.path)
+                return RunResult(self.directory.path, "stopped", None)
+            except BaseException as error:
+                self._tell("on_failure", str(error))
+                if isinstance(error, Exception):
+                    self.directory.mark_failed(f"{type(error).__name__}: {error}")
+                raise
+            summary = rebuild_summary(self.directory.path)
+            self.directory.mark_done()
+            self._tell("on_finish", summary)
+            return RunResult(self.directory.path, "done", summary)
+
+    def _walk(self, state: dict[str, Any] | None) -> None:
+        first = 0
+        if state is None:
+            self.directory.cut_back({})
+            self._record(-1, "init", self.learner.stream.tasks, ())
+        else:
+            self.directory.cut_back(state["lengths"])
+            self.learner.load_state_dict(state["learner"])
+            first = state["position"]["event_index"]
+            self.learner.position.stream_step = state["position"]["stream_step"]
+        for index in range(first, len(self.learner.stream)):
+            self._event(index, state if index == first else None)
+
+    def _event(self, index: int, state: dict[str, Any] | None) -> None:
+        learner, position = self.learner, self.learner.position
+        event = learner.stream.events[index]
+        position.event, position.event_index, position.phase, position.step = event, index, None, 0
+        self._new_streams()
+        inside = state is not None and state["inside"] is not None
+        self.tally = EventTally(**state["inside"]["tally"]) if state is not None and inside else EventTally()
+        stages: Stages = (learner.stack.begin, self._own_phases, learner.stack.end)
+        first = state["inside"]["stage"] if state is not None and inside else 0
+        self._tell("on_event_start", index)
+        for stage in range(first, len(stages)):
+            self.stage = stage
+            if state is not None and inside and stage == first:
+                self.queue = [phase_from_state(saved, lambda: learner.learn_phase(event)) for saved in state["inside"]["queue"]]
+                self._continue(self.queue[0], state)
+                self.queue.pop(0)
+            else:
+                position.phase = None
+                self.queue = stages[stage]()
+            while self.queue:
+                self._begin(self.queue[0])
+                self.queue.pop(0)
+        self._close(index, event)
+
+    def _own_phases(self) -> list[Phase]:
+        event = self.learner.position.event
+        if isinstance(event, Learn):
+            return [self.learner.learn_phase(event)]
+        return self.learner.stack.unlearn(event)
+
+    def _begin(self, phase: Phase) -> None:
+        position = self.learner.position
+        position.phase, position.step = phase, 0
+        self._new_streams()
+        self.queue[0] = phase = self.learner.plan_phase(phase)
+        position.phase = phase
+        self.learner.begin_phase(phase)
+        self._fit(phase)
+
+    def _continue(self, phase: Phase, state: dict[str, Any]) -> None:
+        position = self.learner.position
+        position.phase, position.step = phase, state["position"]["step"]
+        self._new_streams()
+        self.learner.begin_phase(replace(phase, fresh_model=False))
+        self.learner.load_optimizer(state["learner"]["optimizer"])
+        self._fit(phase)
+
+    def _fit(self, phase: Phase) -> None:
+        learner, position = self.learner, self.learner.position
+        self._start_counting()
+        self.host.fit_phase(phase, position.step)
+        self._count()
+        if position.step < phase.steps:
+            self._checkpoint(inside=True)
+            raise Stopped
+        self.tally.phases.append({"name": phase.name, "steps": phase.steps})
+        learner.end_phase(phase)
+        position.phase, position.step = None, 0
+
+    def _close(self, index: int, event: Learn | Unlearn) -> None:
+        learner = self.learner
+        if isinstance(event, Unlearn):
+            forgotten = learner.forgotten(event)
+            learner.stack.forget(forgotten)
+            learner.drop_optimizer_memory()
+            if event.granularity != "task":
+                learner.deleted = torch.cat([learner.deleted, forgotten.ids]).unique()
+        tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
+        seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
+        self.directory.append_events(
+            [
+                {
+                    "event_index": index,
+                    "event": str(event),
+                    "kind": "learn" if isinstance(event, Learn) else "unlearn",
+                    "task": event.task,
+                    "steps": self.tally.steps,
+                    "samples": self.tally.samples,
+                    "stream_step": learner.position.stream_step,
+                    "phases": self.tally.phases,
+                    "train_seconds": self.tally.train_seconds,
+                    "eval_seconds": seconds,
+                    "peak_rss_mib": peak_rss_mib(),
+                    "status": "done",
+                }
+            ]
+        )
+        self._checkpoint(inside=False, replace_all=isinstance(event, Unlearn))
+
+    def _seen(self, index: int) -> tuple[int, ...]:
+        return tuple(sorted({event.task for event in self.learner.stream.events[: index + 1]}))
+
+    # --- records, checkpoints, news ---
+
+    def _record(self, index: int, event: str, tasks: Sequence[int], live: Sequence[int]) -> float:
+        started = time.monotonic()
+        accuracies = evaluate(self.learner, tasks, live)
+        seconds = time.monotonic() - started
+        rows = [
+            {
+                "run": self.directory.path.name,
+                "event_index": index,
+                "event": event,
+                "eval_task": accuracy.task,
+                "split": "test",
+                "scenario": accuracy.scenario,
+                "metric": "accuracy",
+                "value": accuracy.percent,
+                "n": accuracy.count,
+                "stream_step": self.learner.position.stream_step,
+            }
+            for accuracy in accuracies
+        ]
+        self.directory.append_records(rows)
+        self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
+        return seconds
+
+    def _checkpoint(self, *, inside: bool, replace_all: bool = False) -> None:
+        position = self.learner.position
+        state = {
+            "format": 1,
+            "fingerprint": self.experiment.fingerprint,
+            "config": self.experiment.to_yaml(),
+            "position": {
+                "event_index": position.event_index + (0 if inside else 1),
+                "step": position.step,
+                "stream_step": position.stream_step,
+            },
+            "inside": self._inside() if inside else None,
+            "learner": self.learner.state_dict(),
+            "lengths": self.directory.lengths(),
+        }
+        self.store.save(state, position.stream_step, replace_all=replace_all)
+        self._last_checkpoint = time.monotonic()
+
+    def _inside(self) -> dict[str, Any]:
+        """Where in the event we are: the stage, the phases that remain of it (the first one is under way), and the cost so far."""
+        event = self.learner.position.event
+        untouched = not self.learner.stack.transforms_plan()
+        return {
+            "stage": self.stage,
+            "queue": [
+                phase_state(phase, recomputable=untouched and isinstance(event, Learn) and phase.owner is None) for phase in self.queue
+            ],
+            "tally": dict(self.tally.__dict__),
+        }
+
+    def _after_chunk(self, evaluation: Evaluation, batch: Batch) -> None:
+        position = self.learner.position
+        self._tell("on_progress", Progress(position, evaluation, batch))
+        due = time.monotonic() - self._last_checkpoint >= self.experiment.run.checkpoint.every_seconds
+        if due and position.phase is not None and position.step < position.phase.steps:
+            self._count()
+            self._checkpoint(inside=True)
+            self._clock = time.monotonic()
+
+    def _start_counting(self) -> None:
+        self._clock, self._counted = time.monotonic(), self.learner.position.step
+
+    def _count(self) -> None:
+        """Add to the tally what was done since it was last counted."""
+        position, now = self.learner.position, time.monotonic()
+        assert position.phase is not None
+        self.tally.train_seconds += now - self._clock
+        self.tally.steps += position.step - self._counted
+        self.tally.samples += _visits(position.phase, self._counted, position.step)
+        self._clock, self._counted = now, position.step
+
+    def _new_streams(self) -> None:
+        for slot in self.learner.stack.slots:
+            self.learner.stack.context(slot).forget_randoms()  # type: ignore[attr-defined]
+
+    def _tell(self, what: str, *news: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, what)(*news)
+
+
+def _visits(phase: Phase, first: int, last: int) -> int:
+    if isinstance(phase.plan, int):
+        return 0
+    return int(phase.plan.offsets[last] - phase.plan.offsets[first])
+
+
+def peak_rss_mib() -> float:
+    """Peak resident memory of this process, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,314 @@
+"""How strategies combine: the only file that knows the laws of composition.
+
+plan: pipe · mask: intersection · rate: product · draw: own slot · loss: sum of named terms · step: onion, first slot outermost ·
+commit, begin, forget: broadcast in slot order · end: broadcast in reverse · build, predict: at most one · unlearn: exactly one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from cl_framework.closure import StepClosure
+from cl_framework.errors import ConfigurationError, ContractError
+from cl_framework.plan import Plan
+from cl_framework.strategy import (
+    Batch,
+    Context,
+    Done,
+    Draw,
+    Forgotten,
+    Output,
+    Phase,
+    Rows,
+    StepFn,
+    Strategy,
+    seams_of,
+)
+from cl_framework.stream import Stream, Unlearn
+
+
+@dataclass(frozen=True)
+class Member:
+    """A strategy in its slot."""
+
+    slot: str
+    strategy: Strategy
+    seams: frozenset[str]
+
+    @classmethod
+    def of(cls, slot: str, strategy: Strategy) -> Member:
+        return cls(slot, strategy, frozenset(seams_of(type(strategy))))
+
+
+class Stack:
+    """Strategies in slot order, the first outermost. The empty stack is fine-tuning."""
+
+    def __init__(self, strategies: Iterable[tuple[str, Strategy]] = ()) -> None:
+        self.members = [Member.of(slot, strategy) for slot, strategy in strategies]
+        self._contexts: dict[str, Context] = {}
+
+    # --- what can be known before any data is read ---
+
+    def check(self, stream: Stream, scenario: str, modality: str, blurry: bool) -> None:
+        """Refuse, as ConfigurationError, what cannot work together or cannot do what the stream asks."""
+        for seam, what in (("build", "changes the model's structure"), ("predict", "answers predictions")):
+            self._at_most_one([m for m in self.members if seam in m.seams], what)
+        self._at_most_one([m for m in self.members if m.strategy.traits.replaces_task_term], "replaces the task term")
+        for member in self.members:
+            traits = member.strategy.traits
+            if scenario not in traits.scenarios:
+                allowed = ", ".join(traits.scenarios)
+                raise ConfigurationError(f"strategies.{member.slot} does not work with scenario={scenario}; it allows: {allowed}.")
+            if modality not in traits.modalities:
+                allowed = ", ".join(traits.modalities)
+                raise ConfigurationError(f"strategies.{member.slot} does not work on {modality} benchmarks; it allows: {allowed}.")
+            if blurry and traits.needs_boundaries:
+                raise ConfigurationError(
+                    f"strategies.{member.slot} must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it."
+                )
+        for event in stream.unlearns:
+            self.unlearner_of(event)
+
+    def unlearner_of(self, event: Unlearn) -> Member:
+        """The one strategy that answers `event`; none or several is a ConfigurationError."""
+        able = [member for member in self.members if event.granularity in member.strategy.traits.unlearns]
+        if len(able) == 1:
+            return able[0]
+        if not able:
+            have = ", ".join(member.slot for member in self.members) or "none (plain fine-tuning)"
+            raise ConfigurationError(
+                f"stream: event {event} unlearns at {event.granularity} level, but no strategy of this stack can do that "
+                f"(strategies: {have}). Remove {event} from the stream or add a strategy that can; `clu list strategies` shows which."
+            )
+        names = " and ".join(f"strategies.{member.slot}" for member in able)
+        raise ConfigurationError(f"stream: event {event} could be answered by {names}; keep one of them.")
+
+    def _at_most_one(self, members: Sequence[Member], what: str) -> None:
+        if len(members) > 1:
+            names = " and ".join(f"strategies.{member.slot}" for member in members)
+            raise ConfigurationError(f"at most one strategy of a stack {what}, but {names} do; remove all but one.")
+
+    @property
+    def reads_tasks(self) -> bool:
+        return any(member.strategy.traits.needs_task_id for member in self.members)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(member.slot for member in self.members)
+
+    def bind(self, make_context: Callable[[Member], Context]) -> None:
+        """Give each slot its context."""
+        self._contexts = {member.slot: make_context(member) for member in self.members}
+
+    def context(self, slot: str) -> Context:
+        return self._contexts[slot]
+
+    # --- structure and events ---
+
+    def build(self, model: nn.Module) -> nn.Module:
+        for member in self._with("build"):
+            model = member.strategy.build(model, self._contexts[member.slot])
+        return model
+
+    def begin(self) -> list[Phase]:
+        """Further phases before the event's own, owned by the slots that asked for them."""
+        return [
+            owned(phase, member.slot)
+            for member in self._with("begin")
+            for phase in member.strategy.begin(self._contexts[member.slot]) or ()
+        ]
+
+    def end(self) -> list[Phase]:
+        """Further phases after the event's own; the last slot is asked first."""
+        return [
+            owned(phase, member.slot)
+            for member in reversed(self._with("end"))
+            for phase in member.strategy.end(self._contexts[member.slot]) or ()
+        ]
+
+    def unlearn(self, event: Unlearn) -> list[Phase]:
+        """The phases with which the one able strategy answers; none if it is done."""
+        member = self.unlearner_of(event)
+        answer = member.strategy.unlearn(event, self._contexts[member.slot])
+        return [] if isinstance(answer, Done) else [owned(phase, member.slot) for phase in answer]
+
+    def forget(self, forgotten: Forgotten) -> None:
+        for member in self._with("forget"):
+            member.strategy.forget(forgotten, self._contexts[member.slot])
+
+    # --- a phase ---
+
+    def acting(self, phase: Phase) -> list[Member]:
+        """Who acts in a phase: everyone, or its owner alone."""
+        return [member for member in self.members if phase.owner in (None, member.slot)]
+
+    def plan(self, plan: Plan) -> Plan:
+        for member in self._with("plan"):
+            plan = member.strategy.plan(plan, self._contexts[member.slot])
+        return plan
+
+    def mask(self, phase: Phase, names: Sequence[str]) -> dict[str, bool | Tensor]:
+        """What may move, by parameter name: a bool for a whole tensor, or a bool tensor of its shape."""
+        combined: dict[str, bool | Tensor] = {}
+        for member in self.acting(phase):
+            if "mask" not in member.seams:
+                continue
+            for name, part in member.strategy.mask(self._contexts[member.slot]).items():
+                if name not in names:
+                    raise ContractError(f"strategy {member.slot!r} masks {name!r}, which is no parameter of the model.")
+                combined[name] = intersection(combined.get(name, True), part)
+        return combined
+
+    def rate(self, phase: Phase, step: int, steps: int) -> float:
+        factor = 1.0
+        for member in self.acting(phase):
+            if "rate" in member.seams:
+                factor *= member.strategy.rate(step, steps, self._contexts[member.slot])
+        return factor
+
+    def compile(self, phase: Phase, innermost: StepFn, *, unlearning: bool) -> PhaseStack:
+        """The seams of a phase bound to their contexts, so that a step walks short lists.
+
+        In a phase of an Unlearn the strategies that do not act lend their draws.
+        """
+        acting = self.acting(phase)
+
+        def bound(seam: str, members: Sequence[Member] = acting) -> list[tuple[str, Strategy, Context]]:
+            return [(member.slot, member.strategy, self._contexts[member.slot]) for member in members if seam in member.seams]
+
+        step = innermost
+        for _, strategy, context in reversed(bound("step")):
+            step = strategy.step(step, context)
+        lenders = [member for member in self.members if member not in acting] if unlearning else []
+        return PhaseStack(
+            draws=bound("draw"),
+            losses=bound("loss"),
+            commits=bound("commit"),
+            lenders=bound("draw", lenders),
+            step=step,
+            has_rate=bool(bound("rate")),
+            replaces_task=any(member.strategy.traits.replaces_task_term for member in acting),
+        )
+
+    @property
+    def predictor(self) -> Callable[[Tensor | None, Tensor, Rows], Tensor] | None:
+        """The one strategy that gives the scores in evaluation, or None for the logits."""
+        for member in self._with("predict"):
+            strategy, context = member.strategy, self._contexts[member.slot]
+            return lambda features, logits, rows: strategy.predict(features, logits, rows, context)
+        return None
+
+    def transforms_plan(self) -> bool:
+        return bool(self._with("plan"))
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, object]:
+        return {member.slot: member.strategy.state_dict() for member in self.members}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, object]]) -> None:
+        for member in self.members:
+            member.strategy.load_state_dict(state[member.slot])
+
+    def _with(self, seam: str) -> list[Member]:
+        return [member for member in self.members if seam in member.seams]
+
+    # --- how it reads ---
+
+    def describe(self) -> str:
+        """The step of this stack as it will run, seam by seam."""
+
+        def users(seam: str) -> str:
+            return ", ".join(member.slot for member in self._with(seam))
+
+        lines = []
+        if users("build"):
+            lines.append(f"model = build(model)                 # {users('build')}")
+        if users("begin"):
+            lines.append(f"begin(event)                         # {users('begin')}")
+        plan = " -> ".join(["shuffle", *(member.slot for member in self._with("plan"))])
+        lines.append(f"plan  = {plan}")
+        if users("mask"):
+            lines.append(f"mask  = intersection                 # {users('mask')}")
+        lines.append("for step, ids in plan:")
+        lines.append("    batch = load(ids)")
+        for member in self._with("draw"):
+            lines.append(f"    batch.draws[{member.slot!r}] = {member.slot}.draw(batch)")
+        terms = ["task", *(f"{member.slot}.loss" for member in self._with("loss"))]
+        if any(member.strategy.traits.replaces_task_term for member in self.members):
+            terms = terms[1:]
+        lines.append(f"    closure = {' + '.join(terms)}   # joined draws share the task's mean")
+        onion = "apply"
+        for member in reversed(self._with("step")):
+            onion = f"{member.slot}.step({onion})"
+        rate = f" at lr * {' * '.join(f'{member.slot}.rate' for member in self._with('rate'))}" if users("rate") else ""
+        lines.append(f"    {onion}(closure){rate}")
+        lines.extend(f"    {member.slot}.commit(batch, output)" for member in self._with("commit"))
+        if users("end"):
+            lines.append(f"end(event)                           # {', '.join(m.slot for m in reversed(self._with('end')))}")
+        lines.append(f"evaluate with {users('predict') or 'the logits'}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PhaseStack:
+    """A stack bound for one phase: what a step calls, in order."""
+
+    draws: Sequence[tuple[str, Strategy, Context]]
+    losses: Sequence[tuple[str, Strategy, Context]]
+    commits: Sequence[tuple[str, Strategy, Context]]
+    lenders: Sequence[tuple[str, Strategy, Context]]  # in an owned phase: the others, whose draws can be asked for by name
+    step: StepFn
+    has_rate: bool
+    replaces_task: bool
+
+    def draw(self, batch: Batch) -> None:
+        for slot, strategy, context in self.draws:
+            named = strategy.draw(batch, context)
+            for name, draw in named.items():
+                draw.key = f"{slot}/{name}"
+            if named:
+                batch.draws[slot] = dict(named)
+
+    def lend(self, batch: Batch, without: Tensor | None) -> None:
+        """Draws of strategies that do not act, as references, without the rows to be forgotten."""
+        for slot, strategy, context in self.lenders:
+            lent = {}
+            for name, draw in strategy.draw(batch, context).items():
+                rows = draw.rows if without is None else rows_without(draw.rows, without)
+                if len(rows):
+                    lent[name] = Draw(rows, "reference", f"{slot}/{name}")
+            if lent:
+                batch.draws[slot] = lent
+
+    def commit(self, batch: Batch, output: Output) -> None:
+        for _, strategy, context in self.commits:
+            strategy.commit(batch, output, context)
+
+
+def owned(phase: Phase, slot: str) -> Phase:
+    return replace(phase, owner=slot, name=f"{slot}/{phase.name}")
+
+
+def intersection(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
+    """What both masks let move."""
+    if isinstance(first, bool):
+        return second if first else False
+    if isinstance(second, bool):
+        return first if second else False
+    return first & second
+
+
+def rows_without(rows: Rows, ids: Tensor) -> Rows:
+    """`rows` without those whose sample id is among `ids`."""
+    keep = ~torch.isin(rows.ids, ids.to(rows.ids.device))
+    items = {key: value[keep] for key, value in rows.items.items()} if isinstance(rows.items, dict) else rows.items[keep]
+    extras = {name: value[keep] for name, value in rows.extras.items()}
+    return Rows(items, rows.targets[keep], rows.ids[keep], rows.task_of_row[keep], extras=extras, tasks_readable=rows.tasks_readable)
+
+
+__all__ = ["Member", "PhaseStack", "Stack", "StepClosure", "intersection", "owned", "rows_without"]
