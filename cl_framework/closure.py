@@ -1,12 +1,13 @@
 """The objective of one step as a closure: lazy passes, named terms, gradients as tensors.
 
-Every evaluation starts at the same random numbers, so dropout repeats, and runs only the passes that the terms asked for read.
+Every pass has random numbers of its own, so dropout repeats whatever else is evaluated, and only the passes that the terms asked for
+read are run.
 Only a live evaluation, the innermost step's, may leave a trace in BatchNorm statistics; the others put them back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -51,11 +52,12 @@ def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
 class LazyPass:
     """One forward pass over some rows, run when first read."""
 
-    __slots__ = ("_features", "_logits", "_model", "_rows")
+    __slots__ = ("_features", "_key", "_logits", "_machinery", "_rows")
 
-    def __init__(self, model: nn.Module, rows: Rows) -> None:
-        self._model: nn.Module | None = model
+    def __init__(self, machinery: Machinery, rows: Rows, key: str = "") -> None:
+        self._machinery: Machinery | None = machinery
         self._rows = rows
+        self._key = key
         self._features: Tensor | None = None
         self._logits: Tensor | None = None
 
@@ -79,13 +81,14 @@ class LazyPass:
         return self._features
 
     def _run(self) -> None:
-        if self._model is None:
+        if self._machinery is None:
             raise ContractError("a pass was read after the step, but no term had run it: read it in a term, or use Context.forward.")
-        self._features, self._logits = run_model(self._model, self._rows)
+        self._machinery.restart_randomness(self._key)
+        self._features, self._logits = run_model(self._machinery.model, self._rows)
 
     def close(self) -> None:
         """Detach what was computed, and refuse to compute anything later."""
-        self._model = None
+        self._machinery = None
         if self._logits is not None:
             self._logits = self._logits.detach()
         if self._features is not None:
@@ -114,11 +117,11 @@ class RowSlice:
 class StepOutput:
     """The passes of one evaluation: the stream's rows joined with the joined draws, and one for every other draw."""
 
-    __slots__ = ("_model", "_others", "_parts", "live")
+    __slots__ = ("_machinery", "_others", "_parts", "live")
 
-    def __init__(self, model: nn.Module, batch: Batch, joined: Rows, parts: Mapping[str, tuple[int, int]]) -> None:
-        self._model: nn.Module | None = model
-        self.live = LazyPass(model, joined)
+    def __init__(self, machinery: Machinery, joined: Rows, parts: Mapping[str, tuple[int, int]]) -> None:
+        self._machinery: Machinery | None = machinery
+        self.live = LazyPass(machinery, joined)
         self._parts = parts
         self._others: dict[str, LazyPass] = {}
 
@@ -137,13 +140,13 @@ class StepOutput:
         if part is not None:
             return RowSlice(self.live, *part)
         if draw.key not in self._others:
-            if self._model is None:
+            if self._machinery is None:
                 raise ContractError(f"the pass of draw {draw.key!r} was read after the step, but no term had run it.")
-            self._others[draw.key] = LazyPass(self._model, draw.rows)
+            self._others[draw.key] = LazyPass(self._machinery, draw.rows, draw.key)
         return self._others[draw.key]
 
     def close(self) -> None:
-        self._model = None
+        self._machinery = None
         self.live.close()
         for other in self._others.values():
             other.close()
@@ -176,7 +179,7 @@ class Machinery(Protocol):
     parameters_in_play: list[nn.Parameter]
     criterion: Criterion
 
-    def restart_randomness(self) -> None: ...
+    def restart_randomness(self, purpose: str = "") -> None: ...
 
 
 class StepClosure:
@@ -203,7 +206,8 @@ class StepClosure:
     @property
     def names(self) -> tuple[str, ...]:
         """All terms that can be asked for, weighted or not."""
-        return tuple(self._terms(self._output()))
+        with torch.no_grad(), untouched(self._machinery.model):
+            return tuple(self._terms(self._output()))
 
     def values(self, *names: str) -> StepEvaluation:
         with torch.no_grad(), untouched(self._machinery.model):
@@ -241,39 +245,42 @@ class StepClosure:
     # --- how ---
 
     def _output(self) -> StepOutput:
-        return StepOutput(self._machinery.model, self._batch, self._joined, self._parts)
+        return StepOutput(self._machinery, self._joined, self._parts)
 
     def _evaluate(self, names: tuple[str, ...], want_gradients: bool) -> StepEvaluation:
         machinery = self._machinery
         machinery.restart_randomness()
         output = self._output()
+        values: dict[str, Tensor] = {}  # of the terms that were run one by one, unweighted
         if names:
             terms = self._terms(output)
-            total = add(terms[name].value() for name in self._select(terms, names))
+            values = {name: terms[name].value() for name in self._select(terms, names)}
+            total = add(values.values())
         else:
-            total = self._objective(output)
+            total = self._objective(output, values)
         if total is None:
             total = torch.zeros((), device=self._batch.targets.device)
         gradients = differentiate(total, machinery.parameters_in_play) if want_gradients else None
         output.close()
 
         def name_terms() -> dict[str, Tensor]:
-            terms = self._terms(output)
-            return {name: terms[name].value().detach() for name in self._select(terms, names)}
+            rows = {} if names else self._row_terms(output)
+            together = {name: term.value() for name, term in rows.items() if name not in values}
+            return {name: value.detach() for name, value in (together | values).items()}
 
         return StepEvaluation(total.detach(), gradients, output, name_terms)
 
-    def _objective(self, output: StepOutput) -> Tensor | None:
+    def _objective(self, output: StepOutput, values: dict[str, Tensor]) -> Tensor | None:
         """The weighted sum of all terms. One mean over all joined rows is what their weighted terms add up to, in one operation."""
         strategy_terms = self._strategy_terms(output)
         rows = self._joined
-        if TASK in strategy_terms or not len(rows):
+        if self._replaces_task or not len(rows):
             terms = self._row_terms(output) | strategy_terms
-            return add(weighted(term) for term in terms.values() if term.weight != 0)
+            return add(weighted_values(terms, values))
         whole = self._machinery.criterion.mean(output.live.logits, rows.targets, rows.task_of_row)
         if not strategy_terms:
             return whole
-        return add([whole, *(weighted(term) for term in strategy_terms.values() if term.weight != 0)])
+        return add([whole, *weighted_values(strategy_terms, values)])
 
     def _terms(self, output: StepOutput) -> dict[str, Term]:
         return self._row_terms(output) | self._reference_terms(output) | self._strategy_terms(output)
@@ -346,12 +353,15 @@ def concatenate(members: Sequence[Rows]) -> Rows:
     return Rows(members[0].items, targets, ids, tasks, inputs)
 
 
-def weighted(term: Term) -> Tensor:
-    value = term.value()
-    return value if term.weight == 1 else value * term.weight
+def weighted_values(terms: Mapping[str, Term], values: dict[str, Tensor]) -> Iterator[Tensor]:
+    """Run the terms that have a weight: gives each value times its weight, and notes the values themselves in `values`."""
+    for name, term in terms.items():
+        if term.weight != 0:
+            value = values[name] = term.value()
+            yield value if term.weight == 1 else value * term.weight
 
 
-def add(values: Iterator[Tensor] | Sequence[Tensor]) -> Tensor | None:
+def add(values: Iterable[Tensor]) -> Tensor | None:
     """The sum, or None of nothing."""
     total: Tensor | None = None
     for value in values:

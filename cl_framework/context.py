@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,9 +146,8 @@ class SlotContext:
 
     def forward(self, rows: Rows, parameters: Sequence[Tensor] | None = None) -> Tensor:
         model = self.model
-        self._make_inputs(rows)
-        with torch.no_grad(), untouched(model):
-            self.learner.restart_randomness()
+        rows = self._readable(rows)
+        with torch.no_grad(), untouched(model), self.learner.own_randomness(self.slot):
             if parameters is None:
                 return run_model(model, rows)[1]
             replaced = dict(zip(self.parameter_names, parameters, strict=True))
@@ -156,25 +155,24 @@ class SlotContext:
             return functional_call(model, replaced, (rows.inputs, *conditioning))
 
     def features(self, rows: Rows) -> Tensor:
-        self._make_inputs(rows)
         with torch.no_grad(), evaluation_mode(self.model):
-            features, _ = run_model(self.model, rows)
+            features, _ = run_model(self.model, self._readable(rows))
         if features is None:
             raise ContractError(f"strategy {self.slot!r} asks for features, but the model has no `features` method and `head`.")
         return features
 
     def gradient(self, rows: Rows) -> Gradients:
-        self._make_inputs(rows)
-        with torch.enable_grad(), untouched(self.model):
-            self.learner.restart_randomness()
+        rows = self._readable(rows)
+        with torch.enable_grad(), untouched(self.model), self.learner.own_randomness(self.slot):
             _, logits = run_model(self.model, rows)
             loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
             return differentiate(loss, self.parameters)
 
-    def _make_inputs(self, rows: Rows) -> None:
-        """Rows out of a memory hold raw items only."""
-        if rows.inputs is None:
-            rows.inputs = self.learner.benchmark.transform(rows.items, None)
+    def _readable(self, rows: Rows) -> Rows:
+        """Rows out of a memory hold raw items only: the same rows with inputs as in evaluation; a draw of them is augmented later."""
+        if rows.inputs is not None:
+            return rows
+        return replace(rows, inputs=self.learner.benchmark.transform(rows.items, None))
 
     def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
         return self.learner.criterion.rows(logits, rows.targets, rows.task_of_row)

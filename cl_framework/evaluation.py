@@ -59,12 +59,10 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
 
 
 def reported_scenarios(learner: Learner) -> tuple[str, ...]:
-    """The scenarios whose figures one run gives: class- and task-incremental together, domain-incremental alone."""
-    scenario = learner.run.scenario
-    if scenario == "domain_il":
-        return (scenario,)
-    both = ("class_il", "task_il")
-    return tuple(name for name in both if name == scenario or name in learner.benchmark.scenarios)
+    """The scenarios whose figures one run gives, its own first: class- and task-incremental together, domain-incremental alone."""
+    own = learner.run.scenario
+    others = {"class_il": ("task_il",), "task_il": ("class_il",)}.get(own, ())
+    return (own, *(name for name in others if name in learner.benchmark.scenarios))
 
 
 def candidates(learner: Learner, scenario: str, task: TaskId, live: Sequence[TaskId]) -> Tensor:

@@ -41,6 +41,8 @@ class Learner:
         self._partial_masks: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         self._phase_stack: PhaseStack | None = None
         self._applied: StepEvaluation | None = None
+        self._dropout: dict[str, RandomStream] = {}
+        self._augmentations: dict[str, RandomStream] = {}
         self._training_ids = self._partition()
         self.model = model
         self.criterion = Criterion(self._class_mask())
@@ -132,8 +134,6 @@ class Learner:
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         unlearning = isinstance(self.position.event, Unlearn)
         self._phase_stack = self.stack.compile(phase, self._apply, unlearning=unlearning)
-        self._dropout = RandomStream(*stream_key(self.run.seed, self.position, "model"))
-        self._augmentations: dict[str, RandomStream] = {}
         self._without = self.forgotten(self.position.event).ids if isinstance(self.position.event, Unlearn) else None
         self.model.train()
 
@@ -222,12 +222,32 @@ class Learner:
             self._augmentations[purpose] = stream
         return stream.at(self.position.step)
 
-    def restart_randomness(self) -> None:
-        """Set the model's own randomness (dropout) to the start of the current step. A microsecond; torch.manual_seed costs far more."""
-        seed = self._dropout.seed_at(self.position.step)
+    def new_streams(self) -> None:
+        """Whenever the event or the phase changes: random streams have other keys then, whichever of them were used before."""
+        for slot in self.stack.slots:
+            self.stack.context(slot).forget_randoms()  # type: ignore[attr-defined]
+        self._dropout.clear()
+        self._augmentations.clear()
+
+    def restart_randomness(self, purpose: str = "") -> None:
+        """Set the model's own randomness (dropout) to the current step's for one pass: what others run or do not run moves nothing.
+
+        A microsecond; torch.manual_seed costs far more.
+        """
+        stream = self._dropout.get(purpose)
+        if stream is None:
+            stream = self._dropout[purpose] = RandomStream(*stream_key(self.run.seed, self.position, "model", purpose))
+        seed = stream.seed_at(self.position.step)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    @contextmanager
+    def own_randomness(self, purpose: str) -> Iterator[None]:
+        """A look at the model between or within evaluations: with its own numbers; those around it go on as if not interrupted."""
+        with global_randomness_kept(self.device):
+            self.restart_randomness(purpose)
+            yield
 
     def _generator(self, purpose: str) -> torch.Generator:
         return RandomStream(*stream_key(self.run.seed, self.position, purpose)).generator()

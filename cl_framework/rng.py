@@ -39,7 +39,7 @@ class RandomStream:
         return (mixed ^ (mixed >> 27)) >> 1
 
     def at(self, step: int) -> torch.Generator:
-        """This stream's generator set to the start of `step`'s numbers. Costs about a microsecond."""
+        """This stream's one generator, set to the start of `step`'s numbers. Costs about a microsecond."""
         return self._generator.manual_seed(self.seed_at(step))
 
     def block(self, step: int, count: int) -> Tensor:
@@ -47,7 +47,8 @@ class RandomStream:
         number = step // BLOCK
         cached = self._blocks.get(count)
         if cached is None or cached[0] != number:
-            cached = (number, torch.rand(BLOCK, count, dtype=torch.float64, generator=self.at(-1 - number)))
+            generator = torch.Generator().manual_seed(self.seed_at(-1 - number))  # its own: a step's generator is not moved
+            cached = (number, torch.rand(BLOCK, count, dtype=torch.float64, generator=generator))
             self._blocks[count] = cached
         return cached[1]
 

@@ -200,7 +200,7 @@ class Runner:
         learner, position = self.learner, self.learner.position
         event = learner.stream.events[index]
         position.event, position.event_index, position.phase, position.step = event, index, None, 0
-        self._new_streams()
+        learner.new_streams()
         inside = state is not None and state["inside"] is not None
         self.tally = EventTally(**state["inside"]["tally"]) if state is not None and inside else EventTally()
         stages: Stages = (learner.stack.begin, self._own_phases, learner.stack.end)
@@ -229,7 +229,7 @@ class Runner:
     def _begin(self, phase: Phase) -> None:
         position = self.learner.position
         position.phase, position.step = phase, 0
-        self._new_streams()
+        self.learner.new_streams()
         self.queue[0] = phase = self.learner.plan_phase(phase)
         position.phase = phase
         self.learner.begin_phase(phase)
@@ -238,7 +238,7 @@ class Runner:
     def _continue(self, phase: Phase, state: dict[str, Any]) -> None:
         position = self.learner.position
         position.phase, position.step = phase, state["position"]["step"]
-        self._new_streams()
+        self.learner.new_streams()
         self.learner.begin_phase(replace(phase, fresh_model=False))
         self.learner.load_optimizer(state["learner"]["optimizer"])
         self._fit(phase)
@@ -254,6 +254,7 @@ class Runner:
         self.tally.phases.append({"name": phase.name, "steps": phase.steps})
         learner.end_phase(phase)
         position.phase, position.step = None, 0
+        learner.new_streams()  # what follows must not depend on which streams the phase has used
 
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
@@ -318,7 +319,7 @@ class Runner:
         state = {
             "format": 1,
             "fingerprint": self.experiment.fingerprint,
-            "config": self.experiment.to_yaml(),
+            "config": self.experiment.to_dict(),
             "position": {
                 "event_index": position.event_index + (0 if inside else 1),
                 "step": position.step,
@@ -363,10 +364,6 @@ class Runner:
         self.tally.steps += position.step - self._counted
         self.tally.samples += _visits(position.phase, self._counted, position.step)
         self._clock, self._counted = now, position.step
-
-    def _new_streams(self) -> None:
-        for slot in self.learner.stack.slots:
-            self.learner.stack.context(slot).forget_randoms()  # type: ignore[attr-defined]
 
     def _tell(self, what: str, *news: Any) -> None:
         for listener in self.listeners:

@@ -133,7 +133,7 @@ Gradients = tuple[Tensor | None, ...]  # one for each of `Context.parameters`, N
 class Evaluation(Protocol):
     """The result of calling a closure: everything in it is detached."""
 
-    loss: Tensor  # weighted sum of the terms asked for
+    loss: Tensor  # weighted sum of all terms, or the plain sum of those asked for by name
     gradients: Gradients | None
     output: Output
 

@@ -1,6 +1,6 @@
 """A stream of events: learn a task, unlearn it, learn it again.
 
-Grammar, separated by blanks or commas outside an event::
+Grammar, events separated by blanks::
 
     L0        learn task 0               U1                  unlearn task 1
     L0-4      learn tasks 0, 1, 2, 3, 4  U1:class=3,4        unlearn two classes of task 1
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 
 from cl_framework.errors import ConfigurationError
@@ -64,7 +65,7 @@ class Unlearn:
         if self.ids_file:
             return f"{head}:ids={self.ids_file}"
         if self.fraction is not None:
-            return f"{head}:fraction={self.fraction:g}@seed{self.fraction_seed}"
+            return f"{head}:fraction={Decimal(repr(self.fraction)):f}@seed{self.fraction_seed}"  # all digits: it reads back as it was
         return head
 
 

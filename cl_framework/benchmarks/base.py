@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -56,13 +58,75 @@ class Benchmark:
     def num_tasks(self) -> int:
         return len(self.classes)
 
-    @property
+    @cached_property
     def offsets(self) -> Tensor:
         """(T + 1,) int64: the first global sample id of each task, and the number of all."""
-        lengths = torch.tensor([0, *(len(source) for source in self.train)])
-        return lengths.cumsum(0)
+        return torch.tensor([0, *(len(source) for source in self.train)]).cumsum(0)
 
     def ids_of(self, task: int) -> Tensor:
         """Global training sample ids of a task, ascending."""
-        first = sum(len(source) for source in self.train[:task])
-        return torch.arange(first, first + len(self.train[task]))
+        first, end = self.offsets[task : task + 2].tolist()
+        return torch.arange(first, end)
+
+    def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The task of each sample id, and its row in the task's training source: (B,), (B,)."""
+        tasks = torch.bucketize(ids, self.offsets, right=True) - 1
+        return tasks, ids - self.offsets[tasks]
+
+    def read(self, ids: Tensor) -> tuple[Inputs, Tensor, Tensor]:
+        """Items, targets and tasks of these ids, in their order: one indexed read a task."""
+        tasks, rows = self.locate(ids)
+        present = torch.unique(tasks).tolist() or [0]
+        if len(present) == 1:
+            source = self.train[present[0]]
+            return source.read(rows), source.targets[rows], tasks
+        places = [(tasks == task).nonzero().flatten() for task in present]
+        parts = [self.train[task].read(rows[place]) for task, place in zip(present, places, strict=True)]
+        back = torch.cat(places).argsort()
+        targets = torch.cat([self.train[task].targets[rows[place]] for task, place in zip(present, places, strict=True)])
+        return _reorder(parts, back), targets[back], tasks
+
+    def read_targets(self, ids: Tensor) -> Tensor:
+        """The labels of these ids, (B,), without reading the items."""
+        tasks, rows = self.locate(ids)
+        targets = torch.empty_like(ids)
+        for task in torch.unique(tasks).tolist():
+            targets[tasks == task] = self.train[task].targets[rows[tasks == task]]
+        return targets
+
+
+def _reorder(parts: Sequence[Inputs], order: Tensor) -> Inputs:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: torch.cat([part[key] for part in parts])[order] for key in first}
+    return torch.cat(list(parts))[order]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class BenchmarkContext:
+    """What a run tells the builder of a benchmark."""
+
+    root: Path  # where data sets lie
+    download: bool  # whether missing ones may be fetched
+    seed: int  # the run's
+    scenario: str  # class_il, task_il, domain_il, or "" for the benchmark's default
+    in_memory: str = "auto"  # auto, always or never
+
+
+@dataclass(frozen=True)
+class Scale:
+    """uint8 items to float inputs in [0, 1] (by default), then normalised a channel if mean and deviation are given."""
+
+    maximum: float = 255.0
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    random: bool = False
+
+    def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
+        assert isinstance(items, Tensor)
+        inputs = items.to(torch.float32).div_(self.maximum)
+        if not self.mean:
+            return inputs
+        shape = (1, -1, *([1] * (items.ndim - 2)))
+        mean = torch.tensor(self.mean, device=items.device).view(shape)
+        return inputs.sub_(mean).div_(torch.tensor(self.deviation, device=items.device).view(shape))

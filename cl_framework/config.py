@@ -1,0 +1,358 @@
+"""Configuration: a run schema, then each slot's own dataclass of options. What is wrong is named before any data is read.
+
+Only this module and the command line know OmegaConf. What leaves here are plain dataclasses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cl_framework import registry
+from cl_framework.checks import check_choice, check_range
+from cl_framework.errors import ConfigurationError, nearest
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "sgd"  # sgd, adam or adamw
+    lr: float = 0.1  # > 0
+    momentum: float = 0.0  # [0, 1), sgd only
+    weight_decay: float = 0.0  # >= 0
+    reset: str = "event"  # event: a new state each event; never: moments live on
+    clip: float | None = None  # largest norm of all gradients together, > 0
+
+
+@dataclass
+class DataConfig:
+    root: str | None = None  # else the environment variable CL_DATA, else "data"
+    download: bool = False
+    workers: int = 0  # data-loader processes for data that is not held in memory
+    in_memory: str = "auto"  # auto, always or never
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "offline"  # offline or online
+    project: str = "cl-framework"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CheckpointConfig:
+    every_seconds: float = 60.0  # between checkpoints within an event; one is always written after an event
+
+
+@dataclass
+class RunConfig:
+    experiment: str = ""  # the folder of its runs; default: the name of the YAML file
+    stream: str = ""  # "": learn every task once
+    scenario: str = ""  # class_il, task_il, domain_il; "": the benchmark's default
+    seed: int = 0
+    benchmark: dict[str, Any] = field(default_factory=dict)  # name, and its options
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_size: int = 32
+    epochs: int = 1
+    online: bool = False  # every sample is seen once: epochs must be 1
+    blurry: float = 0.0  # share of each task's samples that is dealt over all tasks, [0, 1]
+    evaluate: str = "all"  # after each event: all tasks of the stream, or those seen
+    evaluation_batch_size: int = 1000
+    strategies: dict[str, Any] = field(default_factory=dict)  # slot -> {use: name, options}
+    logger: str = "none"  # none or wandb
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = "runs"
+    again: bool = False  # start a finished or unfinished run anew
+    deterministic: bool = False  # torch.use_deterministic_algorithms
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "32-true"  # 32-true or bf16-mixed
+    threads: int = 0  # torch threads; 0 leaves torch's own choice
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    expected: dict[str, Any] = field(default_factory=dict)  # published figures: name -> {value, deviation, source}
+
+
+# What does not change numbers: not part of the fingerprint.
+_OUTSIDE = ("experiment", "seed", "logger", "wandb", "data", "out", "again", "device", "threads", "checkpoint", "expected")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A registered benchmark or model with its options."""
+
+    name: str
+    options: Any
+    builder: Any
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A strategy in its slot."""
+
+    slot: str
+    name: str
+    strategy_class: Any
+    options: Any
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked configuration."""
+
+    run: RunConfig  # benchmark, model and strategies in it are resolved: every default is written out
+    benchmark: Named
+    model: Named
+    strategies: tuple[Slot, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything resolved, defaults written out; `load_experiment` of it gives the same experiment."""
+        return asdict(self.run)
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What changes numbers, apart from the seed."""
+        return {key: value for key, value in self.to_dict().items() if key not in _OUTSIDE}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of `numbers`; the order of strategies counts, that of other keys does not."""
+        numbers = dict(self.numbers)
+        numbers["strategies"] = list(numbers["strategies"].items())
+        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+
+    def differing_keys(self, other: Experiment) -> list[str]:
+        """Sentences "key is X, was Y" for the values in the fingerprint that differ from `other`'s."""
+        mine, theirs = _flat(self.numbers), _flat(other.numbers)
+        absent = "absent"
+        keys = [key for key in (mine | theirs) if mine.get(key, absent) != theirs.get(key, absent)]
+        found = [f"{key} is {mine.get(key, absent)!r}, was {theirs.get(key, absent)!r}" for key in keys]
+        if not found and self.fingerprint != other.fingerprint:
+            found = ["the order of strategies differs"]
+        return found
+
+
+def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """Read a YAML file (or a mapping), apply overrides `a.b=c`, `~a.b`, and check everything.
+
+    Raises ConfigurationError naming the key, the value got, and what is allowed.
+    """
+    raw = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(Path(source))
+    for override in overrides:
+        _override(raw, override)
+    if not raw.get("experiment"):
+        raw["experiment"] = "unnamed" if isinstance(source, Mapping) else Path(source).stem
+    run = _structured(RunConfig, raw, "")
+    _check_run(run)
+    benchmark = _named(registry.benchmarks, "benchmark", run.benchmark)
+    model = _named(registry.models, "model", run.model)
+    strategies = tuple(_slot(slot, options) for slot, options in run.strategies.items())
+    resolved = replace(
+        run,
+        benchmark={"name": benchmark.name, **_plain(benchmark.options)},
+        model={"name": model.name, **_plain(model.options)},
+        strategies={slot.slot: {"use": slot.name, **_plain(slot.options)} for slot in strategies},
+    )
+    return Experiment(resolved, benchmark, model, strategies)
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        raw = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"there is no experiment file {path}. `clu list experiments` shows what there is.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the experiment file {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark is not None else ""
+        raise ConfigurationError(f"{path} is no valid YAML{where}: {getattr(error, 'problem', None) or error}.") from error
+    if not isinstance(raw, DictConfig):
+        raise ConfigurationError(f"{path} must hold keys and values, not a {'list' if isinstance(raw, ListConfig) else 'single value'}.")
+    return raw
+
+
+def _override(raw: DictConfig, text: str) -> None:
+    if text.startswith("~"):
+        _remove(raw, text[1:])
+        return
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(
+            f"cannot read the override {text!r}. Write key=value, for example seed=3, or ~strategies.er to remove one."
+        )
+    try:
+        parsed = value if key in ("stream", "experiment") else OmegaConf.create(f"value: {value}").value
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"cannot read the value of {text!r}. Put quotes around text with special characters.") from error
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if parent not in node or node[parent] is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, DictConfig):
+            raise ConfigurationError(f"{text!r}: {parent!r} holds a value and no options.")
+    node[last] = parsed
+
+
+def _remove(raw: DictConfig, key: str) -> None:
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, DictConfig) else None
+    if not isinstance(node, DictConfig) or last not in node:
+        known = node.keys() if isinstance(node, DictConfig) else []
+        raise ConfigurationError(f"~{key}: there is nothing to remove. {nearest(last, map(str, known))}")
+    del node[last]
+
+
+def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
+    """An instance of the dataclass `schema` with the values given, or ConfigurationError."""
+    _refuse_unknown(schema, given, path)
+    try:
+        config = OmegaConf.structured(schema)
+        OmegaConf.set_readonly(config, False)
+        merged = OmegaConf.merge(config, given)
+        values = OmegaConf.to_object(merged)
+        if isinstance(values, schema):
+            values = {option.name: getattr(values, option.name) for option in fields(schema)}  # type: ignore[arg-type]
+        return schema(**_tuples(schema, values))
+    except ValueError as error:
+        if isinstance(error, OmegaConfBaseException):
+            raise ConfigurationError(_explain(error, schema, path)) from error
+        raise ConfigurationError(f"{path}{'.' if path else ''}{error}.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(_explain(error, schema, path)) from error
+
+
+def _tuples(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """OmegaConf knows lists only: give tuples where the dataclass says so."""
+    hints = typing.get_type_hints(schema)
+
+    def wants_tuple(hint: Any) -> bool:
+        return typing.get_origin(hint) is tuple or any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
+
+    return {name: tuple(value) if isinstance(value, list) and wants_tuple(hints[name]) else value for name, value in values.items()}
+
+
+def _explain(error: OmegaConfBaseException, schema: type, path: str) -> str:
+    inner = getattr(error, "full_key", None) or getattr(error, "key", None) or ""
+    key = ".".join(part for part in (path, str(inner)) if part)
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    hint = _expected_type(schema, str(inner))
+    return f"{key}: {reason}" + (f"; expected {hint}." if hint else ".")
+
+
+def _expected_type(schema: Any, key: str) -> str:
+    for part in key.split("."):
+        hints = typing.get_type_hints(schema) if is_dataclass(schema) else {}
+        if part not in hints:
+            return ""
+        schema = hints[part]
+    return getattr(schema, "__name__", str(schema)) if typing.get_origin(schema) is None else str(schema).replace("typing.", "")
+
+
+def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
+    hints = typing.get_type_hints(schema)
+    for key in given:
+        where = ".".join(part for part in (path, str(key)) if part)
+        if key not in hints:
+            raise ConfigurationError(f"{where}: unknown option. {nearest(str(key), hints)}")
+        if is_dataclass(hints[key]) and isinstance(given, DictConfig):
+            value = given[key]
+            if not isinstance(value, DictConfig):
+                raise ConfigurationError(
+                    f"{where}: expected options, got {value!r}. Known: {', '.join(typing.get_type_hints(hints[key]))}."
+                )
+            _refuse_unknown(hints[key], value, where)  # type: ignore[arg-type]
+
+
+def _named(known: registry.Registry, kind: str, given: Mapping[str, Any]) -> Named:
+    options = dict(given)
+    name = options.pop("name", None)
+    if not name:
+        raise ConfigurationError(f"{kind}.name is missing. `clu list {kind}s` shows what there is.")
+    builder = known.get(str(name))
+    return Named(str(name), _options(builder.Options, options, kind, str(name)), builder)
+
+
+def _options(schema: type, given: Mapping[str, Any], path: str, name: str) -> Any:
+    known = {option.name for option in fields(schema)}  # type: ignore[arg-type]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"{path}.{unknown[0]}: unknown option of {name!r}. {nearest(unknown[0], known)} "
+            f"If the file sets it for another {path.partition('.')[0]}, remove it with ~{path}.{unknown[0]}."
+        )
+    return _structured(schema, given, path)
+
+
+def _slot(slot: str, given: Any) -> Slot:
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"strategies.{slot} must be options such as {{}} or {{capacity: 500}}, got {given!r}.")
+    options = dict(given)
+    name = str(options.pop("use", slot))
+    strategy_class = registry.strategies.get(name)
+    return Slot(slot, name, strategy_class, _options(strategy_class.Config, options, f"strategies.{slot}", name))
+
+
+def _check_run(run: RunConfig) -> None:
+    try:
+        check_choice("scenario", run.scenario, ("", "class_il", "task_il", "domain_il"))
+        check_choice("evaluate", run.evaluate, ("all", "seen"))
+        check_choice("logger", run.logger, ("none", "wandb"))
+        check_choice("device", run.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", run.precision, ("32-true", "bf16-mixed"))
+        check_choice("wandb.mode", run.wandb.mode, ("offline", "online"))
+        check_choice("data.in_memory", run.data.in_memory, ("auto", "always", "never"))
+        check_choice("optimizer.name", run.optimizer.name, ("sgd", "adam", "adamw"))
+        check_choice("optimizer.reset", run.optimizer.reset, ("event", "never"))
+        check_range("optimizer.lr", run.optimizer.lr, above=0)
+        check_range("optimizer.momentum", run.optimizer.momentum, low=0, below=1)
+        check_range("optimizer.weight_decay", run.optimizer.weight_decay, low=0)
+        if run.optimizer.clip is not None:
+            check_range("optimizer.clip", run.optimizer.clip, above=0)
+        check_range("seed", run.seed, low=0)
+        check_range("batch_size", run.batch_size, low=1)
+        check_range("epochs", run.epochs, low=1)
+        check_range("blurry", run.blurry, low=0, high=1)
+        check_range("evaluation_batch_size", run.evaluation_batch_size, low=1)
+        check_range("data.workers", run.data.workers, low=0)
+        check_range("threads", run.threads, low=0)
+        check_range("checkpoint.every_seconds", run.checkpoint.every_seconds, low=0)
+    except ValueError as error:
+        raise ConfigurationError(f"{error}.") from error
+    if run.online and run.epochs != 1:
+        raise ConfigurationError(f"online=true shows every sample once, but epochs is {run.epochs}. Set epochs=1 or online=false.")
+    if run.optimizer.name != "sgd" and run.optimizer.momentum:
+        raise ConfigurationError(f"optimizer.momentum is an option of sgd; optimizer.name is {run.optimizer.name!r}.")
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    return {option.name: list(value) if isinstance(value := getattr(options, option.name), tuple) else value for option in fields(options)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,274 @@
+"""A run directory: tidy rows, atomic files, exact readers.
+
+    runs/<experiment>/<fingerprint8>-s<seed>/
+      config.yaml  command.txt  env.json  events.jsonl  records.jsonl  summary.json  ckpt/  plots/  DONE or FAILED
+
+`records.jsonl` is the only truth about figures: one row a value, no times in it. Lines are appended whole; a checkpoint notes the
+lengths of the files, and a resume cuts them back to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cl_framework.errors import ConfigurationError, FrameworkError
+
+Row = dict[str, Any]
+
+RECORDS = "records.jsonl"  # run, event_index, event, eval_task, split, scenario, metric, value, n, stream_step
+EVENTS = "events.jsonl"  # event_index, event, kind, task, steps, samples, stream_step, phases, seconds, peak memory, status
+_WRITTEN_BY_A_RUN = (
+    "config.yaml",
+    "command.txt",
+    "env.json",
+    EVENTS,
+    RECORDS,
+    "summary.json",
+    "report.html",
+    "wandb.json",
+    "DONE",
+    "FAILED",
+    ".lock",
+    "ckpt",
+    "deletion",
+    "plots",
+    "wandb",
+)
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """Write a file whole or not at all: aside, flushed to disk, then renamed. FrameworkError if it cannot be done."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> FrameworkError:
+    """One sentence about a file that cannot be written, and the remedy."""
+    remedies = {
+        errno.ENOSPC: "Free some space",
+        errno.EDQUOT: "Free some of your quota",
+        errno.EROFS: "Choose a writable folder with out=DIR",
+        errno.EACCES: "Choose a writable folder with out=DIR",
+    }
+    remedy = remedies.get(error.errno or 0, "Mend that or choose another folder with out=DIR")
+    return FrameworkError(f"{path} cannot be written: {error.strerror}. {remedy}; nothing written before is lost.")
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, out: str | Path, experiment: str, fingerprint: str, seed: int) -> RunDirectory:
+        """The directory in which a run of this configuration and seed lives; nothing is made on disk yet."""
+        return cls(Path(out) / experiment / f"{fingerprint[:8]}-s{seed}")
+
+    # --- places ---
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "ckpt"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    # --- life ---
+
+    @property
+    def status(self) -> str:
+        """`absent` (no run here), `unfinished`, `done` or `failed`."""
+        if not self.config.exists():
+            return "absent"
+        if (self.path / "DONE").exists():
+            return "done"
+        return "failed" if (self.path / "FAILED").exists() else "unfinished"
+
+    def write_start(self, config: str, command: str, env: Mapping[str, Any]) -> None:
+        """Make the directory. config.yaml comes last: with it the directory is a run."""
+        atomic_write(self.path / "command.txt", command + "\n")
+        atomic_write(self.path / "env.json", json.dumps(env, indent=2) + "\n")
+        atomic_write(self.config, config)
+
+    def read_env(self) -> dict[str, Any]:
+        return read_json(self.path / "env.json")
+
+    def mark_done(self) -> None:
+        self.unmark_failed()
+        atomic_write(self.path / "DONE", "")
+
+    def mark_failed(self, reason: str) -> None:
+        atomic_write(self.path / "FAILED", reason + "\n")
+
+    def unmark_failed(self) -> None:
+        (self.path / "FAILED").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove what a run wrote here, and nothing else."""
+        for name in _WRITTEN_BY_A_RUN:
+            place = self.path / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; another process that tries is refused. Gone with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigurationError(f"{self.path} is being run by another process. Wait for it or stop it.") from error
+            yield
+
+    # --- rows ---
+
+    def append_records(self, rows: Iterable[Row]) -> None:
+        append_rows(self.path / RECORDS, rows)
+
+    def append_events(self, rows: Iterable[Row]) -> None:
+        append_rows(self.path / EVENTS, rows)
+
+    def records(self) -> list[Row]:
+        return read_rows(self.path / RECORDS)
+
+    def events(self) -> list[Row]:
+        return read_rows(self.path / EVENTS)
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of each file of rows."""
+        return {name: _size(self.path / name) for name in (EVENTS, RECORDS)}
+
+    def cut_back(self, lengths: Mapping[str, int]) -> None:
+        """Cut the files of rows back to these lengths (0 where none is given). FrameworkError if one is shorter: rows are lost."""
+        for name in (EVENTS, RECORDS):
+            path, wanted = self.path / name, lengths.get(name, 0)
+            have = _size(path)
+            if have < wanted:
+                raise FrameworkError(f"{path} has {have} bytes, but the checkpoint counts on {wanted}: rows are lost. Start anew with again=true.")
+            if have > wanted:
+                os.truncate(path, wanted)
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows as JSON lines in one write, flushed to disk. If it fails, what was half-written is cut away again."""
+    data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    before = _size(path)
+    try:
+        with open(path, "ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if _size(path) > before:
+            os.truncate(path, before)
+        raise cannot_write(path, error) from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows; a last line without its end (killed while writing) is left out, any other damage is a FrameworkError."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text().split("\n")
+    del rest
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise FrameworkError(f"{path} is damaged in line {number}: {error.msg}.") from error
+    return rows
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise FrameworkError(f"{path} cannot be read: {error}.") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+_PACKAGES = ("cl-framework", "torch", "torchvision", "pytorch-lightning", "numpy", "avalanche-lib", "wandb")
+_MATTERS = ("python", "platform", "processor", "device", "threads", "deterministic", *(f"version {name}" for name in _PACKAGES[:5]))
+
+
+def environment(device: str, threads: int, deterministic: bool) -> dict[str, Any]:
+    """What bit-exactness depends on: machine, versions, threads, device."""
+    versions: dict[str, Any] = {}
+    for name in _PACKAGES:
+        try:
+            versions[f"version {name}"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[f"version {name}"] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": device,
+        "threads": threads,
+        "deterministic": deterministic,
+        **versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments, among what can change the last bits of a figure."""
+    return [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in _MATTERS if then.get(key) != now.get(key)]

@@ -1,0 +1,124 @@
+"""Checks of unlearning: what is left in a strategy's state, who answers, and what an exact claim means."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cl_framework.errors import ConfigurationError
+from cl_framework.records import RunDirectory
+from cl_framework.strategy import Batch, Context, Forgotten, Output, Strategy
+from cl_framework.testing.canary import Traces, canary_benchmark
+from cl_framework.testing.contract import Subject, check, raises
+from cl_framework.testing.laboratory import (
+    Outcome,
+    assert_different_weights,
+    beside,
+    finish,
+    first_difference,
+    in_place_of,
+)
+from cl_framework.testing.neighbours import Oblivious, slot, snapshot
+
+GRANULARITIES = {"task": "U0", "class": "U0:class=0", "sample": "U0:fraction=0.25@seed1"}
+
+
+class Witness:
+    """Notes, beside a strategy, the logits that it saw for each sample and its state right before it is told to forget."""
+
+    def __init__(self) -> None:
+        self.logits: dict[int, list[Tensor]] = {}
+        self.before: list[Any] = []
+        self.forgotten: list[Forgotten] = []
+
+    def beside(self, strategy: type[Strategy]) -> type[Strategy]:
+        witness = self
+
+        def commit(self: Strategy, batch: Batch, output: Output, context: Context) -> None:
+            if len(batch):
+                for sample, row in zip(batch.ids.tolist(), output.logits, strict=True):
+                    witness.logits.setdefault(sample, []).append(row.clone())
+            strategy.commit(self, batch, output, context)
+
+        def forget(self: Strategy, forgotten: Forgotten, context: Context) -> None:
+            witness.before.append(snapshot(self.state_dict()))
+            witness.forgotten.append(forgotten)
+            strategy.forget(self, forgotten, context)
+
+        return type(strategy.__name__, (strategy,), {"commit": commit, "forget": forget})
+
+
+def unlearn_canaries(subject: Subject, folder: Path, event: str) -> tuple[Outcome, Traces, Any]:
+    """Run "L1 L2 <event>" on the canaries: the outcome, what must be gone, and the strategy's state right before it forgot."""
+    scenario = subject.traits.scenarios[0]
+    benchmark = canary_benchmark(scenario)
+    witness = Witness()
+    experiment = in_place_of(subject.experiment(folder, stream=f"L1 L2 {event}", evaluate="seen"), witness.beside(subject.strategy))
+    granularity = "sample" if ":" in event else "task"
+    able = granularity in subject.traits.unlearns
+    outcome = finish(experiment if able else beside(experiment, after=[slot(Oblivious)]), benchmark)
+    (forgotten,) = witness.forgotten
+    traces = Traces.of(benchmark, 2, forgotten.ids, witness.logits, whole=granularity == "task")
+    return outcome, traces, witness.before[0]
+
+
+@check()
+def nothing_of_a_forgotten_task_is_left(subject: Subject, folder: Path) -> None:
+    """After `forget` neither its state nor any checkpoint holds a sample, label, logit or id of what was unlearned."""
+    for event in ("U2", "U2:fraction=0.5@seed3"):
+        outcome, traces, before = unlearn_canaries(subject, folder / event.replace(":", "-"), event)
+        if subject.traits.stores_data and event == "U2":
+            assert list(traces.found_in(before)), "nothing of the task was there before it was forgotten: this check shows nothing"
+        left = list(traces.found_in(outcome.learner["strategies"][subject.name]))
+        assert not left, f"after {event} {left[0]}"
+        for file in RunDirectory(outcome.path).checkpoints.glob("*.pt"):
+            data = file.read_bytes()
+            assert not any(item.numpy().tobytes() in data for item in traces.items), (
+                f"after {event} the checkpoint {file.name} holds a sample"
+            )
+
+
+@check(lambda subject: "" if not subject.traits.stores_data else "stores_data=True")
+def stores_no_data_as_it_says(subject: Subject, folder: Path) -> None:
+    """A strategy that does not declare `stores_data` holds no sample, logit or id at any time."""
+    _, traces, before = unlearn_canaries(subject, folder, "U2")
+    kept = [trace for trace in traces.found_in(before) if not trace.endswith("a label")]
+    assert not kept, f"stores_data=False, but {kept[0]}"
+
+
+@check()
+def unlearns_or_is_refused(subject: Subject, folder: Path) -> None:
+    """An Unlearn at a granularity it claims is done; at any other it is refused before anything is written."""
+    for granularity, event in GRANULARITIES.items():
+        place = folder / granularity
+        stream = f"L0 L1 {event}"
+        if granularity in subject.traits.unlearns:
+            outcome = finish(subject.experiment(place, stream=stream))
+            events = RunDirectory(outcome.path).events()
+            assert [row["kind"] for row in events] == ["learn", "learn", "unlearn"]
+            continue
+        text = raises(
+            ConfigurationError,
+            f"{event} ran, though unlearning at {granularity} level is not claimed",
+            partial(finish, subject.experiment(place, stream=stream)),
+        )
+        assert event in text and f"at {granularity} level" in text, f"the refusal of {event} does not explain itself: {text}"
+        written = [path for path in place.rglob("*") if path.is_file()]
+        assert not written, f"{event} was refused, but {written[0]} was written"
+
+
+@check(lambda subject: "" if subject.traits.exact and "task" in subject.traits.unlearns else "exact=False, or it unlearns no task")
+def an_exact_claim_equals_never_learned(subject: Subject, folder: Path) -> None:
+    """After unlearning a task, weights and state are those of a run that never saw it, now and after what is learned next."""
+    for index, (with_task, without, learned) in enumerate((("L1 L0 U0", "L1", "L1 L0"), ("L0 L1 U0 L2", "L1 L2", "L0 L1 L2"))):
+        unlearned = finish(subject.experiment(folder / f"unlearned-{index}", stream=with_task))
+        never = finish(subject.experiment(folder / f"never-{index}", stream=without))
+        difference = first_difference(unlearned.learner["model"], never.learner["model"], "weights") or first_difference(
+            unlearned.learner["strategies"], never.learner["strategies"], "state"
+        )
+        assert difference is None, f"exact=True, but after {with_task!r} and after {without!r} {difference}"
+        control = finish(subject.experiment(folder / f"learned-{index}", stream=learned))
+        assert_different_weights(control, never, f"{learned!r} against {without!r}")

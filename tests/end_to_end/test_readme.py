@@ -1,0 +1,105 @@
+"""README is a test: what it prints as a command or as Python runs as it stands, and its tables say what the records say.
+
+Blocks run one after another, as a reader would run them, in a temporary folder that links to the repository's `experiments/` and
+`scripts/`: what they write under `runs/` lands there. Lines marked `# long` are left out and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+LONG = "# long"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the line of the file it begins at."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(markdown: str) -> list[Block]:
+    """The fenced blocks of a Markdown text, those without a language included."""
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+    return [Block(fence[1], fence[2], markdown.count("\n", 0, fence.start()) + 1) for fence in fences]
+
+
+def runnable(block: Block) -> str:
+    """The block without the lines that take long."""
+    return "".join(line for line in block.text.splitlines(keepends=True) if LONG not in line)
+
+
+def run_block(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a block in `folder`, its commands those of this interpreter's environment."""
+    commands = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.run(
+        [*commands[block.language], runnable(block)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("experiments", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_command_and_every_program_of_the_readme_runs(folder: Path) -> None:
+    ran = 0
+    for block in blocks_of(README.read_text()):
+        if runnable(block).strip():
+            result = run_block(block, folder)
+            assert result.returncode == 0, f"README.md:{block.line}\n{block.text}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+            ran += 1
+    assert ran == 8
+    assert len(list(folder.glob("runs/*/*/DONE"))) >= 8, "the runs were not written where they are looked for"
+
+
+def test_only_bash_and_python_are_fenced_and_only_the_two_long_commands_are_left_out() -> None:
+    blocks = blocks_of(README.read_text())
+    assert {block.language for block in blocks} == {"bash", "python"}
+    left_out = [line for block in blocks for line in block.text.splitlines() if LONG in line]
+    assert [line.split("#")[0].strip() for line in left_out] == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+
+
+def test_a_command_that_fails_would_be_seen(folder: Path) -> None:
+    (failing,) = blocks_of("text\n```bash\nfalse\necho reached\n```\n")
+    assert failing == Block("bash", "false\necho reached\n", 2)
+    result = run_block(failing, folder)
+    assert (result.returncode, result.stdout) == (1, "")
+    (left_out,) = blocks_of("```bash\nfalse  # long: never ends\necho reached\n```\n")
+    assert run_block(left_out, folder).stdout == "reached\n"
+    (program,) = blocks_of("```python\nraise SystemExit(3)\n```\n")
+    assert run_block(program, folder).returncode == 3
+
+
+def test_every_file_the_readme_links_to_exists() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README.read_text())
+    assert len(targets) >= 3
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_tables_stand_between_markers() -> None:
+    """`clu report` and `clu reproduce` write them; a marker that is lost would leave a table stale."""
+    found = re.findall(r"^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in found] == ["digits", "papers"]
