@@ -114,6 +114,8 @@ class StepReader:
             self._tasks[start:end],
             inputs,
             tasks_readable=self._readable,
+            host_targets=self._host[0][start:end],
+            host_tasks=self._host[1][start:end],
             view=None if plan.view is None else plan.view[first:last].to(self._learner.device),
             group=None if plan.group is None else plan.group[first:last].to(self._learner.device),
         )
@@ -130,6 +132,7 @@ class StepReader:
             ids = self._plan.ids[self._offsets[first] : self._offsets[last]]
             rows = chunk.rows
         items, targets, tasks = rows
+        self._host = (targets, tasks)
         self._items: Inputs = _moved(items, device)
         self._targets, self._ids, self._tasks = targets.to(device), ids.to(device), tasks.to(device)
         transform = learner.benchmark.transform

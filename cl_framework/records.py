@@ -191,7 +191,9 @@ class RunDirectory:
             path, wanted = self.path / name, lengths.get(name, 0)
             have = _size(path)
             if have < wanted:
-                raise FrameworkError(f"{path} has {have} bytes, but the checkpoint counts on {wanted}: rows are lost. Start anew with again=true.")
+                raise FrameworkError(
+                    f"{path} has {have} bytes, but the checkpoint counts on {wanted}: rows are lost. Start anew with again=true."
+                )
             if have > wanted:
                 os.truncate(path, wanted)
 

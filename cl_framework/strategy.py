@@ -56,6 +56,8 @@ class Rows:
     inputs: Inputs | None = None  # (B, ...)
     extras: dict[str, Tensor] = field(default_factory=dict)
     tasks_readable: bool = True
+    host_targets: Tensor | None = None  # copies on the host where the rows came from there, so that no step waits for the device
+    host_tasks: Tensor | None = None
 
     @property
     def tasks(self) -> Tensor:

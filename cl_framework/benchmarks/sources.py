@@ -96,7 +96,9 @@ def targets_of(dataset: Any) -> Tensor:
         targets = [int(dataset[row][1]) for row in range(len(dataset))]
     labels = torch.as_tensor(targets).to(torch.int64)
     if labels.ndim != 1 or len(labels) != len(dataset):
-        raise FrameworkError(f"the data set has {len(dataset)} samples, but targets of shape {tuple(labels.shape)}: one label a sample is needed.")
+        raise FrameworkError(
+            f"the data set has {len(dataset)} samples, but targets of shape {tuple(labels.shape)}: one label a sample is needed."
+        )
     return labels
 
 
@@ -128,7 +130,9 @@ def select(source: TensorSource | DatasetSource, rows: Tensor) -> TensorSource |
     return TensorSource(source.items[rows], source.targets[rows])
 
 
-def divide_classes(num_classes: int, tasks: int | None, classes_per_task: int | None, class_order: Sequence[int] | None) -> list[tuple[int, ...]]:
+def divide_classes(
+    num_classes: int, tasks: int | None, classes_per_task: int | None, class_order: Sequence[int] | None
+) -> list[tuple[int, ...]]:
     """Which classes each task holds, in `class_order`; a remainder is never dropped.
 
     With `tasks` the first tasks take one class more each (10 in 3: 4, 3, 3); with `classes_per_task` the last task takes what is left.

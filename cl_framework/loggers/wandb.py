@@ -113,12 +113,11 @@ class WandbListener(Listener):
             raise ConfigurationError(
                 f"logger=wandb needs wandb, which cannot be imported ({error}). Install it with `pip install wandb`, or use logger=none."
             ) from error
-        self._wandb = wandb
+        self._wandb: Any = wandb  # imported here, when it is used
         self._make_logger = WandbLogger
         self._settings = settings
         self._logger: WandbLogger | None = None
         self._open = ExitStack()
-        wandb.setup(wandb.Settings(silent=True))
         if settings.mode == "online":
             self._require_credentials()
 
@@ -137,8 +136,7 @@ class WandbListener(Listener):
         self._last_reading: int | None = None
         directory, run = info.directory, info.experiment.run
         identity = run_id(directory.path / "wandb.json")
-        folder = directory.path / "wandb"
-        self._open.enter_context(files_under(folder))
+        self._open.enter_context(files_under(directory.path / "wandb"))
         try:
             wandb_run = self._wandb.init(
                 id=identity,

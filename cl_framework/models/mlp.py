@@ -29,7 +29,12 @@ class MLP(nn.Module):
     """Flatten, linear layers with ReLU, a linear head; Xavier-uniform weights, zero biases."""
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (100, 100), dropout: float = 0.0, batch_norm: bool = False
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden: Sequence[int] = (100, 100),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         widths = [prod(input_shape), *hidden]

@@ -1,0 +1,303 @@
+"""Memories: buffers by sample id. Read once and written once a step; their randomness is a pure function of the step.
+
+What can be decided for a block of steps is decided at once: which slots the visits of the next steps take, and which rows they draw.
+So a step costs a few indexed reads and writes, whatever the size of the memory.
+
+Policies. `reservoir`: every visit so far is in memory with equal probability (Vitter 1985). `ring`: each class seen has an equal share
+of the slots and keeps its newest visits (Chaudhry et al. 2019). `balanced`: the same shares, a reservoir within each class. When a new
+class appears the shares shrink, and capacity % classes slots stay empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_framework.rng import BLOCK
+from cl_framework.shares import ClassShares
+from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
+from cl_framework.strategy import Inputs, Rows, StepRandom
+
+POLICIES = ("reservoir", "ring", "balanced")
+
+
+class Memory:
+    """Holds at most `capacity` samples (>= 0) with label, task, id and any tensors stored beside them."""
+
+    def __init__(self, capacity: int, policy: str = "reservoir") -> None:
+        if capacity < 0:
+            raise ValueError(f"capacity must be >= 0, got {capacity}")
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        self.capacity = capacity
+        self.policy = policy
+        self.seen = 0  # visits to samples that were not forgotten since
+        self._count = 0  # filled slots: the first ones (reservoir), or those of the shares
+        self._shares = None if policy == "reservoir" else ClassShares(capacity, newest=policy == "ring")
+        self._columns: dict[str, Tensor] = {}  # field -> (allocated slots, ...)
+        self._visits_of_task = torch.empty(0, dtype=torch.int64)  # on the host, like every decision
+        self._owed = torch.empty(0, dtype=torch.bool)  # see `forget`
+        self._draws: tuple[tuple[Any, ...], list[int], Tensor] | None = None
+        self._writes: tuple[tuple[Any, ...], int, Tensor, list[bool]] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the filled slots."""
+        return sum(column[:1].numel() * column.element_size() for column in self._columns.values()) * self._count
+
+    @property
+    def ids(self) -> Tensor:
+        """Ids of the stored samples, (N,)."""
+        return self._columns["ids"][self._filled()] if self._columns else torch.empty(0, dtype=torch.int64)
+
+    # --- reading ---
+
+    def sample(self, count: int, random: StepRandom) -> Rows | None:
+        """`count` stored samples, uniformly without replacement (all of them if there are fewer); None from an empty memory."""
+        count_now = min(count, self._count)
+        if count_now == 0:
+            return None
+        return self.rows(self._places(self._drawn(count_now, count, random)))
+
+    def rows(self, slots: Tensor | None = None) -> Rows:
+        """The samples in these slots, or all."""
+        slots = self._filled() if slots is None else slots
+        picked = {name: column.index_select(0, slots) for name, column in self._columns.items()}
+        extras = {name.removeprefix("extra/"): picked[name] for name in picked if name.startswith("extra/")}
+        return Rows(_items(picked), picked["targets"], picked["ids"], picked["tasks"], extras=extras)
+
+    def _drawn(self, count: int, asked: int, random: StepRandom) -> Tensor:
+        """Positions among the filled slots, decided for the whole block on the guess that the memory fills as it did last step."""
+        block, row = divmod(random.step, BLOCK)
+        key = (id(random), block, count)
+        if self._draws is None or self._draws[0] != key or self._draws[1][row] != self._count:
+            growth = (torch.arange(BLOCK) - row).clamp(min=0) * self._last_added()
+            sizes = (self._count + growth).clamp(max=max(self._limit(), self._count))
+            table = floyd(random.block(asked)[:, :count], sizes)
+            self._draws = (key, sizes.tolist(), self._moved(table))
+        return self._draws[2][row]
+
+    def _last_added(self) -> int:
+        return self._writes[2].shape[1] if self._writes is not None and self.policy == "reservoir" else 0
+
+    def _limit(self) -> int:
+        return self.capacity if self._shares is None else self._count
+
+    def _places(self, positions: Tensor) -> Tensor:
+        return positions if self._shares is None else self._shares.places(positions)
+
+    def _filled(self) -> Tensor:
+        return self._places(torch.arange(self._count, device=self._device()))
+
+    # --- writing ---
+
+    def add(self, batch: Rows, random: StepRandom, **extras: Tensor) -> None:
+        """Offer the samples of a batch, each once however many views it has; `extras` are (B, ...) tensors kept beside them."""
+        if self.capacity == 0 or not len(batch):
+            return
+        batch, extras = first_views(batch, extras)
+        if self._shares is None:
+            rows, slots = self._reservoir(batch, random)
+        else:
+            targets = host(batch.host_targets, batch.targets)
+            self._make_room(self._shares.admit(targets, random))
+            slots = self._shares.slots(targets, random)
+            rows = (slots >= 0).nonzero().flatten()
+            slots = slots[rows]
+        self.seen += len(batch)
+        self._count_visits(batch)
+        if rows is not None and len(rows):
+            self._write(batch, extras, rows, slots)
+        if self._shares is not None:
+            self._count = self._shares.filled
+
+    def _reservoir(self, batch: Rows, random: StepRandom) -> tuple[Tensor | None, Tensor]:
+        if len(self._owed):
+            return self._settle(len(batch), random)
+        block, row = divmod(random.step, BLOCK)
+        key = (id(random), block, len(batch))
+        first = self.seen - row * len(batch)
+        if self._writes is None or self._writes[0] != key or self._writes[1] != first:
+            visits = first + torch.arange(BLOCK) * len(batch)
+            slots = reservoir_slots(random.block(len(batch)), visits, self.capacity)
+            self._writes = (key, first, slots, (slots >= 0).any(1).tolist())
+        slots = self._writes[2][row]
+        if not self._writes[3][row]:
+            return None, slots
+        rows = (slots >= 0).nonzero().flatten()
+        return rows, slots[rows]
+
+    def _settle(self, count: int, random: StepRandom) -> tuple[Tensor, Tensor]:
+        """Insert the visits that take the places of forgotten ones; visits beyond those follow the reservoir's rule again."""
+        owed, self._owed = self._owed[:count], self._owed[count:]
+        rows = owed.nonzero().flatten()
+        slots = self._count + torch.arange(len(rows))
+        rest = count - len(owed)
+        if rest:
+            full = torch.full((count,), -1)
+            full[rows] = slots
+            visits = torch.tensor([self.seen + len(owed)])
+            full[len(owed) :] = reservoir_slots(random.uniform(count)[None, len(owed) :], visits, self.capacity)[0]
+            full = last_wins(full[None])[0]
+            rows = (full >= 0).nonzero().flatten()
+            slots = full[rows]
+        return rows, slots
+
+    def _write(self, batch: Rows, extras: Mapping[str, Tensor], rows: Tensor, slots: Tensor) -> None:
+        needed = int(slots.max()) + 1
+        values = _columns(batch, extras)
+        self._allocate(values, needed)
+        if self._shares is None:
+            self._count = max(self._count, needed)
+        rows, slots = self._moved(rows), self._moved(slots)
+        for name, value in values.items():
+            self._columns[name].index_copy_(0, slots, value.detach().index_select(0, rows))
+
+    def _allocate(self, values: Mapping[str, Tensor], needed: int) -> None:
+        """Room for `needed` slots: it grows by doubling, so that a short run does not touch all of a large memory."""
+        have = self._columns["ids"].shape[0] if self._columns else 0
+        if self._columns and needed <= have:
+            return
+        size = min(self.capacity, max(needed, 2 * have, 1024))
+        for name, value in values.items():
+            column = value.new_zeros(size, *value.shape[1:])
+            if have:
+                column[:have] = self._columns[name]
+            self._columns[name] = column
+
+    def _make_room(self, moves: Tensor | None) -> None:
+        """A new class shrank the shares: slot s now holds what was in slot moves[s] (-1: nothing)."""
+        if moves is None or not self._columns:
+            return
+        have = self._columns["ids"].shape[0]
+        source = moves.clamp(min=0, max=have - 1)
+        for name, column in self._columns.items():
+            moved = column.index_select(0, self._moved(source))
+            moved[self._moved(moves) < 0] = 0
+            self._columns[name] = moved
+
+    def _count_visits(self, batch: Rows) -> None:
+        tasks = host(batch.host_tasks, batch.task_of_row)
+        visits = torch.bincount(tasks, minlength=len(self._visits_of_task))
+        visits[: len(self._visits_of_task)] += self._visits_of_task
+        self._visits_of_task = visits
+
+    # --- forgetting ---
+
+    def forget(self, ids: Tensor, random: StepRandom) -> None:
+        """Drop the samples with these ids, and overwrite the slots they had.
+
+        Reservoir: the visits made to forgotten samples are taken as they are counted a task, in proportion to how many of the task's
+        stored samples are dropped unless all are. As many later visits settle the debt (random pairing, Gemulla et al. 2008): the
+        free slots go to a uniform subset of them, so that what is stored stays a uniform sample of all visits not forgotten.
+        Shares: a class refills its free slots with its next visits.
+        """
+        if not self._count:
+            return
+        kept_slots = self._filled()
+        gone = torch.isin(self._columns["ids"][kept_slots], ids.to(self._device()))
+        if not bool(gone.any()):
+            return
+        tasks = self._columns["tasks"][kept_slots].cpu()
+        visits = self._forgotten_visits(tasks, gone.cpu())
+        survivors = kept_slots[~gone]
+        labels = self._columns["targets"][survivors].cpu()
+        stored = {name: column[survivors].clone() for name, column in self._columns.items()}
+        freed = int(gone.sum())
+        self._columns = {}
+        self._draws = self._writes = None
+        self.seen -= visits
+        if self._shares is None:
+            self._count = len(survivors)
+            debt = max(visits, freed)
+            paid = torch.zeros(debt, dtype=torch.bool)
+            paid[torch.randperm(debt, generator=random.generator())[:freed]] = True
+            self._owed = torch.cat([self._owed, paid])
+            places = torch.arange(len(survivors))
+        else:
+            places = self._shares.refill(labels)
+            self._count = self._shares.filled
+        if len(survivors):
+            self._allocate(stored, int(places.max()) + 1)
+            for name, column in stored.items():
+                self._columns[name].index_copy_(0, self._moved(places), column)
+
+    def _forgotten_visits(self, tasks: Tensor, gone: Tensor) -> int:
+        total = 0
+        for task in tasks[gone].unique().tolist():
+            share = float(gone[tasks == task].float().mean())
+            visits = round(int(self._visits_of_task[task]) * share)
+            self._visits_of_task[task] -= visits
+            total += visits
+        return total
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled slots and the counters."""
+        filled = self._filled() if self._count else torch.empty(0, dtype=torch.int64)
+        return {
+            "columns": {name: column[filled].clone() for name, column in self._columns.items()},
+            "slots": filled.cpu(),
+            "count": self._count,
+            "seen": self.seen,
+            "visits_of_task": self._visits_of_task,
+            "owed": self._owed,
+            "shares": None if self._shares is None else self._shares.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._columns, self._draws, self._writes = {}, None, None
+        self._count, self.seen, self._owed = state["count"], state["seen"], state["owed"]
+        self._visits_of_task = state["visits_of_task"]
+        if self._shares is not None:
+            self._shares.load_state_dict(state["shares"])
+        if self._count:
+            self._allocate(state["columns"], int(state["slots"].max()) + 1)
+            for name, column in state["columns"].items():
+                self._columns[name].index_copy_(0, state["slots"], column)
+
+    def to(self, device: torch.device) -> None:
+        """Move what is stored."""
+        self._columns = {name: column.to(device) for name, column in self._columns.items()}
+
+    def _device(self) -> torch.device:
+        return self._columns["ids"].device if self._columns else torch.device("cpu")
+
+    def _moved(self, indices: Tensor) -> Tensor:
+        device = self._device()
+        return indices if device.type == "cpu" else indices.to(device, non_blocking=True)
+
+
+def first_views(batch: Rows, extras: Mapping[str, Tensor]) -> tuple[Rows, Mapping[str, Tensor]]:
+    """Only the first row of each group, where the batch has views of one sample."""
+    group = getattr(batch, "group", None)
+    if group is None:
+        return batch, extras
+    first = (rank_within(group) == 0).nonzero().flatten()
+    items = {key: value[first] for key, value in batch.items.items()} if isinstance(batch.items, dict) else batch.items[first]
+    rows = Rows(items, batch.targets[first], batch.ids[first], batch.task_of_row[first])
+    return rows, {name: value[first] for name, value in extras.items()}
+
+
+def host(copy: Tensor | None, values: Tensor) -> Tensor:
+    """Values on the host: the copy that came with the batch, so that no step waits for the device."""
+    return values.cpu() if copy is None else copy
+
+
+def _columns(batch: Rows, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    items = {f"items/{key}": value for key, value in batch.items.items()} if isinstance(batch.items, dict) else {"items": batch.items}
+    named = {f"extra/{name}": value for name, value in extras.items()}
+    return {**items, "targets": batch.targets, "ids": batch.ids, "tasks": batch.task_of_row, **named}
+
+
+def _items(columns: Mapping[str, Tensor]) -> Inputs:
+    if "items" in columns:
+        return columns["items"]
+    return {name.removeprefix("items/"): value for name, value in columns.items() if name.startswith("items/")}

@@ -1,0 +1,68 @@
+"""The index maths of memories: which rows are drawn, which slot a visit takes. Pure functions of uniforms, a row of them a step.
+
+A memory asks for a whole block of steps at once; each row of the result depends on that row of its arguments alone, so that looking
+ahead is only a cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def floyd(uniforms: Tensor, sizes: Tensor) -> Tensor:
+    """Sampling without replacement: row s holds k distinct numbers below sizes[s], uniform as sets (Floyd's algorithm).
+
+    uniforms: (S, k) in [0, 1); sizes: (S,) int64, each >= k. The cost does not depend on the sizes.
+    """
+    steps, count = uniforms.shape
+    chosen = torch.empty(steps, count, dtype=torch.int64)
+    for column in range(count):
+        last = sizes - count + column
+        pick = (uniforms[:, column] * (last + 1)).long()
+        taken = (chosen[:, :column] == pick.unsqueeze(1)).any(1)
+        chosen[:, column] = torch.where(taken, last, pick)
+    return chosen
+
+
+def reservoir_slots(uniforms: Tensor, first: Tensor, capacity: int) -> Tensor:
+    """The slot that each visit takes, -1 for none (Vitter's algorithm R). uniforms: (S, b); first: (S,) number of the row's first visit.
+
+    Visit n takes slot n while n < capacity, afterwards a uniform slot with probability capacity / (n + 1). Where two visits of one
+    row take the same slot the later one has it.
+    """
+    visits = first.unsqueeze(1) + torch.arange(uniforms.shape[1])
+    drawn = (uniforms * (visits + 1)).long()
+    slots = torch.where(visits < capacity, visits, torch.where(drawn < capacity, drawn, -1))
+    return last_wins(slots)
+
+
+def last_wins(slots: Tensor) -> Tensor:
+    """(S, b) slots with -1 for every entry whose slot a later entry of its row takes too."""
+    same = slots.unsqueeze(2) == slots.unsqueeze(1)  # (S, b, b): entry i and entry j
+    later = torch.ones(slots.shape[1], slots.shape[1], dtype=torch.bool).triu(1)
+    return slots.masked_fill((same & later).any(2), -1)
+
+
+def rank_within(labels: Tensor) -> Tensor:
+    """For each entry of (B,), how many earlier entries have the same label."""
+    same = labels.unsqueeze(1) == labels.unsqueeze(0)
+    return same.tril(-1).sum(1)
+
+
+def herding_order(features: Tensor, count: int) -> Tensor:
+    """The first `count` rows of (N, D) whose running mean follows the mean of all (iCaRL, Rebuffi et al. 2017, algorithm 4).
+
+    A prefix of the result for a larger count is the result for the smaller one.
+    """
+    mean = features.mean(0)
+    total = torch.zeros_like(mean)
+    free = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+    order = []
+    for position in range(min(count, features.shape[0])):
+        distance = (mean - (total + features) / (position + 1)).norm(dim=1)
+        best = int(distance.masked_fill(~free, float("inf")).argmin())
+        free[best] = False
+        total = total + features[best]
+        order.append(best)
+    return torch.tensor(order, dtype=torch.int64, device=features.device)

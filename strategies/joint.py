@@ -1,0 +1,44 @@
+"""Joint training: an upper bound that sees all tasks together, shuffled.
+
+Source: the usual upper bound, e.g. "JOINT" in Buzzega et al. 2020, table 2.
+Uses: plan
+Cost: the steps of all tasks together, in the last Learn event; none before.
+Differs: nothing is trained before the last Learn event, so the model that sees the union is a fresh one.
+Interacts: with a memory beside it, the memory is filled in the last event only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cl_framework import Context, Plan, Strategy, Traits, check_range, register
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    epochs: int | None = None  # passes over the union, >= 1; default: the run's epochs
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            check_range("epochs", self.epochs, low=1)
+
+
+@register("joint")
+class Joint(Strategy):
+    """Joint training on the union of all live tasks, at the last Learn event."""
+
+    Config = JointConfig
+    traits = Traits(
+        needs_boundaries=True,
+        reads_past_data=True,
+        keeps="epochs",
+        no_neutral="it shows other samples than the stream does",
+    )
+
+    def plan(self, plan: Plan, context: Context) -> Plan:
+        if not context.is_last_learn:
+            return Plan.empty()
+        union = torch.cat([context.ids_of(task) for task in context.live_tasks])
+        return Plan.over(union, context.batch_size, self.config.epochs or context.epochs, context.random("shuffle").generator())

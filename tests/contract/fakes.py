@@ -1,0 +1,604 @@
+"""Small strategies in every seam, in the shape of published ones: they show that the contract holds them, not that they score well.
+
+Importing this module registers them, under names that start with `fake_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_framework.checks import check_range
+from cl_framework.plan import Plan
+from cl_framework.registry import register
+from cl_framework.strategy import (
+    Batch,
+    Closure,
+    Context,
+    Done,
+    Draw,
+    Evaluation,
+    Forgotten,
+    Gradients,
+    Output,
+    Phase,
+    Rows,
+    StepFn,
+    Strategy,
+    Term,
+    Traits,
+)
+from cl_framework.stream import Unlearn
+
+from .shelf import Shelf, take
+
+
+@dataclass(frozen=True)
+class Capacity:
+    capacity: int = 20  # rows, [0, 1000]
+    minibatch: int = 6  # rows drawn a step, [1, 1000]
+
+    def __post_init__(self) -> None:
+        check_range("capacity", self.capacity, low=0, high=1000)
+        check_range("minibatch", self.minibatch, low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class Weight:
+    weight: float = 0.1  # of its term, [0, 100]
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, low=0, high=100)
+
+
+@dataclass(frozen=True)
+class Count:
+    count: int = 3  # steps or views, [1, 1000]
+
+    def __post_init__(self) -> None:
+        check_range("count", self.count, low=1, high=1000)
+
+
+class Shelved(Strategy):
+    """What the fakes with a memory share: it is filled by `commit`, forgets, and is saved."""
+
+    Config = Capacity
+    traits = Traits(stores_data=True, no_neutral="an abstract base")
+
+    def __init__(self, config: Capacity) -> None:
+        super().__init__(config)
+        self._shelf = Shelf(config.capacity, balanced=True)
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        if len(batch):
+            self._shelf.add(batch)
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        self._shelf.forget(forgotten.ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._shelf.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._shelf.load_state_dict(state)
+
+    def _sample(self, context: Context, count: int) -> Rows | None:
+        return self._shelf.sample(count, context.random("sample").uniform(self.config.capacity))
+
+
+@register("fake_gdumb")
+class GDumb(Shelved):
+    """Greedy balanced memory; a fresh model is trained on it alone when an event ends.
+
+    Source: Prabhu et al. 2020, algorithm 1
+    Uses: draw, step, commit, end, forget, state_dict, load_state_dict
+    Cost: 60 steps an event
+    Differs: no cosine schedule, no CutMix
+    Interacts: wrappers of the stream's steps never reach its own phase
+    """
+
+    traits = Traits(stores_data=True, inner_calls="never", no_neutral="the model is always trained anew")
+
+    def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
+        rows = self._sample(context, self.config.minibatch * 2) if _own(context) else None
+        return {} if rows is None else {"memory": Draw.joined(rows)}
+
+    def step(self, inner: StepFn, context: Context) -> StepFn:
+        return inner if _own(context) else lambda closure: closure.values()
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        return [Phase("train", 60, fresh_model=True)] if len(self._shelf) else []
+
+
+def _own(context: Context) -> bool:
+    return context.position.phase is not None and context.position.phase.owner == context.slot
+
+
+@register("fake_agem")
+class AGEM(Shelved):
+    """The gradient is projected where it would raise the loss on a draw from memory.
+
+    Source: Chaudhry et al. 2019, equation 11
+    Uses: draw, step, commit, forget, state_dict, load_state_dict
+    Cost: one pass over the draw
+    Differs: the memory is balanced by class
+    Interacts: projects the gradient of all terms, and last those outside of it
+    """
+
+    traits = Traits(stores_data=True, neutral={"capacity": 0})
+
+    def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
+        rows = self._sample(context, self.config.minibatch)
+        return {} if rows is None else {"memory": Draw.reference(rows)}
+
+    def step(self, inner: StepFn, context: Context) -> StepFn:
+        name = f"{context.slot}/memory"
+
+        def projected(closure: Closure) -> Evaluation:
+            if name not in closure.names:
+                return inner(closure)
+            reference = closure.gradients(name).gradients
+            assert reference is not None
+            return inner(closure.with_gradients(lambda gradients: project(gradients, reference)))
+
+        return projected
+
+
+def project(gradients: Gradients, reference: Gradients) -> Gradients:
+    """`gradients` without the part that points against `reference`."""
+    pairs = [(g, r) for g, r in zip(gradients, reference, strict=True) if g is not None and r is not None]
+    product = sum((g * r).sum() for g, r in pairs)
+    if not pairs or product >= 0:
+        return gradients
+    share = product / sum(r.square().sum() for _, r in pairs)
+    return tuple(g if g is None or r is None else g - share * r for g, r in zip(gradients, reference, strict=True))
+
+
+@register("fake_icarl")
+class ICaRL(Shelved):
+    """Sigmoid loss, herded exemplars, and the nearest mean of their features as the answer.
+
+    Source: Rebuffi et al. 2017, algorithms 1 to 4
+    Uses: draw, loss, end, predict, commit, forget, state_dict, load_state_dict
+    Cost: a pass over the draw, and one over a task's data when it ends
+    Differs: no distillation
+    Interacts: replaces the task term
+    """
+
+    traits = Traits(stores_data=True, replaces_task_term=True, no_neutral="its loss and its classifier are not the framework's")
+
+    def __init__(self, config: Capacity) -> None:
+        super().__init__(config)
+        self._means: dict[str, Tensor] = {}  # by class
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        """Exemplars are chosen when a task ends."""
+
+    def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
+        rows = self._sample(context, self.config.minibatch)
+        return {} if rows is None else {"exemplars": Draw.separate(rows)}
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        terms = {"task": Term(lambda: sigmoid_loss(output.logits, batch.targets))} if len(batch) else {}
+        draw = batch.draws.get(context.slot, {}).get("exemplars")
+        if draw is not None:
+            terms["exemplars"] = Term(lambda: sigmoid_loss(output.of(draw).logits, draw.rows.targets))
+        return terms
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        task = context.position.event.task
+        if not isinstance(context.position.event, Unlearn) and self.config.capacity:
+            rows = context.read(context.ids_of(task))
+            quota = max(1, self.config.capacity // context.num_classes)
+            features = functional.normalize(context.features(rows))
+            for label in context.classes_of(task):
+                own = (rows.targets == label).nonzero().flatten()
+                self._shelf.add(take(rows, own[herding(features[own], quota)]))
+        self._find_means(context)
+        return ()
+
+    def _find_means(self, context: Context) -> None:
+        self._means = {}
+        rows = self._shelf.rows
+        if rows is not None:
+            features = functional.normalize(context.features(rows))
+            self._means = {str(label): features[rows.targets == label].mean(0) for label in rows.targets.unique().tolist()}
+
+    def predict(self, features: Tensor | None, logits: Tensor, rows: Rows, context: Context) -> Tensor:
+        if not self._means or features is None:
+            return logits
+        scores = torch.full_like(logits, -1e9)
+        for label, mean in self._means.items():
+            scores[:, int(label)] = -(functional.normalize(features) - functional.normalize(mean, dim=0)).square().sum(1)
+        return scores
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        super().forget(forgotten, context)
+        self._find_means(context)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shelf": super().state_dict(), "means": dict(self._means)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state["shelf"])
+        self._means = dict(state["means"])
+
+
+def sigmoid_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, functional.one_hot(targets, logits.shape[1]).float()) * logits.shape[1]
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Rows whose running mean follows the mean of all: the order in which they are picked."""
+    picked: list[int] = []
+    total = torch.zeros_like(features[0])
+    for _ in range(min(count, len(features))):
+        distance = (features.mean(0) - (total + features) / (len(picked) + 1)).norm(dim=1)
+        distance[picked] = float("inf")
+        picked.append(int(distance.argmin()))
+        total = total + features[picked[-1]]
+    return torch.tensor(picked)
+
+
+@register("fake_mir")
+class MIR(Shelved):
+    """Replays the rows whose loss a virtual step would raise most.
+
+    Source: Aljundi et al. 2019, algorithm 1
+    Uses: draw, commit, forget, state_dict, load_state_dict
+    Cost: a gradient of the batch and two passes over the candidates
+    Differs: the memory is balanced by class
+    Interacts: looks at the task's gradient alone
+    """
+
+    traits = Traits(stores_data=True, neutral={"capacity": 0})
+
+    def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
+        candidates = self._sample(context, self.config.capacity)
+        if candidates is None or not len(batch):
+            return {}
+        gradients = context.gradient(batch)
+        ahead = [p.detach() if g is None else p.detach() - 0.1 * g for p, g in zip(context.parameters, gradients, strict=True)]
+        rise = context.criterion(context.forward(candidates, ahead), candidates) - context.criterion(context.forward(candidates), candidates)
+        return {"worst": Draw.joined(take(candidates, rise.argsort(descending=True, stable=True)[: self.config.minibatch]))}
+
+
+@register("fake_closed_form")
+class ClosedForm(Strategy):
+    """Ridge regression on fixed features: statistics are added up, the head is solved for, no step ever calls inward.
+
+    Source: Zhuang et al. 2022, equation 7
+    Uses: step, commit, end, forget, state_dict, load_state_dict
+    Cost: a pass a step and one solution an event
+    Differs: no expansion of the features
+    Interacts: nobody else's terms have an effect
+    """
+
+    Config = Weight
+    traits = Traits(inner_calls="never", no_neutral="the head is never trained by gradients")
+
+    def __init__(self, config: Weight) -> None:
+        super().__init__(config)
+        self._products: Tensor | None = None  # (D + 1, D + 1)
+        self._answers: Tensor | None = None  # (D + 1, C)
+
+    def step(self, inner: StepFn, context: Context) -> StepFn:
+        def accumulate(closure: Closure) -> Evaluation:
+            evaluation = closure.values()
+            if _own(context):
+                self._solve(context.model)
+            return evaluation
+
+        return accumulate
+
+    @torch.no_grad()
+    def _solve(self, model: nn.Module) -> None:
+        assert self._products is not None and self._answers is not None and isinstance(model.head, nn.Linear)
+        ridge = self._products + (self.config.weight + 1e-3) * torch.eye(len(self._products))
+        solution = torch.linalg.solve(ridge, self._answers)
+        model.head.weight.copy_(solution[:-1].T)
+        model.head.bias.copy_(solution[-1])
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        if len(batch):
+            features = functional.pad(output.features, (0, 1), value=1.0)
+            answers = functional.one_hot(batch.targets, context.num_classes).float()
+            products = features.T @ features
+            self._products = products if self._products is None else self._products + products
+            self._answers = features.T @ answers if self._answers is None else self._answers + features.T @ answers
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        return [] if self._products is None else [Phase("solve", 1)]
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        self._products = self._answers = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"products": self._products, "answers": self._answers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._products, self._answers = state["products"], state["answers"]
+
+
+@register("fake_data_free_unlearner")
+class DataFree(Strategy):
+    """Unlearns a task without its data: steps without rows that shrink the head's rows of its classes.
+
+    Source: made up for the tests
+    Uses: loss, unlearn
+    Cost: a few steps without data
+    Differs: nothing to differ from
+    Interacts: nobody else's terms act in its phase
+    """
+
+    Config = Count
+    traits = Traits(unlearns=frozenset({"task"}), neutral={})
+
+    def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase] | Done:
+        return [Phase("shrink", self.config.count, optimizer={"lr": 0.1})]
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        if not _own(context):
+            return {}
+        rows = list(context.classes_of(context.position.event.task))
+        head = context.model.head
+        assert isinstance(head, nn.Linear)
+        return {"shrink": Term(lambda: head.weight[rows].square().sum() + head.bias[rows].sum())}
+
+
+@register("fake_half")
+class Half(Strategy):
+    """Freezes a random half of the tensors, and every other entry of one that moves, anew for each event.
+
+    Source: Hui et al. 2024, section 3
+    Uses: begin, mask, state_dict, load_state_dict
+    Cost: less than fine-tuning
+    Differs: halves tensors by count, not by block
+    Interacts: what it freezes stays as it is whatever others do
+    """
+
+    Config = Count
+    traits = Traits(no_neutral="a half is always frozen")
+
+    def __init__(self, config: Count) -> None:
+        super().__init__(config)
+        self._frozen: list[str] = []
+
+    def begin(self, context: Context) -> Sequence[Phase]:
+        names = [name for name, _ in context.model.named_parameters()]
+        order = torch.randperm(len(names), generator=context.random("half").generator()).tolist()
+        self._frozen = [names[index] for index in order[: len(names) // 2]]
+        return ()
+
+    def mask(self, context: Context) -> Mapping[str, bool | Tensor]:
+        masks: dict[str, bool | Tensor] = dict.fromkeys(self._frozen, False)
+        name, free = next((name, p) for name, p in context.model.named_parameters() if name not in self._frozen)
+        masks[name] = torch.arange(free.numel()).reshape(free.shape) % self.config.count != 0
+        return masks
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"frozen": list(self._frozen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._frozen = list(state["frozen"])
+
+
+@register("fake_warm_up")
+class WarmUp(Strategy):
+    """The learning rate rises over the first steps of a phase.
+
+    Source: Goyal et al. 2017, section 2.2
+    Uses: rate
+    Cost: none
+    Differs: nothing
+    Interacts: rates multiply
+    """
+
+    Config = Count
+    traits = Traits(neutral={"count": 1})
+
+    def rate(self, step: int, steps: int, context: Context) -> float:
+        return min(1.0, (step + 1) / self.config.count)
+
+
+@register("fake_views")
+class Views(Strategy):
+    """Shows each sample several times within its step, and pulls its answers together.
+
+    Source: Liu et al. 2024, equation 4
+    Uses: plan, loss
+    Cost: as many times the rows
+    Differs: no further augmentation
+    Interacts: a memory takes a sample once
+    """
+
+    Config = Count
+    traits = Traits(keeps="steps", neutral={"count": 1})
+
+    def plan(self, plan: Plan, context: Context) -> Plan:
+        count = self.config.count
+        if count == 1:
+            return plan
+        group = torch.arange(plan.visits).repeat_interleave(count)
+        views = torch.arange(count).repeat(plan.visits)
+        return Plan(plan.ids.repeat_interleave(count), plan.offsets * count, views, group, plan.epochs)
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        if batch.view is None or not len(batch):
+            return {}
+        count = self.config.count
+        return {"together": Term(lambda: output.logits.unflatten(0, (-1, count)).var(1).mean(), 0.1)}
+
+
+@register("fake_three_calls")
+class ThreeCalls(Strategy):
+    """Takes the mean of three looks at the same gradient, which is that gradient.
+
+    Source: made up for the tests
+    Uses: step
+    Cost: three evaluations
+    Differs: nothing to differ from
+    Interacts: none
+    """
+
+    Config = Count
+    traits = Traits(neutral={})
+
+    def step(self, inner: StepFn, context: Context) -> StepFn:
+        def looked_at(closure: Closure) -> Evaluation:
+            losses = [float(closure.values().loss), float(closure.gradients().loss), float(closure.values().loss)]
+            assert len(set(losses)) == 1, losses
+            return inner(closure)
+
+        return looked_at
+
+
+@register("fake_adapter")
+class Adapter(Strategy):
+    """Puts a learned shift before the head.
+
+    Source: made up for the tests
+    Uses: build
+    Cost: one vector
+    Differs: nothing to differ from
+    Interacts: one structural strategy a stack
+    """
+
+    Config = Count
+    traits = Traits(no_neutral="the model has further parameters")
+
+    def build(self, model: nn.Module, context: Context) -> nn.Module:
+        return Shifted(model)
+
+
+class Shifted(nn.Module):
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(base.head, nn.Linear)
+        self.base = base
+        self.shift = nn.Parameter(torch.zeros(base.head.in_features))
+        self.head = base.head
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.base.features(inputs) + self.shift  # type: ignore[operator]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))
+
+
+@register("fake_pull")
+class Pull(Strategy):
+    """Pulls the weights towards those at the beginning of the event.
+
+    Source: Kirkpatrick et al. 2017, equation 3, with equal weights
+    Uses: begin, loss, forget, state_dict, load_state_dict
+    Cost: a copy of the weights
+    Differs: no Fisher information
+    Interacts: none
+    """
+
+    Config = Weight
+    traits = Traits(neutral={"weight": 0.0})
+
+    def __init__(self, config: Weight) -> None:
+        super().__init__(config)
+        self._anchor: dict[str, Tensor] = {}
+
+    def begin(self, context: Context) -> Sequence[Phase]:
+        self._anchor = {name: p.detach().clone() for name, p in context.model.named_parameters()}
+        return ()
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        pairs = list(zip(context.parameter_names, context.parameters, strict=True))
+        return {"pull": Term(lambda: torch.stack([(p - self._anchor[n]).square().sum() for n, p in pairs]).sum() / 2, self.config.weight)}
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        self._anchor = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._anchor)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._anchor = dict(state)
+
+
+@register("fake_path_integral")
+class PathIntegral(Strategy):
+    """Adds up how much each weight's movement lowered the loss, and holds on to those that mattered.
+
+    Source: Zenke et al. 2017, equations 3 to 5
+    Uses: step, loss, end, forget, state_dict, load_state_dict
+    Cost: two copies of the weights
+    Differs: gradients are not clipped
+    Interacts: sees what the steps inside of it have moved
+    """
+
+    Config = Weight
+    traits = Traits(neutral={"weight": 0.0})
+
+    def __init__(self, config: Weight) -> None:
+        super().__init__(config)
+        self._path: dict[str, Tensor] = {}
+        self._importance: dict[str, Tensor] = {}
+        self._anchor: dict[str, Tensor] = {}
+
+    def step(self, inner: StepFn, context: Context) -> StepFn:
+        def followed(closure: Closure) -> Evaluation:
+            before = [parameter.detach().clone() for parameter in context.parameters]
+            evaluation = inner(closure)
+            gradients = evaluation.gradients or (None,) * len(before)
+            for name, was, parameter, gradient in zip(context.parameter_names, before, context.parameters, gradients, strict=True):
+                if gradient is not None:
+                    part = -gradient * (parameter.detach() - was)
+                    self._path[name] = self._path[name] + part if name in self._path else part
+            return evaluation
+
+        return followed
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        held = [(p, n) for n, p in zip(context.parameter_names, context.parameters, strict=True) if n in self._importance]
+        if not held:
+            return {}
+        terms = [(self._importance[n], p, self._anchor[n]) for p, n in held]
+        return {"hold": Term(lambda: torch.stack([(i * (p - a).square()).sum() for i, p, a in terms]).sum(), self.config.weight)}
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        for name, parameter in context.model.named_parameters():
+            if name in self._path:
+                moved = parameter.detach() - self._anchor.get(name, torch.zeros(()))
+                gained = self._path[name].clamp(min=0) / (moved.square() + 1.0)
+                self._importance[name] = self._importance.get(name, torch.zeros(())) + gained
+                self._anchor[name] = parameter.detach().clone()
+        self._path = {}
+        return ()
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        self._path, self._importance, self._anchor = {}, {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": dict(self._path), "importance": dict(self._importance), "anchor": dict(self._anchor)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._path, self._importance, self._anchor = (dict(state[part]) for part in ("path", "importance", "anchor"))
+
+
+FAKES = (
+    "fake_gdumb",
+    "fake_agem",
+    "fake_icarl",
+    "fake_mir",
+    "fake_closed_form",
+    "fake_data_free_unlearner",
+    "fake_half",
+    "fake_warm_up",
+    "fake_views",
+    "fake_three_calls",
+    "fake_adapter",
+    "fake_pull",
+    "fake_path_integral",
+)
