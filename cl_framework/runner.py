@@ -3,7 +3,7 @@
 for event in stream:
     for stage in (begin, own phases, end):          # what the strategies ask for around the event's own phases
         for phase in stage: host.fit_phase(phase)   # checkpoints while it runs
-    forget, evaluate, append records, checkpoint
+    evaluate, append records, checkpoint            # after an Unlearn, forget came before end
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Runner:
         learner.new_streams()
         inside = state is not None and state["inside"] is not None
         self.tally = EventTally(**state["inside"]["tally"]) if state is not None and inside else EventTally()
-        stages: Stages = (learner.stack.begin, self._own_phases, learner.stack.end)
+        stages: Stages = (learner.stack.begin, self._own_phases, self._forget_and_end)
         first = state["inside"]["stage"] if state is not None and inside else 0
         self._tell("on_event_start", index)
         for stage in range(first, len(stages)):
@@ -225,6 +225,18 @@ class Runner:
         if isinstance(event, Learn):
             return [self.learner.learn_phase(event)]
         return self.learner.stack.unlearn(event)
+
+    def _forget_and_end(self) -> list[Phase]:
+        """The further phases after an event's own; after an Unlearn they find every memory without what was unlearned."""
+        learner = self.learner
+        event = learner.position.event
+        if isinstance(event, Unlearn):
+            forgotten = learner.forgotten(event)
+            learner.stack.forget(forgotten)
+            learner.drop_optimizer_memory()
+            if event.granularity != "task":
+                learner.deleted = torch.cat([learner.deleted, forgotten.ids]).unique()
+        return learner.stack.end()
 
     def _begin(self, phase: Phase) -> None:
         position = self.learner.position
@@ -258,12 +270,6 @@ class Runner:
 
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
-        if isinstance(event, Unlearn):
-            forgotten = learner.forgotten(event)
-            learner.stack.forget(forgotten)
-            learner.drop_optimizer_memory()
-            if event.granularity != "task":
-                learner.deleted = torch.cat([learner.deleted, forgotten.ids]).unique()
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
         self.directory.append_events(

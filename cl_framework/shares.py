@@ -39,7 +39,7 @@ class ClassShares:
         return owner * self.quota + positions - (ends - filled)[owner]
 
     def admit(self, targets: Tensor, random: StepRandom) -> Tensor | None:
-        """Give classes that appear for the first time their share. Returns None, or for each slot which slot's sample it takes (-1: none)."""
+        """Give classes that appear for the first time their share. Returns None, or whose slot's sample each slot takes (-1: none)."""
         top = int(targets.max()) + 1
         if top > len(self._index):
             self._index = torch.cat([self._index, torch.full((top - len(self._index),), -1)])
@@ -89,7 +89,10 @@ class ClassShares:
         return last_wins(slots.unsqueeze(0))[0]
 
     def refill(self, labels: Tensor) -> Tensor:
-        """After a forget: start again from the labels of the samples that stay; returns their slots. Classes without any lose their share."""
+        """After a forget: start again from the labels of the samples that stay; returns their slots.
+
+        Classes without any lose their share; the ages of a class's samples count anew from the order of their slots.
+        """
         held = set(labels.tolist())
         self._enter([label for label in self._classes if label in held])
         places = self._index[labels]

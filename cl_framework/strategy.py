@@ -4,9 +4,14 @@ The life of a stream, with the seams in capitals::
 
     model = BUILD(model)                                  # at most one structural strategy
     for event in stream:                                  # Learn(task) or Unlearn(task)
-        further = BEGIN(event)                            # phases before it, first slot first
-        phases  = [learn] or UNLEARN(event)               # exactly one strategy answers an Unlearn
-        for phase in further + phases + END(event):       # phases after it, last slot first
+        run(BEGIN(event))                                 # phases before it, first slot first
+        run([learn] or UNLEARN(event))                    # exactly one strategy answers an Unlearn
+        if Unlearn: FORGET(what was unlearned)            # everyone drops what it derived from that data
+        run(END(event))                                   # phases after it, last slot first
+        evaluate (PREDICT gives the scores), record, checkpoint (STATE_DICT)
+
+    def run(phases):
+        for phase in phases:
             plan = PLAN(plan)                             # pipe; which samples at which step, decided here once
             optimizer = configured(MASK())                # intersection of what may move
             for step, ids in enumerate(plan):
@@ -15,8 +20,6 @@ The life of a stream, with the seams in capitals::
                 closure = Closure(task term + LOSS terms) # pure: call it any number of times
                 evaluation = STEP(closure) * RATE(step)   # onion, first slot outermost; innermost evaluates and applies
                 COMMIT(batch, evaluation.output)          # the only writes to memories, once a step
-        if Unlearn: FORGET(what was unlearned)            # everyone drops what it derived from that data
-        evaluate (PREDICT gives the scores), record, checkpoint (STATE_DICT)
 
 Memories are read once, the objective is a closure, memories are written once. That is why a wrapper may call the closure as often as
 it likes (refresh, MIR, a line search) without any other strategy noticing, and why a run resumes exactly at any step.
@@ -356,7 +359,7 @@ class Strategy:
         return ()
 
     def end(self, context: Context) -> Sequence[Phase]:
-        """After an event's own phases: consolidation; further phases to run after it. Called in reverse slot order."""
+        """After an event's own phases, and after an Unlearn's `forget`: consolidation, further phases. Called in reverse slot order."""
         return ()
 
     def predict(self, features: Tensor | None, logits: Tensor, rows: Rows, context: Context) -> Tensor:
@@ -368,7 +371,7 @@ class Strategy:
         raise ContractError(f"{type(self).__name__} claims no unlearning")
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
-        """Drop or recompute everything kept that was derived from the forgotten samples. Broadcast after every Unlearn."""
+        """Drop or recompute all that was derived from the forgotten samples. Broadcast after the phases of every Unlearn, before `end`."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that must survive a resume: nested dicts and lists of tensors, numbers and strings."""

@@ -74,7 +74,7 @@ def frozen_parameters_do_not_move(subject: Subject, folder: Path) -> None:
     finish(beside(subject.experiment(folder / "free"), after=[watching]))
     journal = watching.strategy_class.journal
     assert journal, "no step was watched"
-    if subject.traits.inner_calls != "never":
+    if subject.traits.inner_calls != "never" and "mask" not in subject.seams:
         assert not all(entry["whole"] for entry in journal), "the tensor does not move without a mask either: this shows nothing"
         assert not all(entry["part"] for entry in journal), "the entries do not move without a mask either: this shows nothing"
 

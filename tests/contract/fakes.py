@@ -35,7 +35,7 @@ from cl_framework.strategy import (
 )
 from cl_framework.stream import Unlearn
 
-from .shelf import Shelf, take
+from tests.contract.shelf import Shelf, take
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Count:
 
     def __post_init__(self) -> None:
         check_range("count", self.count, low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Nothing to set."""
 
 
 class Shelved(Strategy):
@@ -170,7 +175,9 @@ class ICaRL(Shelved):
     Interacts: replaces the task term
     """
 
-    traits = Traits(stores_data=True, replaces_task_term=True, no_neutral="its loss and its classifier are not the framework's")
+    traits = Traits(
+        needs_boundaries=True, stores_data=True, replaces_task_term=True, no_neutral="its loss and its classifier are not the framework's"
+    )
 
     def __init__(self, config: Capacity) -> None:
         super().__init__(config)
@@ -264,7 +271,9 @@ class MIR(Shelved):
             return {}
         gradients = context.gradient(batch)
         ahead = [p.detach() if g is None else p.detach() - 0.1 * g for p, g in zip(context.parameters, gradients, strict=True)]
-        rise = context.criterion(context.forward(candidates, ahead), candidates) - context.criterion(context.forward(candidates), candidates)
+        rise = context.criterion(context.forward(candidates, ahead), candidates) - context.criterion(
+            context.forward(candidates), candidates
+        )
         return {"worst": Draw.joined(take(candidates, rise.argsort(descending=True, stable=True)[: self.config.minibatch]))}
 
 
@@ -446,7 +455,7 @@ class ThreeCalls(Strategy):
     Interacts: none
     """
 
-    Config = Count
+    Config = NoOptions
     traits = Traits(neutral={})
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
@@ -469,7 +478,7 @@ class Adapter(Strategy):
     Interacts: one structural strategy a stack
     """
 
-    Config = Count
+    Config = NoOptions
     traits = Traits(no_neutral="the model has further parameters")
 
     def build(self, model: nn.Module, context: Context) -> nn.Module:
