@@ -47,7 +47,8 @@ class Traces:
         """`logits`: what the model said of a sample id, each (C,); `whole`: all samples of the task go, so its labels must go too."""
         items = benchmark.train[task].read(ids - int(benchmark.ids_of(task)[0]))
         assert isinstance(items, Tensor)
-        said = tuple(bytes_of(row[:32]) for sample in ids.tolist() for row in logits.get(sample, ()))
+        rows = (row[:32] for sample in ids.tolist() for row in logits.get(sample, ()))
+        said = tuple(bytes_of(row) for row in rows if len(row.unique()) > 1)  # zeros are everywhere
         return cls(items, ids, frozenset(benchmark.classes[task]) if whole else frozenset(), said)
 
     def found_in(self, state: Any, where: str = "state") -> Iterator[str]:

@@ -49,7 +49,9 @@ def experiment_of(
 
 def beside(experiment: Experiment, *, before: Sequence[Slot] = (), after: Sequence[Slot] = ()) -> Experiment:
     """The experiment with further strategies, outside (`before`) or inside (`after`) its own."""
-    return replace(experiment, strategies=(*before, *experiment.strategies, *after))
+    slots = (*before, *experiment.strategies, *after)
+    written = {slot.slot: experiment.run.strategies.get(slot.slot, {"use": slot.name}) for slot in slots}
+    return replace(experiment, run=replace(experiment.run, strategies=written), strategies=slots)
 
 
 def in_place_of(experiment: Experiment, strategy_class: type) -> Experiment:

@@ -34,7 +34,6 @@ from cl_framework.strategy import (
     Traits,
 )
 from cl_framework.stream import Unlearn
-
 from tests.contract.shelf import Shelf, take
 
 
@@ -102,7 +101,7 @@ class GDumb(Shelved):
 
     Source: Prabhu et al. 2020, algorithm 1
     Uses: draw, step, commit, end, forget, state_dict, load_state_dict
-    Cost: 60 steps an event
+    Cost: 15 steps an event
     Differs: no cosine schedule, no CutMix
     Interacts: wrappers of the stream's steps never reach its own phase
     """
@@ -117,7 +116,7 @@ class GDumb(Shelved):
         return inner if _own(context) else lambda closure: closure.values()
 
     def end(self, context: Context) -> Sequence[Phase]:
-        return [Phase("train", 60, fresh_model=True)] if len(self._shelf) else []
+        return [Phase("train", 15, fresh_model=True, optimizer={"lr": 0.2})] if len(self._shelf) else []
 
 
 def _own(context: Context) -> bool:

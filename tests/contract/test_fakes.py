@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cl_framework.testing import CHECKS, Subject, applicable, contract_suite
+from cl_framework.testing import contract_suite
 from tests.contract.fakes import FAKES
 
 KNOWN_FAILURES: dict[str, dict[str, str]] = {}
