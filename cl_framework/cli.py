@@ -1,0 +1,180 @@
+"""The command line `clu`: one small function a subcommand. Heavy imports happen inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cl_framework.errors import ConfigurationError, FrameworkError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0 if it is done, 1 if it failed, 2 if what was asked for cannot be done as asked."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.function(arguments)
+    except FrameworkError as error:
+        print(f"clu: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("clu: interrupted.", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="clu", description="Train models that learn and unlearn in sequence.")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: object, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(function=function)
+        return made
+
+    part = command("list", list_command, "what there is, and where it comes from")
+    part.add_argument("what", choices=("strategies", "benchmarks", "models", "experiments"))
+
+    part = command("show", show, "the resolved configuration, the step as it will run, the schedule; no training")
+    _experiment(part)
+
+    part = command("run", run, "run an experiment")
+    _experiment(part)
+
+    part = command("resume", resume, "continue a stopped run exactly where it stopped")
+    part.add_argument("run_dir", type=Path)
+    part.add_argument("overrides", nargs="*", help="key=value; only keys that change no numbers")
+
+    part = command("report", report, "tables and plots of runs, over seeds")
+    part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
+    part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
+
+    part = command("sweep", sweep, "a grid of runs: skips what is done, resumes what was interrupted")
+    part.add_argument("words", nargs="+", metavar="EXPERIMENT|key=a,b,c", help="experiment files, then overrides; seed=0..4 is a range")
+    part.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
+
+    part = command("reproduce", reproduce, "published settings: ours beside the paper's number, with the source")
+    part.add_argument("names", nargs="*", metavar="NAME", help="cells of experiments/papers; all of them by default")
+    part.add_argument("--seeds", default="0..2", help="seeds, such as 0..2 or 0,3")
+    part.add_argument("--jobs", type=int, default=1)
+    part.add_argument("--table", type=Path, metavar="FILE", help="also write the table into the block 'papers' of FILE")
+    part.add_argument("--record", type=Path, metavar="CSV", help="also write the runs' figures, one row a run")
+    part.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+
+    part = command("bench", bench, "cost per step beside a bare PyTorch loop and Avalanche")
+    part.add_argument("arguments", nargs=argparse.REMAINDER, help="see `clu bench --help`")
+    part.prefix_chars = "\0"  # everything after `bench` is the benchmark's own
+
+    part = command("new", new, "write a plug-in to fill in, with its test")
+    part.add_argument("what", choices=("strategy",))
+    part.add_argument("name")
+    part.add_argument("--into", type=Path, default=Path(), metavar="DIR")
+    return top
+
+
+def _experiment(part: argparse.ArgumentParser) -> None:
+    part.add_argument("experiment", type=Path, help="a YAML file, such as experiments/digits_er.yaml")
+    part.add_argument("overrides", nargs="*", help="key=value, such as seed=3 strategies.er.capacity=200; ~key removes")
+
+
+# --- commands ---
+
+
+def list_command(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cl_framework import registry
+
+    table = Table()
+    if arguments.what == "experiments":
+        table.add_column("experiment")
+        table.add_column("what")
+        for path in sorted(Path("experiments").rglob("*.yaml")):
+            first = path.read_text().partition("\n")[0]
+            table.add_row(str(path), first.lstrip("# ") if first.startswith("#") else "")
+    else:
+        for title in ("name", "from", "status", "what"):
+            table.add_column(title, overflow="fold")
+        for entry in getattr(registry, arguments.what).entries():
+            table.add_row(entry.name, entry.origin, entry.status, entry.summary)
+    Console().print(table)
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from cl_framework.config import load_experiment
+    from cl_framework.show import describe
+
+    print(describe(load_experiment(arguments.experiment, arguments.overrides)))
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from cl_framework import runner
+    from cl_framework.config import load_experiment
+    from cl_framework.launch import finish, listening
+
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    command = " ".join(["clu run", str(arguments.experiment), *arguments.overrides])
+    with listening(experiment) as (listeners, stop_requested):
+        return finish(runner.run(experiment, command=command, listeners=listeners, stop_requested=stop_requested))
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    from cl_framework import runner
+    from cl_framework.config import load_experiment
+    from cl_framework.launch import finish, listening
+    from cl_framework.records import RunDirectory
+
+    directory = RunDirectory(arguments.run_dir)
+    if directory.status == "absent":
+        raise ConfigurationError(f"{arguments.run_dir} is no run directory (it has no config.yaml). Start a run with `clu run`.")
+    experiment = load_experiment(directory.config, arguments.overrides)
+    with listening(experiment) as (listeners, stop_requested):
+        return finish(runner.resume(arguments.run_dir, arguments.overrides, listeners=listeners, stop_requested=stop_requested))
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cl_framework import report as reports
+
+    shown, notes = reports.report(arguments.paths, arguments.out)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(shown)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    return 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from cl_framework.sweep import sweep as run_sweep
+
+    experiments = [word for word in arguments.words if word.endswith((".yaml", ".yml"))]
+    overrides = [word for word in arguments.words if word not in experiments]
+    if not experiments:
+        raise ConfigurationError("clu sweep needs an experiment file, such as experiments/digits_er.yaml.")
+    return run_sweep([Path(name) for name in experiments], overrides, arguments.jobs)
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    from cl_framework.reproduce import reproduce as run_cells
+
+    overrides = [word for word in arguments.names if "=" in word] + arguments.overrides
+    names = [word for word in arguments.names if "=" not in word]
+    return run_cells(names, arguments.seeds, overrides, arguments.jobs, arguments.table, arguments.record)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from cl_framework.bench import main as run_bench
+
+    return run_bench(arguments.arguments)
+
+
+def new(arguments: argparse.Namespace) -> int:
+    from cl_framework.scaffold import write_plugin
+
+    path = write_plugin(arguments.name, arguments.into)
+    print(f"written: {path}\nInstall it with `pip install -e {path}` and run its tests with `pytest {path}`.")
+    return 0
