@@ -1,0 +1,163 @@
+"""Grids of runs: one cell after another or side by side; what is done is skipped, what was interrupted is resumed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cl_framework.config import load_experiment
+from cl_framework.errors import ConfigurationError
+from cl_framework.records import RunDirectory
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    experiment: Path
+    overrides: tuple[str, ...]
+    directory: RunDirectory
+
+    @property
+    def name(self) -> str:
+        return " ".join([str(self.experiment), *self.overrides])
+
+    @property
+    def log(self) -> Path:
+        return self.directory.path.with_name(self.directory.path.name + ".log")
+
+    def command(self) -> list[str]:
+        """Start the run, or resume it if there is something to resume."""
+        base = [sys.executable, "-m", "cl_framework"]
+        if self.directory.status in ("unfinished", "failed"):
+            return [*base, "resume", str(self.directory.path)]
+        return [*base, "run", str(self.experiment), *self.overrides]
+
+
+def expand(override: str) -> list[str]:
+    """`seed=0..4` and `a.b=1,2,3` as one override a value; commas within brackets or quotes do not count."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return [override]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", value)
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if last < first:
+            raise ConfigurationError(f"the range in {override!r} runs backwards.")
+        return [f"{key}={number}" for number in range(first, last + 1)]
+    if key == "stream":
+        return [override]
+    return [f"{key}={part}" for part in _split_commas(value)]
+
+
+def _split_commas(value: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for position, letter in enumerate(value):
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append(value[start:position])
+            start = position + 1
+    return [*parts, value[start:]]
+
+
+def cells(experiments: Sequence[Path], overrides: Sequence[str]) -> list[Cell]:
+    """Every combination of the values, checked before the first one runs. Refuses two cells that are the same run."""
+    grid = [expand(override) for override in overrides]
+    found = []
+    for experiment in experiments:
+        for combination in itertools.product(*grid):
+            checked = load_experiment(experiment, combination)
+            run = checked.run
+            found.append(Cell(experiment, combination, RunDirectory.create(run.out, run.experiment, checked.fingerprint, run.seed)))
+    seen: dict[Path, Cell] = {}
+    for cell in found:
+        if cell.directory.path in seen:
+            raise ConfigurationError(f"two cells are the same run: {seen[cell.directory.path].name!r} and {cell.name!r}.")
+        seen[cell.directory.path] = cell
+    return found
+
+
+def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
+    """Run a grid with `jobs` processes; returns the cells that failed. SIGINT and SIGTERM reach the runs, which write checkpoints."""
+    if jobs < 1:
+        raise ConfigurationError(f"--jobs must be >= 1, got {jobs}.")
+    waiting = [cell for cell in grid if cell.directory.status != "done"]
+    for cell in grid:
+        if cell not in waiting:
+            _say(f"done before: {cell.directory.path}")
+    running: dict[subprocess.Popen[bytes], tuple[Cell, float]] = {}
+    failed: list[Cell] = []
+    with _passing_signals(running) as stopping:
+        while (waiting and not stopping) or running:
+            while waiting and len(running) < jobs and not stopping:
+                cell = waiting.pop(0)
+                running[_start(cell, jobs)] = (cell, time.monotonic())
+            time.sleep(0.05)
+            for process in [process for process in running if process.poll() is not None]:
+                cell, started = running.pop(process)
+                seconds = time.monotonic() - started
+                if process.returncode == 0:
+                    _say(f"done: {cell.directory.path} ({seconds:.0f} s)")
+                else:
+                    failed.append(cell)
+                    _say(f"not done (exit code {process.returncode}): {cell.name}; see {cell.log}")
+        if stopping:
+            failed.extend(waiting)
+    return failed
+
+
+def _start(cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = "1"
+    cell.log.parent.mkdir(parents=True, exist_ok=True)
+    verb = "resuming" if cell.directory.status in ("unfinished", "failed") else "running"
+    _say(f"{verb}: {cell.name}")
+    with cell.log.open("ab") as log:
+        return subprocess.Popen(cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+@contextmanager
+def _passing_signals(running: dict[subprocess.Popen[bytes], tuple[Cell, float]]) -> Iterator[list[int]]:
+    stopping: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        stopping.append(number)
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def sweep(experiments: Sequence[Path], overrides: Sequence[str], jobs: int) -> int:
+    """What `clu sweep` does: run the grid, then print the table over seeds. Exit code 1 if a cell is not done."""
+    from rich.console import Console
+
+    from cl_framework.report import collect, comparison, terminal_table
+
+    grid = cells(experiments, overrides)
+    failed = run_cells(grid, jobs)
+    done = [cell.directory.path for cell in grid if cell.directory.status == "done"]
+    if done:
+        Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(*comparison(collect(done).summaries)))
+    for cell in failed:
+        _say(f"not done: {cell.name}" + (f"; see {cell.log}" if cell.log.exists() else ""))
+    return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From nothing to a first comparison: an environment, the package, and three runs on data that needs no download.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+prepare_environment ""
+
+for method in finetune er derpp; do
+  clu run "experiments/digits_$method.yaml" "$@"
+done
+clu report runs/digits_finetune runs/digits_er runs/digits_derpp
+echo "Next: clu show experiments/digits_er.yaml, or clu run experiments/digits_er.yaml seed=1 strategies.er.capacity=50"

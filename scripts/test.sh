@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The whole suite: lint, types, tests. Arguments go to pytest: scripts/test.sh -m "not slow".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+prepare_environment "[test]"
+
+export OMP_NUM_THREADS=1 WANDB_MODE=offline
+ruff check .
+ruff format --check .
+mypy
+pytest -n 2 "$@"
