@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_framework.errors import ContractError
+from cl_framework.inputs import concatenated
 from cl_framework.strategy import Batch, Context, Draw, Gradients, Rows, Strategy, Term
 
 TASK = "task"  # the name of the mean loss of the stream's rows
@@ -43,9 +44,10 @@ class Criterion:
 def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
     """Features (None if the model has no `features` and `head`) and logits of one forward pass."""
     conditioning = (rows.task_of_row,) if getattr(model, "task_conditioned", False) else ()
-    if hasattr(model, "features") and hasattr(model, "head"):
-        features = model.features(rows.inputs, *conditioning)
-        return features, model.head(features)
+    extract, head = getattr(model, "features", None), getattr(model, "head", None)
+    if callable(extract) and callable(head):
+        features = extract(rows.inputs, *conditioning)
+        return features, head(features)
     return None, model(rows.inputs, *conditioning)
 
 
@@ -342,11 +344,7 @@ def join(batch: Batch) -> tuple[Rows, dict[str, tuple[int, int]]]:
 
 def concatenate(members: Sequence[Rows]) -> Rows:
     """Rows one after another, as the model reads them; the raw items stay with their owners."""
-    first = members[0].inputs
-    if isinstance(first, dict):
-        inputs = {key: torch.cat([rows.inputs[key] for rows in members]) for key in first}  # type: ignore[index]
-    else:
-        inputs = torch.cat([rows.inputs for rows in members])  # type: ignore[misc]
+    inputs = concatenated([rows.inputs for rows in members if rows.inputs is not None])
     targets = torch.cat([rows.targets for rows in members])
     ids = torch.cat([rows.ids for rows in members])
     tasks = torch.cat([rows.task_of_row for rows in members])

@@ -229,7 +229,7 @@ def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
         merged = OmegaConf.merge(config, given)
         values = OmegaConf.to_object(merged)
         if isinstance(values, schema):
-            values = {option.name: getattr(values, option.name) for option in fields(schema)}  # type: ignore[arg-type]
+            values = {option.name: getattr(values, option.name) for option in fields(schema)}
         return schema(**_tuples(schema, values))
     except ValueError as error:
         if isinstance(error, OmegaConfBaseException):
@@ -278,7 +278,7 @@ def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
                 raise ConfigurationError(
                     f"{where}: expected options, got {value!r}. Known: {', '.join(typing.get_type_hints(hints[key]))}."
                 )
-            _refuse_unknown(hints[key], value, where)  # type: ignore[arg-type]
+            _refuse_unknown(hints[key], value, where)
 
 
 def _named(known: registry.Registry, kind: str, given: Mapping[str, Any]) -> Named:
@@ -291,7 +291,7 @@ def _named(known: registry.Registry, kind: str, given: Mapping[str, Any]) -> Nam
 
 
 def _options(schema: type, given: Mapping[str, Any], path: str, name: str) -> Any:
-    known = {option.name for option in fields(schema)}  # type: ignore[arg-type]
+    known = {option.name for option in fields(schema)}
     unknown = [key for key in given if key not in known]
     if unknown:
         raise ConfigurationError(

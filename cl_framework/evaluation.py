@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_framework.benchmarks.base import Source
 from cl_framework.closure import run_model
 from cl_framework.context import evaluation_mode
+from cl_framework.inputs import each
 from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
@@ -80,7 +81,7 @@ def _batches(learner: Learner, source: Source, task: TaskId) -> Iterator[Rows]:
     for first in range(0, len(source), size):
         rows = torch.arange(first, min(first + size, len(source)))
         items = source.read(rows)
-        moved = {key: value.to(learner.device) for key, value in items.items()} if isinstance(items, dict) else items.to(learner.device)
+        moved = each(lambda part: part.to(learner.device), items)
         targets = source.targets[rows].to(learner.device)
         # Test samples have no training id: -1 is nobody's.
         ids = torch.full_like(targets, -1)

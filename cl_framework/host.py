@@ -46,7 +46,7 @@ class Host(lightning.LightningModule):
             trainer = lightning.Trainer(
                 accelerator="gpu" if learner.device.type == "cuda" else "cpu",
                 devices=1,
-                precision=learner.run.precision,  # type: ignore[arg-type]
+                precision=learner.run.precision,
                 max_epochs=1,
                 logger=False,
                 enable_checkpointing=False,

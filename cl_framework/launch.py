@@ -20,7 +20,7 @@ def listening(experiment: Experiment) -> Iterator[tuple[Sequence[Listener], Call
     if experiment.run.logger == "wandb":
         from cl_framework.loggers.wandb import WandbListener
 
-        listeners.append(WandbListener())
+        listeners.append(WandbListener(experiment.run.wandb))
     with stop_on_signals(lambda text: print(text, file=sys.stderr)) as stop_requested:
         yield listeners, stop_requested
 

@@ -14,6 +14,7 @@ from cl_framework.closure import Criterion, StepClosure, StepEvaluation
 from cl_framework.config import RunConfig
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.errors import ContractError
+from cl_framework.inputs import each
 from cl_framework.optimizers import build_optimizer, optimizer_state_by_name
 from cl_framework.plan import Plan, blurred
 from cl_framework.requests import requested_ids
@@ -74,7 +75,7 @@ class Learner:
     def read(self, ids: Tensor) -> Rows:
         """Samples by id, with inputs as in evaluation."""
         items, targets, tasks = self.benchmark.read(ids)
-        rows = Rows(_to(items, self.device), targets.to(self.device), ids.to(self.device), tasks.to(self.device))
+        rows = Rows(each(lambda part: part.to(self.device), items), targets.to(self.device), ids.to(self.device), tasks.to(self.device))
         rows.inputs = self.benchmark.transform(rows.items, None)
         return rows
 
@@ -273,12 +274,6 @@ class Learner:
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         assert self.optimizer is not None
         self.optimizer.load_state_dict(dict(state))
-
-
-def _to(items: Any, device: torch.device) -> Any:
-    if isinstance(items, dict):
-        return {key: value.to(device) for key, value in items.items()}
-    return items.to(device)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cl_framework.benchmarks.base import Benchmark
+from cl_framework.inputs import Inputs, each
 from cl_framework.learner import Learner
-from cl_framework.strategy import Batch, Inputs, Phase
+from cl_framework.strategy import Batch, Phase
 
 STEPS_PER_CHUNK = 32  # optimizer steps that Lightning sees as one batch: spreads its cost
 _WINDOW_BYTES = 2 << 20  # raw bytes read at once: stays in cache, and amortises the read
@@ -99,12 +100,12 @@ class StepReader:
             self._read(step, chunk)
         base = self._offsets[self._window[0]]
         start, end = self._offsets[step] - base, self._offsets[step + 1] - base
-        items = _rows(self._items, start, end)
+        items = each(lambda part: part[start:end], self._items)
         transform = self._learner.benchmark.transform
         if self._inputs is None:
             inputs = transform(items, self._learner.augmentation("stream"))
         else:
-            inputs = _rows(self._inputs, start, end)
+            inputs = each(lambda part: part[start:end], self._inputs)
         plan = self._plan
         first, last = base + start, base + end
         return Batch(
@@ -133,7 +134,7 @@ class StepReader:
             rows = chunk.rows
         items, targets, tasks = rows
         self._host = (targets, tasks)
-        self._items: Inputs = _moved(items, device)
+        self._items: Inputs = each(lambda part: part.to(device, non_blocking=True), items)
         self._targets, self._ids, self._tasks = targets.to(device), ids.to(device), tasks.to(device)
         transform = learner.benchmark.transform
         self._inputs: Inputs | None = None if transform.random else transform(self._items, None)
@@ -143,15 +144,3 @@ class StepReader:
         nothing = torch.empty(0, dtype=torch.int64, device=self._learner.device)
         empty = torch.empty(0, *self._learner.benchmark.input_shape, device=self._learner.device)
         return Batch(empty, nothing, nothing, nothing, empty, tasks_readable=self._readable)
-
-
-def _rows(values: Inputs, start: int, end: int) -> Inputs:
-    if isinstance(values, dict):
-        return {key: value[start:end] for key, value in values.items()}
-    return values[start:end]
-
-
-def _moved(values: Inputs, device: torch.device) -> Inputs:
-    if isinstance(values, dict):
-        return {key: value.to(device, non_blocking=True) for key, value in values.items()}
-    return values.to(device, non_blocking=True)

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_framework.inputs import Inputs, each
 from cl_framework.rng import BLOCK
 from cl_framework.shares import ClassShares
 from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
-from cl_framework.strategy import Inputs, Rows, StepRandom
+from cl_framework.strategy import Rows, StepRandom
 
 POLICIES = ("reservoir", "ring", "balanced")
 
@@ -97,11 +98,11 @@ class Memory:
 
     # --- writing ---
 
-    def add(self, batch: Rows, random: StepRandom, **extras: Tensor) -> None:
-        """Offer the samples of a batch, each once however many views it has; `extras` are (B, ...) tensors kept beside them."""
+    def add(self, batch: Rows, random: StepRandom, **beside: Tensor) -> None:
+        """Offer the samples of a batch, each once however many views it has; `beside` are (B, ...) tensors kept with them."""
         if self.capacity == 0 or not len(batch):
             return
-        batch, extras = first_views(batch, extras)
+        batch, extras = first_views(batch, beside)
         if self._shares is None:
             rows, slots = self._reservoir(batch, random)
         else:
@@ -281,7 +282,7 @@ def first_views(batch: Rows, extras: Mapping[str, Tensor]) -> tuple[Rows, Mappin
     if group is None:
         return batch, extras
     first = (rank_within(group) == 0).nonzero().flatten()
-    items = {key: value[first] for key, value in batch.items.items()} if isinstance(batch.items, dict) else batch.items[first]
+    items = each(lambda part: part[first], batch.items)
     rows = Rows(items, batch.targets[first], batch.ids[first], batch.task_of_row[first])
     return rows, {name: value[first] for name, value in extras.items()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -99,7 +100,7 @@ class Registry:
             known = found.get(name, {})
             same = any(point.value == _place(registered) for point in known.values())
             origins = tuple(known) if same else (*known, f"registered in {registered.__module__}")
-            entries[name] = Entry(name, self.kind, origins, lambda registered=registered: registered)
+            entries[name] = Entry(name, self.kind, origins, partial(_itself, registered))
         return entries
 
     def _entry_from_points(self, name: str, points: dict[str, metadata.EntryPoint]) -> Entry:
@@ -115,6 +116,10 @@ class Registry:
                 f"{self.kind} {name!r} of {distribution} cannot be loaded ({point.value}): {type(error).__name__}: {error}"
             ) from error
         return loaded
+
+
+def _itself(registered: Any) -> Any:
+    return registered
 
 
 def _place(registered: Any) -> str:

@@ -209,7 +209,7 @@ class Runner:
         for stage in range(first, len(stages)):
             self.stage = stage
             if state is not None and inside and stage == first:
-                self.queue = [phase_from_state(saved, lambda: learner.learn_phase(event)) for saved in state["inside"]["queue"]]
+                self.queue = [phase_from_state(saved, lambda: self._own_phases()[0]) for saved in state["inside"]["queue"]]
                 self._continue(self.queue[0], state)
                 self.queue.pop(0)
             else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cl_framework.closure import StepClosure
 from cl_framework.errors import ConfigurationError, ContractError
+from cl_framework.inputs import each
 from cl_framework.plan import Plan
 from cl_framework.strategy import (
     Batch,
@@ -306,7 +307,7 @@ def intersection(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
 def rows_without(rows: Rows, ids: Tensor) -> Rows:
     """`rows` without those whose sample id is among `ids`."""
     keep = ~torch.isin(rows.ids, ids.to(rows.ids.device))
-    items = {key: value[keep] for key, value in rows.items.items()} if isinstance(rows.items, dict) else rows.items[keep]
+    items = each(lambda part: part[keep], rows.items)
     extras = {name: value[keep] for name, value in rows.extras.items()}
     return Rows(items, rows.targets[keep], rows.ids[keep], rows.task_of_row[keep], extras=extras, tasks_readable=rows.tasks_readable)
 

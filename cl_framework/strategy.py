@@ -35,11 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from cl_framework.errors import ContractError
+from cl_framework.inputs import Inputs
 from cl_framework.plan import Plan
 from cl_framework.stream import Event, TaskId, Unlearn
-
-Inputs = Tensor | dict[str, Tensor]
-
 
 # --- what flows through a step ---
 
@@ -138,9 +136,14 @@ Gradients = tuple[Tensor | None, ...]  # one for each of `Context.parameters`, N
 class Evaluation(Protocol):
     """The result of calling a closure: everything in it is detached."""
 
-    loss: Tensor  # weighted sum of all terms, or the plain sum of those asked for by name
-    gradients: Gradients | None
-    output: Output
+    @property
+    def loss(self) -> Tensor: ...  # weighted sum of all terms, or the plain sum of those asked for by name
+
+    @property
+    def gradients(self) -> Gradients | None: ...
+
+    @property
+    def output(self) -> Output: ...
 
     @property
     def terms(self) -> dict[str, Tensor]: ...  # unweighted values by name
@@ -241,7 +244,8 @@ class Position:
 class StepRandom(Protocol):
     """A random stream seen from the current step."""
 
-    step: int
+    @property
+    def step(self) -> int: ...
 
     def generator(self) -> torch.Generator: ...  # of the phase's start
 
@@ -255,14 +259,29 @@ class StepRandom(Protocol):
 class Context(Protocol):
     """What a strategy sees of the run, from its slot. The framework passes one to every seam."""
 
-    slot: str
-    position: Position
-    model: nn.Module
-    device: torch.device
-    num_classes: int
-    num_tasks: int
-    batch_size: int
-    epochs: int
+    @property
+    def slot(self) -> str: ...
+
+    @property
+    def position(self) -> Position: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def num_tasks(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def epochs(self) -> int: ...
 
     @property
     def parameters(self) -> list[nn.Parameter]: ...  # trainable in this phase, in the order of every Gradients tuple

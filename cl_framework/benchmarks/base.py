@@ -11,14 +11,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cl_framework.strategy import Inputs
+from cl_framework.inputs import Inputs, concatenated, each
 
 
 class Source(Protocol):
     """Samples of one split of one task, by row number 0 .. len - 1. Reading is pure: no augmentation, no randomness."""
 
-    targets: Tensor  # (N,) int64 global class labels
-    in_memory: bool  # False: read by data-loader workers
+    @property
+    def targets(self) -> Tensor: ...  # (N,) int64 global class labels
+
+    @property
+    def in_memory(self) -> bool: ...  # False: read by data-loader workers
 
     def __len__(self) -> int: ...
 
@@ -34,7 +37,8 @@ class Transform(Protocol):
     training batches are augmented; if it is False the result must not depend on the generator.
     """
 
-    random: bool
+    @property
+    def random(self) -> bool: ...
 
     def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs: ...
 
@@ -84,7 +88,7 @@ class Benchmark:
         parts = [self.train[task].read(rows[place]) for task, place in zip(present, places, strict=True)]
         back = torch.cat(places).argsort()
         targets = torch.cat([self.train[task].targets[rows[place]] for task, place in zip(present, places, strict=True)])
-        return _reorder(parts, back), targets[back], tasks
+        return each(lambda part: part[back], concatenated(parts)), targets[back], tasks
 
     def read_targets(self, ids: Tensor) -> Tensor:
         """The labels of these ids, (B,), without reading the items."""
@@ -93,13 +97,6 @@ class Benchmark:
         for task in torch.unique(tasks).tolist():
             targets[tasks == task] = self.train[task].targets[rows[tasks == task]]
         return targets
-
-
-def _reorder(parts: Sequence[Inputs], order: Tensor) -> Inputs:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: torch.cat([part[key] for part in parts])[order] for key in first}
-    return torch.cat(list(parts))[order]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

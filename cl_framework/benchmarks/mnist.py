@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -120,12 +121,16 @@ def _domains(
         num_classes=10,
         classes=(_DIGITS,) * len(changes),
         train=tasks,
-        test=[LazySource(test.targets, lambda change=change: change(test.items)) for change in changes],
+        test=[LazySource(test.targets, partial(_changed, test, change)) for change in changes],
         transform=Scale(),
         input_shape=(1, 28, 28),
         scenarios=("domain_il",),
         notes={**notes, **_limit_note(options.train_limit)},
     )
+
+
+def _changed(base: TensorSource, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(base.items)
 
 
 class OneAtATime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class TensorSource:
 
     def read(self, rows: Tensor) -> Tensor:
         return self.items.index_select(0, rows)
+
+    def select(self, rows: Tensor) -> Self:
+        """Some of the samples as a source of their own."""
+        return type(self)(self.items[rows], self.targets[rows])
 
 
 class LazySource:
@@ -77,6 +81,21 @@ class DatasetSource:
             return first.new_empty(0, *first.shape)
         return torch.stack([as_tensor(self.dataset[row][0]) for row in chosen])
 
+    def select(self, rows: Tensor) -> Self:
+        """Some of the samples as a source of their own."""
+        return type(self)(self.dataset, self.targets[rows], self.rows[rows])
+
+
+class Selectable(Protocol):
+    """A source of which some samples can be taken."""
+
+    targets: Tensor
+
+    def select(self, rows: Tensor) -> Self: ...
+
+
+AnySource = TypeVar("AnySource", bound=Selectable)
+
 
 def as_tensor(item: Any) -> Tensor:
     """A raw item as a tensor: a PIL image becomes (C, H, W) uint8."""
@@ -123,13 +142,6 @@ def materialise(dataset: Any, targets: Tensor, in_memory: str) -> TensorSource |
     return TensorSource(items, targets)
 
 
-def select(source: TensorSource | DatasetSource, rows: Tensor) -> TensorSource | DatasetSource:
-    """Some samples of a source as a source of their own."""
-    if isinstance(source, DatasetSource):
-        return DatasetSource(source.dataset, source.targets[rows], source.rows[rows])
-    return TensorSource(source.items[rows], source.targets[rows])
-
-
 def divide_classes(
     num_classes: int, tasks: int | None, classes_per_task: int | None, class_order: Sequence[int] | None
 ) -> list[tuple[int, ...]]:
@@ -150,6 +162,6 @@ def divide_classes(
     return [tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
-def split_by_class(source: TensorSource | DatasetSource, classes: Sequence[Sequence[int]]) -> list[TensorSource | DatasetSource]:
+def split_by_class(source: AnySource, classes: Sequence[Sequence[int]]) -> list[AnySource]:
     """One source a task, with the samples of its classes in their original order."""
-    return [select(source, torch.isin(source.targets, torch.tensor(held)).nonzero().flatten()) for held in map(list, classes)]
+    return [source.select(torch.isin(source.targets, torch.tensor(held)).nonzero().flatten()) for held in map(list, classes)]

@@ -183,14 +183,13 @@ class WandbListener(Listener):
         self._close("failed", exit_code=1)
 
     def on_finish(self, summary: Mapping[str, Any]) -> None:
-        from cl_framework.report import plot_matrix
+        from cl_framework.plots import matrix_figure, png
 
         matrix = summary["accuracy_matrix"]
         columns = ["event", *(f"task {task}" for task in range(len(matrix[0])))]
         cells = [[str(event), *row] for event, row in zip(self._info.stream, matrix, strict=True)]
         picture = self._info.directory.plots / "accuracy_matrix.png"
-        picture.parent.mkdir(exist_ok=True)
-        plot_matrix(summary, picture)
+        atomic_write(picture, png(matrix_figure(summary)))
         row = {
             "stream_step": summary["steps"],
             "accuracy_matrix": self._wandb.Table(columns=columns, data=cells),

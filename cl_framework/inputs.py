@@ -1,0 +1,25 @@
+"""Items and model inputs: one tensor, or a mapping of tensors by name (text). What is done to them is done to each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+def each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """`function` of the tensor, or of each tensor of the mapping."""
+    if isinstance(inputs, dict):
+        return {name: function(value) for name, value in inputs.items()}
+    return function(inputs)
+
+
+def concatenated(parts: Sequence[Inputs]) -> Inputs:
+    """Rows of all parts, one part after another."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
