@@ -30,4 +30,4 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Check that `value` is one of `choices`."""
     choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, got {value!r}")

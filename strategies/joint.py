@@ -33,7 +33,6 @@ class Joint(Strategy):
     traits = Traits(
         needs_boundaries=True,
         reads_past_data=True,
-        keeps="epochs",
         no_neutral="it shows other samples than the stream does",
     )
 
