@@ -28,7 +28,7 @@ def stream_key(seed: int, position: Position, *purpose: object) -> tuple[object,
     return (seed, type(event).__name__, event.task, event.occurrence, phase, *purpose)
 
 
-@dataclass
+@dataclass(eq=False)
 class PositionedRandom:
     """A random stream seen from the current step: the implementation of `StepRandom`."""
 

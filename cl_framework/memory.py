@@ -11,6 +11,7 @@ class appears the shares shrink, and capacity % classes slots stay empty.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,26 @@ from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
 from cl_framework.strategy import Rows, StepRandom
 
 POLICIES = ("reservoir", "ring", "balanced")
+_STREAMS_KEPT = 8  # tables of draws held at once: those of one phase, seldom more than two
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What one random stream draws in one block of steps. The key holds the stream itself, so that it is no other's."""
+
+    key: tuple[StepRandom, int, int]  # stream, block, rows a draw
+    sizes: list[int]  # for each step the size of the memory that was counted on
+    table: Tensor  # (BLOCK, rows)
+
+
+@dataclass(frozen=True)
+class _Writes:
+    """Which slots the visits of one block of steps take."""
+
+    key: tuple[StepRandom, int, int]  # stream, block, rows a step
+    first: int  # number of the block's first visit
+    table: Tensor  # (BLOCK, rows), -1: not accepted
+    any_accepted: list[bool]  # for each step
 
 
 class Memory:
@@ -41,8 +62,8 @@ class Memory:
         self._columns: dict[str, Tensor] = {}  # field -> (allocated slots, ...)
         self._visits_of_task = torch.empty(0, dtype=torch.int64)  # on the host, like every decision
         self._owed = torch.empty(0, dtype=torch.bool)  # see `forget`
-        self._draws: tuple[tuple[Any, ...], list[int], Tensor] | None = None
-        self._writes: tuple[tuple[Any, ...], int, Tensor, list[bool]] | None = None
+        self._draws: dict[int, _Draws] = {}  # by identity of the random stream
+        self._writes: _Writes | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -76,16 +97,18 @@ class Memory:
     def _drawn(self, count: int, asked: int, random: StepRandom) -> Tensor:
         """Positions among the filled slots, decided for the whole block on the guess that the memory fills as it did last step."""
         block, row = divmod(random.step, BLOCK)
-        key = (id(random), block, count)
-        if self._draws is None or self._draws[0] != key or self._draws[1][row] != self._count:
+        known = self._draws.get(id(random))
+        if known is None or known.key != (random, block, count) or known.sizes[row] != self._count:
             growth = (torch.arange(BLOCK) - row).clamp(min=0) * self._last_added()
             sizes = (self._count + growth).clamp(max=max(self._limit(), self._count))
             table = floyd(random.block(asked)[:, :count], sizes)
-            self._draws = (key, sizes.tolist(), self._moved(table))
-        return self._draws[2][row]
+            if known is None and len(self._draws) == _STREAMS_KEPT:
+                self._draws.clear()
+            known = self._draws[id(random)] = _Draws((random, block, count), sizes.tolist(), self._moved(table))
+        return known.table[row]
 
     def _last_added(self) -> int:
-        return self._writes[2].shape[1] if self._writes is not None and self.policy == "reservoir" else 0
+        return self._writes.table.shape[1] if self._writes is not None and self.policy == "reservoir" else 0
 
     def _limit(self) -> int:
         return self.capacity if self._shares is None else self._count
@@ -122,14 +145,15 @@ class Memory:
         if len(self._owed):
             return self._settle(len(batch), random)
         block, row = divmod(random.step, BLOCK)
-        key = (id(random), block, len(batch))
+        key = (random, block, len(batch))
         first = self.seen - row * len(batch)
-        if self._writes is None or self._writes[0] != key or self._writes[1] != first:
+        known = self._writes
+        if known is None or known.key != key or known.first != first:
             visits = first + torch.arange(BLOCK) * len(batch)
             slots = reservoir_slots(random.block(len(batch)), visits, self.capacity)
-            self._writes = (key, first, slots, (slots >= 0).any(1).tolist())
-        slots = self._writes[2][row]
-        if not self._writes[3][row]:
+            known = self._writes = _Writes(key, first, slots, (slots >= 0).any(1).tolist())
+        slots = known.table[row]
+        if not known.any_accepted[row]:
             return None, slots
         rows = (slots >= 0).nonzero().flatten()
         return rows, slots[rows]
@@ -212,7 +236,7 @@ class Memory:
         stored = {name: column[survivors].clone() for name, column in self._columns.items()}
         freed = int(gone.sum())
         self._columns = {}
-        self._draws = self._writes = None
+        self._draws, self._writes = {}, None
         self.seen -= visits
         if self._shares is None:
             self._count = len(survivors)
@@ -254,7 +278,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._columns, self._draws, self._writes = {}, None, None
+        self._columns, self._draws, self._writes = {}, {}, None
         self._count, self.seen, self._owed = state["count"], state["seen"], state["owed"]
         self._visits_of_task = state["visits_of_task"]
         if self._shares is not None:

@@ -58,7 +58,15 @@ def test_the_name_of_the_file_is_the_experiment(tmp_path: Path) -> None:
 
 
 def test_overrides() -> None:
-    words = ["seed=3", "optimizer.lr=1e-3", "stream=L0-1 L0", "strategies.pull={}", "benchmark.tasks=4", "model.hidden=[5,6]", "data.root=x"]
+    words = [
+        "seed=3",
+        "optimizer.lr=1e-3",
+        "stream=L0-1 L0",
+        "strategies.pull={}",
+        "benchmark.tasks=4",
+        "model.hidden=[5,6]",
+        "data.root=x",
+    ]
     experiment = load_experiment(BASE, words)
     run = experiment.run
     assert (run.seed, run.optimizer.lr, run.stream, run.data.root) == (3, 0.001, "L0-1 L0", "x")
@@ -71,8 +79,25 @@ def test_overrides() -> None:
 
 def test_the_fingerprint_covers_what_changes_numbers_and_nothing_else() -> None:
     base = load_experiment(BASE).fingerprint
-    same = ["seed=5", "out=x", "data.root=y", "data.workers=2", "logger=wandb", "wandb.project=z", "threads=1", "checkpoint.every_seconds=1"]
-    other = ["batch_size=7", "optimizer.lr=0.2", "strategies.er.capacity=51", "model.hidden=[3]", "stream=L0", "benchmark.noise=1", "epochs=2"]
+    same = [
+        "seed=5",
+        "out=x",
+        "data.root=y",
+        "data.workers=2",
+        "logger=wandb",
+        "wandb.project=z",
+        "threads=1",
+        "checkpoint.every_seconds=1",
+    ]
+    other = [
+        "batch_size=7",
+        "optimizer.lr=0.2",
+        "strategies.er.capacity=51",
+        "model.hidden=[3]",
+        "stream=L0",
+        "benchmark.noise=1",
+        "epochs=2",
+    ]
     assert {load_experiment(BASE, [word]).fingerprint for word in same} == {base}
     changed = {load_experiment(BASE, [word]).fingerprint for word in other}
     assert len(changed | {base}) == len(other) + 1

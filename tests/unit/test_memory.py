@@ -117,7 +117,7 @@ def test_shares_shrink_when_a_class_appears(policy: str) -> None:
 
 
 def test_more_classes_than_slots_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="a memory of 2 samples cannot hold one of each of 3 classes. Raise capacity"):
+    with pytest.raises(ConfigurationError, match=r"a memory of 2 samples cannot hold one of each of 3 classes. Raise capacity"):
         Walk(Memory(2, "ring")).step(rows(0))
 
 
@@ -249,7 +249,9 @@ def test_a_large_memory_is_not_allocated_at_once() -> None:
     assert walk.memory._columns["ids"].shape[0] == 1024
 
 
-@pytest.mark.parametrize(("capacity", "policy", "text"), [(-1, "reservoir", "capacity must be >= 0, got -1"), (5, "rng", "policy must be one of")])
+@pytest.mark.parametrize(
+    ("capacity", "policy", "text"), [(-1, "reservoir", "capacity must be >= 0, got -1"), (5, "rng", "policy must be one of")]
+)
 def test_bad_arguments(capacity: int, policy: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Memory(capacity, policy)

@@ -59,7 +59,13 @@ def test_built_ins_arrive_through_entry_points() -> None:
         assert entries[name].status == "ok"
         assert entries[name].origin.startswith("cl-framework ")
         assert entries[name].summary
-    assert {entry.name for entry in registry.benchmarks.entries()} >= {"split_digits", "split_mnist", "perm_mnist", "rot_mnist", "synthetic"}
+    assert {entry.name for entry in registry.benchmarks.entries()} >= {
+        "split_digits",
+        "split_mnist",
+        "perm_mnist",
+        "rot_mnist",
+        "synthetic",
+    }
 
 
 def test_a_strangers_plug_in(site: Path) -> None:
@@ -73,7 +79,10 @@ def test_a_strangers_plug_in(site: Path) -> None:
     [
         ("import nothing_like_this", "ModuleNotFoundError"),
         ("class Thing: pass", "no subclass of cl_framework.Strategy"),
-        (GOOD + "    def comit(self, batch, output, context): pass\n", "has a public method 'comit', which is no seam. Did you mean 'commit'?"),
+        (
+            GOOD + "    def comit(self, batch, output, context): pass\n",
+            "has a public method 'comit', which is no seam. Did you mean 'commit'?",
+        ),
         (GOOD.replace("frozen=True", "frozen=False"), "are no frozen dataclass"),
         ("raise SystemError('boom')", "SystemError: boom"),
     ],

@@ -1,0 +1,117 @@
+"""Run directories: whole files or none, exact rows, lengths that a resume cuts back to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cl_framework import ConfigurationError, FrameworkError
+from cl_framework.records import RunDirectory, append_rows, atomic_write, differences, environment, read_rows
+
+
+def full_disk(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def run_directory(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory.create(tmp_path, "trial", "0123456789abcdef", 7)
+    directory.write_start("experiment: trial\n", "clu run trial.yaml", {"python": "3.11"})
+    return directory
+
+
+def test_where_a_run_lives_and_its_life(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path, "trial", "0123456789abcdef", 7)
+    assert directory.path == tmp_path / "trial" / "01234567-s7"
+    assert directory.status == "absent"
+    assert not directory.path.exists()
+    directory = run_directory(tmp_path)
+    assert directory.status == "unfinished"
+    directory.mark_failed("reason")
+    assert directory.status == "failed"
+    directory.mark_done()
+    assert directory.status == "done"
+    (directory.path / "notes.txt").write_text("mine")
+    directory.clear()
+    assert directory.status == "absent"
+    assert [path.name for path in directory.path.iterdir()] == ["notes.txt"]
+
+
+def test_rows_come_back_exactly(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    rows = [{"value": 0.1 + 0.2, "n": 3, "task": None}, {"value": 1e-300, "text": "ü"}]
+    directory.append_records(rows[:1])
+    directory.append_records(rows[1:])
+    assert directory.records() == rows
+    assert directory.events() == []
+    with pytest.raises(ValueError, match="JSON compliant"):
+        directory.append_records([{"value": float("nan")}])
+    assert directory.records() == rows
+
+
+def test_a_half_written_last_row_is_left_out_and_other_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    append_rows(path, [{"a": 1}, {"a": 2}])
+    with path.open("a") as file:
+        file.write('{"a": 3')
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(FrameworkError, match=r"records.jsonl is damaged in line 2"):
+        read_rows(path)
+
+
+def test_cut_back_to_what_a_checkpoint_counted_on(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    directory.append_records([{"a": 1}])
+    lengths = directory.lengths()
+    directory.append_records([{"a": 2}])
+    directory.append_events([{"event": "L0"}])
+    directory.cut_back(lengths)
+    assert directory.records() == [{"a": 1}]
+    assert directory.events() == []
+    (directory.path / "records.jsonl").write_text("")
+    with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on 9: rows are lost"):
+        directory.cut_back(lengths)
+
+
+def test_a_full_disk_leaves_the_old_file_and_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "summary.json"
+    atomic_write(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        text = f"{path} cannot be written: No space left on device. Free some space; nothing written before is lost."
+        with pytest.raises(FrameworkError, match=re.escape(text)):
+            atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["summary.json"]
+    atomic_write(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_rows_that_could_not_be_flushed_are_cut_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records.jsonl"
+    append_rows(path, [{"a": 1}])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(FrameworkError, match="No space left on device"):
+            append_rows(path, [{"a": 2}])
+    assert read_rows(path) == [{"a": 1}]
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    with directory.lock(), pytest.raises(ConfigurationError, match="is being run by another process"), directory.lock():
+        pass
+    with directory.lock():
+        pass
+
+
+def test_differences_between_environments() -> None:
+    now = environment("cpu", 1, False)
+    assert differences(now, now) == []
+    assert differences({**now, "threads": 4}, now) == ["threads was 4 and is 1"]
+    assert now["version torch"]
