@@ -118,16 +118,19 @@ def resume(
 
 
 def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
-    """Refuse to continue under another configuration, and name the key that differs."""
-    if state is not None and state["fingerprint"] != experiment.fingerprint:
-        started = load_experiment(state["config"])
-        keys = "; ".join(experiment.differing_keys(started)) or "the versions of its options"
-        raise ConfigurationError(f"{directory.path} was started under another configuration: {keys}. Undo that, or start a new run.")
-    if state is None and not directory.path.name.startswith(experiment.fingerprint[:8]):
-        raise ConfigurationError(
-            f"{directory.path} was started under another configuration (its fingerprint is not {experiment.fingerprint[:8]}). "
-            "Undo the change to config.yaml, or start a new run."
-        )
+    """Refuse to continue under another configuration or seed, and name the key that differs."""
+    remedy = "Undo that, or start a new run."
+    if state is None:
+        here = RunDirectory.create("", "", experiment.fingerprint, experiment.run.seed).path.name
+        if directory.path.name != here:
+            raise ConfigurationError(f"{directory.path} was started under another configuration (this one's is {here}). {remedy}")
+        return
+    started = load_experiment(state["config"])
+    keys = experiment.differing_keys(started)
+    if experiment.run.seed != started.run.seed:
+        keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
+    if keys:
+        raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
 
 
 def set_up_torch(experiment: Experiment) -> None:

@@ -116,7 +116,8 @@ def _hold_out(whole: Files, fraction: float, seed: int) -> tuple[Files, Files]:
     for label in targets.unique().tolist():
         rows = (targets == label).nonzero().flatten()
         order = rows[torch.randperm(len(rows), generator=generator)]
-        is_test[order[: max(1, round(fraction * len(rows)))]] = True
+        held_out = min(len(rows) - 1, max(1, round(fraction * len(rows))))  # at least one stays for training
+        is_test[order[:held_out]] = True
 
     def pick(wanted: bool) -> Files:
         rows = [row for row in range(len(files)) if bool(is_test[row]) is wanted]

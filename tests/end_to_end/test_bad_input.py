@@ -1,0 +1,164 @@
+"""Bad input at the command line: exit code, one or two sentences, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cl_framework.cli import main
+
+EXPERIMENT = """
+benchmark: {name: synthetic, tasks: 2}
+batch_size: 20
+threads: 1
+"""
+
+REFUSED = [
+    (["sed=1"], "clu: sed: unknown option. Did you mean 'seed'?"),
+    (["seed=one"], "clu: seed: Value 'one' of type 'str' could not be converted to Integer; expected int."),
+    (["batch_size=0"], "clu: batch_size must be >= 1, got 0."),
+    (["strategies.er.capacity=-3"], "clu: strategies.er.capacity must be >= 0, got -3."),
+    (["strategies.er.policy=fifo"], "clu: strategies.er.policy must be one of reservoir, ring, balanced, got 'fifo'."),
+    (["~strategies.er"], "clu: ~strategies.er: there is nothing to remove."),
+    (["stream=L0 X1"], "clu: stream: cannot read event 'X1'. Write events like"),
+    (["stream=L0-9"], "names task 2, but the benchmark has tasks 0 to 1."),
+    (["stream=L0 U1"], "unlearns task 1, which is not known then. Learn it before: add L1."),
+    (["stream=L0 U0"], "clu: stream: event U0 unlearns at task level, but no strategy of this stack can do that"),
+    (
+        ["scenario=domain_il", "benchmark.name=split_digits", "~benchmark.tasks"],
+        "clu: scenario=domain_il does not fit benchmark 'split_digits'",
+    ),
+    (["benchmark.name=split_mnist", "data.root=nowhere"], "clu: MNIST is not in nowhere/MNIST/raw. Set data.download=true to fetch it"),
+    (["benchmark.name=image_folder", "~benchmark.tasks"], "clu: benchmark.path is missing: name the folder of images"),
+    (["strategies.joint={}", "blurry=0.2"], "clu: strategies.joint must know when a task ends, which a blurry stream does not tell."),
+    (["device=cuda"], "clu: device=cuda, but torch finds no CUDA device here."),
+    (["model.hidden=[0]"], "clu: model.hidden must be >= 1, got 0."),
+]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CL_DATA", raising=False)
+    path = tmp_path / "trial.yaml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def clu(*words: str) -> int:
+    return main([str(word) for word in words])
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(("overrides", "text"), REFUSED, ids=lambda value: value[0] if isinstance(value, list) else None)
+@pytest.mark.parametrize("command", ["run", "show"])
+def test_bad_configurations(experiment: Path, capsys: pytest.CaptureFixture[str], command: str, overrides: list[str], text: str) -> None:
+    if "device=cuda" in overrides and command == "run":
+        import torch
+
+        assert not torch.cuda.is_available()
+    code = clu(command, experiment, *overrides)
+    if command == "show" and "data.root=nowhere" in overrides:
+        assert code == 0  # `show` says that the data is missing, and shows the rest
+        assert "# schedule\nnot known: MNIST is not in nowhere" in capsys.readouterr().out
+        return
+    assert code == 2
+    message = said(capsys)
+    assert text in message
+    assert message.count("\n") == 1
+    assert sorted(path.name for path in experiment.parent.iterdir()) == ["trial.yaml"]
+
+
+def test_files_that_cannot_be_read(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("run", "nowhere.yaml") == 2
+    assert "clu: there is no experiment file nowhere.yaml. `clu list experiments` shows what there is." in said(capsys)
+    experiment.write_text("a: [1\n")
+    assert clu("run", experiment) == 2
+    assert "trial.yaml is no valid YAML at line" in said(capsys)
+    assert clu("resume", "nowhere") == 2
+    assert "clu: nowhere is no run directory (it has no config.yaml). Start a run with `clu run`." in said(capsys)
+    assert clu("report", "nowhere") == 2
+    assert "clu: nowhere does not exist." in said(capsys)
+
+
+def test_requests_to_unlearn_are_checked_before_anything_runs(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stream in ("L0 U0:class=1", "L0 U0:ids=ids.txt", "L0 U0:fraction=0.1@seed7"):
+        assert clu("run", experiment, f"stream={stream}") == 2
+        assert "but no strategy of this stack can do that" in said(capsys)
+
+
+def only_run(out: Path) -> Path:
+    (config,) = out.rglob("config.yaml")
+    return config.parent
+
+
+def test_running_twice(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("run", experiment) == 0
+    path = only_run(experiment.parent / "runs")
+    capsys.readouterr()
+    assert clu("run", experiment) == 0  # finished: printed again
+    captured = capsys.readouterr()
+    assert "average accuracy" in captured.out
+    assert "running" not in captured.err
+    (path / "DONE").unlink()
+    before = (path / "records.jsonl").read_bytes()
+    assert clu("run", experiment) == 2
+    expected = (
+        f"holds an unfinished run. Continue it with `clu resume {path.relative_to(experiment.parent)}` or start anew with again=true."
+    )
+    assert expected in said(capsys)
+    assert (path / "records.jsonl").read_bytes() == before
+    assert clu("run", experiment, "again=true") == 0
+    assert (path / "records.jsonl").read_bytes() == before
+
+
+def test_resuming_under_another_configuration_names_the_key(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("run", experiment) == 0
+    path = only_run(experiment.parent / "runs")
+    (path / "DONE").unlink()
+    capsys.readouterr()
+    before = (path / "config.yaml").read_bytes()
+    assert clu("resume", path, "optimizer.lr=0.5") == 2
+    assert "was started under another configuration: optimizer.lr is 0.5, was 0.1. Undo that, or start a new run." in said(capsys)
+    assert clu("resume", path, "seed=4") == 2
+    assert "seed is 4, was 0" in said(capsys)
+    assert (path / "config.yaml").read_bytes() == before
+    assert clu("resume", path) == 0
+
+
+def test_a_place_that_cannot_be_written(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (experiment.parent / "taken").write_text("a file, not a folder")
+    assert clu("run", experiment, "out=taken") == 1
+    message = said(capsys)
+    assert "cannot be written" in message
+    assert "nothing written before is lost" in message
+
+
+def test_sweeps_are_checked_before_the_first_cell_runs(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("sweep", experiment, "seed=0..1", "optimizer.lr=0.1,zero") == 2
+    assert "optimizer.lr: Value 'zero'" in said(capsys)
+    assert clu("sweep", experiment, "seed=3..1") == 2
+    assert "the range in 'seed=3..1' runs backwards" in said(capsys)
+    assert clu("sweep", experiment, "threads=1,2") == 2
+    assert "two cells are the same run" in said(capsys)
+    assert clu("sweep", "seed=1") == 2
+    assert "clu sweep needs an experiment file" in said(capsys)
+    assert not (experiment.parent / "runs").exists()
+
+
+def test_new_strategies_with_bad_names(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("My-Strategy", "class", "1st"):
+        assert clu("new", "strategy", name) == 2
+        assert "is no strategy name: use lower-case letters" in said(capsys)
+    assert clu("new", "strategy", "er") == 2
+    assert "there is a strategy named 'er' already" in said(capsys)
+    (experiment.parent / "clu-mine").mkdir()
+    assert clu("new", "strategy", "mine") == 2
+    assert "clu-mine exists already" in said(capsys)
+    assert not any((experiment.parent / "clu-mine").iterdir())
