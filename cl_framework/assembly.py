@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import torch
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
-from cl_framework.config import Experiment, RunConfig
+from cl_framework.config import Experiment, GivenOptions, Named, RunConfig
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.rng import seeded
 from cl_framework.stack import Stack
 from cl_framework.stream import Stream
+
+_DIGESTED = 64  # items at either end of each source that go into the digest of a given benchmark
 
 
 def make_stack(experiment: Experiment) -> Stack:
@@ -32,6 +35,18 @@ def make_benchmark(experiment: Experiment) -> Benchmark:
         root=data_root(run), download=run.data.download, seed=run.seed, scenario=run.scenario, in_memory=run.data.in_memory
     )
     return experiment.benchmark.builder(experiment.benchmark.options, context)
+
+
+def given(benchmark: Benchmark) -> Named:
+    """A benchmark that is an object, as a configuration knows it: by its name and a digest of its samples."""
+    digest = hashlib.sha256(repr((benchmark.classes, benchmark.scenarios)).encode())
+    for source in (*benchmark.train, *benchmark.test):
+        digest.update(source.targets.numpy().tobytes())
+        ends = torch.arange(len(source))
+        items = source.read(torch.cat([ends[:_DIGESTED], ends[_DIGESTED:][-_DIGESTED:]]))
+        for part in items.values() if isinstance(items, dict) else (items,):
+            digest.update(part.contiguous().numpy().tobytes())
+    return Named(benchmark.name, GivenOptions(digest.hexdigest()[:16]), None)
 
 
 def data_root(run: RunConfig) -> Path:

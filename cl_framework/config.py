@@ -83,6 +83,8 @@ class RunConfig:
     expected: dict[str, Any] = field(default_factory=dict)  # published figures: name -> {value, deviation, source}
 
 
+GIVEN = "given"  # key of a benchmark that was given as an object
+
 # What does not change numbers: not part of the fingerprint.
 _OUTSIDE = ("experiment", "seed", "logger", "wandb", "data", "out", "again", "device", "threads", "checkpoint", "expected")
 
@@ -94,6 +96,13 @@ class Named:
     name: str
     options: Any
     builder: Any
+
+
+@dataclass(frozen=True)
+class GivenOptions:
+    """What stands in a configuration for a benchmark that was given as an object."""
+
+    given: str  # digest of its samples
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,10 @@ class Experiment:
         numbers["strategies"] = list(numbers["strategies"].items())
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
+    def with_benchmark(self, given: Named) -> Experiment:
+        """The same experiment on a benchmark that is an object in this process."""
+        return replace(self, benchmark=given, run=replace(self.run, benchmark={"name": given.name, **_plain(given.options)}))
+
     def differing_keys(self, other: Experiment) -> list[str]:
         """Sentences "key is X, was Y" for the values in the fingerprint that differ from `other`'s."""
         mine, theirs = _flat(self.numbers), _flat(other.numbers)
@@ -145,9 +158,10 @@ class Experiment:
         return found
 
 
-def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, given: Named | None = None) -> Experiment:
     """Read a YAML file (or a mapping), apply overrides `a.b=c`, `~a.b`, and check everything.
 
+    `given` stands for a benchmark that is an object in this process and not one that the file can name.
     Raises ConfigurationError naming the key, the value got, and what is allowed.
     """
     raw = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(Path(source))
@@ -157,7 +171,7 @@ def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[
         raw["experiment"] = "unnamed" if isinstance(source, Mapping) else Path(source).stem
     run = _structured(RunConfig, raw, "")
     _check_run(run)
-    benchmark = _named(registry.benchmarks, "benchmark", run.benchmark)
+    benchmark = given or _named(registry.benchmarks, "benchmark", run.benchmark)
     model = _named(registry.models, "model", run.model)
     strategies = tuple(_slot(slot, options) for slot, options in run.strategies.items())
     resolved = replace(
@@ -286,6 +300,10 @@ def _named(known: registry.Registry, kind: str, given: Mapping[str, Any]) -> Nam
     name = options.pop("name", None)
     if not name:
         raise ConfigurationError(f"{kind}.name is missing. `clu list {kind}s` shows what there is.")
+    if GIVEN in options:
+        raise ConfigurationError(
+            f"benchmark {name!r} was given as an object, which a file cannot hold. Continue from Python: resume(RUN_DIR, benchmark=...)."
+        )
     builder = known.get(str(name))
     return Named(str(name), _options(builder.Options, options, kind, str(name)), builder)
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from cl_framework.assembly import assemble
+from cl_framework.assembly import assemble, given
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
-from cl_framework.config import Experiment, load_experiment
+from cl_framework.config import GIVEN, Experiment, GivenOptions, load_experiment
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
@@ -68,6 +68,8 @@ def run(
     `benchmark` takes the place of the configured one: a user's own data. `stop_requested` is asked before every step with the
     number of optimizer steps done.
     """
+    if benchmark is not None:
+        experiment = experiment.with_benchmark(given(benchmark))
     directory = RunDirectory.create(experiment.run.out, experiment.run.experiment, experiment.fingerprint, experiment.run.seed)
     if not experiment.run.again:
         if directory.status == "done":
@@ -97,7 +99,8 @@ def resume(
     directory = RunDirectory(Path(path))
     if directory.status == "absent":
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml). Start a run with `clu run`.")
-    experiment = load_experiment(directory.config, overrides)
+    object_given = None if benchmark is None else given(benchmark)
+    experiment = load_experiment(directory.config, overrides, given=object_given)
     if directory.status == "done" and not overrides:
         return RunResult(directory.path, "done", rebuild_summary(directory.path))
 
@@ -125,7 +128,10 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
         if directory.path.name != here:
             raise ConfigurationError(f"{directory.path} was started under another configuration (this one's is {here}). {remedy}")
         return
-    started = load_experiment(state["config"])
+    object_given = experiment.benchmark if isinstance(experiment.benchmark.options, GivenOptions) else None
+    if object_given is not None and state["config"]["benchmark"].get(GIVEN) != object_given.options.given:
+        raise ConfigurationError(f"{directory.path} was started on other data than the benchmark given now. {remedy}")
+    started = load_experiment(state["config"], given=object_given)
     keys = experiment.differing_keys(started)
     if experiment.run.seed != started.run.seed:
         keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
