@@ -1,0 +1,72 @@
+"""Sweeps: every cell once, what is done is skipped, what was interrupted is resumed, a failure stops nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cl_framework import ConfigurationError
+from cl_framework.cli import main
+from cl_framework.sweep import cells, expand, run_cells
+
+EXPERIMENT = """
+benchmark: {name: synthetic, tasks: 2, train_per_class: 20}
+batch_size: 20
+threads: 1
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "trial.yaml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def test_values_of_a_grid() -> None:
+    assert expand("seed=0..3") == ["seed=0", "seed=1", "seed=2", "seed=3"]
+    assert expand("optimizer.lr=0.1,0.2") == ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+    assert expand("model.hidden=[5,6],[7]") == ["model.hidden=[5,6]", "model.hidden=[7]"]
+    assert expand("strategies.er={capacity: 5, policy: ring}") == ["strategies.er={capacity: 5, policy: ring}"]
+    assert expand("stream=L0 U0:class=1,2") == ["stream=L0 U0:class=1,2"]
+    assert expand("~strategies.er") == ["~strategies.er"]
+    with pytest.raises(ConfigurationError, match="runs backwards"):
+        expand("seed=3..1")
+
+
+def test_every_combination_is_a_cell(experiment: Path) -> None:
+    grid = cells([experiment], ["seed=0..1", "batch_size=10,20"])
+    assert len({cell.directory.path for cell in grid}) == len(grid) == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_skips_resumes_and_reports(experiment: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", str(experiment), "seed=0..1", "strategies.er.capacity=5,10"]
+    assert main([*words, "--jobs", "2"]) == 0
+    first = capfd.readouterr()
+    assert first.err.count("done: ") == 4
+    assert first.out.count("0, 1") == 2
+    runs = sorted(Path("runs/trial").glob("*/records.jsonl"))
+    before = [path.read_bytes() for path in runs]
+    (runs[0].parent / "DONE").unlink()
+    runs[0].write_bytes(before[0] + b'{"half": ')
+    (runs[1].parent / "DONE").unlink()
+    (runs[1].parent / "FAILED").write_text("a trial")
+    assert main(words) == 0
+    again = capfd.readouterr().err
+    assert (again.count("done before: "), again.count("resuming: ")) == (2, 2)
+    assert [path.read_bytes() for path in runs] == before
+
+
+@pytest.mark.slow
+def test_a_failing_cell_stops_nobody_else(experiment: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    grid = cells([experiment], ["seed=0..1"])
+    broken = grid[0].directory
+    broken.write_start("benchmark: {name: gone}\n", "", {})
+    failed = run_cells(grid, 1)
+    assert [cell.directory for cell in failed] == [broken]
+    assert grid[1].directory.status == "done"
+    assert "not done (exit code 2)" in capfd.readouterr().err
+    assert "there is no benchmark named 'gone'" in grid[0].log.read_text()
