@@ -24,26 +24,26 @@ from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
 from cl_framework.strategy import Rows, StepRandom
 
 POLICIES = ("reservoir", "ring", "balanced")
-_STREAMS_KEPT = 8  # tables of draws held at once: those of one phase, seldom more than two
+_STREAMS = 8  # random streams whose current block is kept; a memory is read through one or two
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Draws:
-    """What one random stream draws in one block of steps. The key holds the stream itself, so that it is no other's."""
+    """Positions drawn ahead for a block of steps. `uniforms` is held, so that its identity names the block and its stream."""
 
-    key: tuple[StepRandom, int, int]  # stream, block, rows a draw
-    sizes: list[int]  # for each step the size of the memory that was counted on
-    table: Tensor  # (BLOCK, rows)
+    uniforms: Tensor
+    sizes: list[int]  # for which number of filled slots each row was drawn
+    positions: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class _Writes:
-    """Which slots the visits of one block of steps take."""
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """Slots decided ahead for a block of steps. `uniforms` is held, as above."""
 
-    key: tuple[StepRandom, int, int]  # stream, block, rows a step
-    first: int  # number of the block's first visit
-    table: Tensor  # (BLOCK, rows), -1: not accepted
-    any_accepted: list[bool]  # for each step
+    uniforms: Tensor
+    first: int  # number of the first visit of the block's first step
+    slots: Tensor  # (BLOCK, b)
+    taken: list[bool]  # whether any visit of a step is stored
 
 
 class Memory:
@@ -62,8 +62,10 @@ class Memory:
         self._columns: dict[str, Tensor] = {}  # field -> (allocated slots, ...)
         self._visits_of_task = torch.empty(0, dtype=torch.int64)  # on the host, like every decision
         self._owed = torch.empty(0, dtype=torch.bool)  # see `forget`
-        self._draws: dict[int, _Draws] = {}  # by identity of the random stream
-        self._writes: _Writes | None = None
+        self._uncounted: list[Tensor] = []  # tasks of the latest visits, not yet in `_visits_of_task`
+        self._growth = 0  # slots that the last step filled: the guess for the next ones
+        self._draws: dict[int, _Draws] = {}
+        self._writes: _Slots | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -82,10 +84,9 @@ class Memory:
 
     def sample(self, count: int, random: StepRandom) -> Rows | None:
         """`count` stored samples, uniformly without replacement (all of them if there are fewer); None from an empty memory."""
-        count_now = min(count, self._count)
-        if count_now == 0:
+        if not count or not self._count:
             return None
-        return self.rows(self._places(self._drawn(count_now, count, random)))
+        return self.rows(self._places(self._drawn(count, random)))
 
     def rows(self, slots: Tensor | None = None) -> Rows:
         """The samples in these slots, or all."""
@@ -94,24 +95,26 @@ class Memory:
         extras = {name.removeprefix("extra/"): picked[name] for name in picked if name.startswith("extra/")}
         return Rows(_items(picked), picked["targets"], picked["ids"], picked["tasks"], extras=extras)
 
-    def _drawn(self, count: int, asked: int, random: StepRandom) -> Tensor:
-        """Positions among the filled slots, decided for the whole block on the guess that the memory fills as it did last step."""
-        block, row = divmod(random.step, BLOCK)
-        known = self._draws.get(id(random))
-        if known is None or known.key != (random, block, count) or known.sizes[row] != self._count:
-            growth = (torch.arange(BLOCK) - row).clamp(min=0) * self._last_added()
-            sizes = (self._count + growth).clamp(max=max(self._limit(), self._count))
-            table = floyd(random.block(asked)[:, :count], sizes)
-            if known is None and len(self._draws) == _STREAMS_KEPT:
-                self._draws.clear()
-            known = self._draws[id(random)] = _Draws((random, block, count), sizes.tolist(), self._moved(table))
-        return known.table[row]
+    def _drawn(self, count: int, random: StepRandom) -> Tensor:
+        """Positions among the filled slots, looked up where the block's draws were made for as many as are filled now."""
+        row = random.step % BLOCK
+        uniforms = random.block(count)
+        if self._count >= count:
+            draws = self._draws.get(id(uniforms)) or self._draw_ahead(uniforms, row)
+            if draws.sizes[row] == self._count:
+                return draws.positions[row]
+        alone = uniforms[row : row + 1, : self._count]
+        return self._moved(floyd(alone, torch.tensor([self._count]))[0])
 
-    def _last_added(self) -> int:
-        return self._writes.table.shape[1] if self._writes is not None and self.policy == "reservoir" else 0
-
-    def _limit(self) -> int:
-        return self.capacity if self._shares is None else self._count
+    def _draw_ahead(self, uniforms: Tensor, row: int) -> _Draws:
+        """All draws of a block from `row` on, on the guess that the memory fills as it did in the last step."""
+        growth = (torch.arange(BLOCK) - row).clamp(min=0) * self._growth
+        sizes = (self._count + growth).clamp(max=self.capacity)
+        draws = _Draws(uniforms, sizes.tolist(), self._moved(floyd(uniforms, sizes)).unbind())
+        if len(self._draws) >= _STREAMS:
+            del self._draws[next(iter(self._draws))]
+        self._draws[id(uniforms)] = draws
+        return draws
 
     def _places(self, positions: Tensor) -> Tensor:
         return positions if self._shares is None else self._shares.places(positions)
@@ -126,39 +129,49 @@ class Memory:
         if self.capacity == 0 or not len(batch):
             return
         batch, extras = first_views(batch, beside)
-        if self._shares is None:
-            rows, slots = self._reservoir(batch, random)
-        else:
-            targets = host(batch.host_targets, batch.targets)
-            self._make_room(self._shares.admit(targets, random))
-            slots = self._shares.slots(targets, random)
-            rows = (slots >= 0).nonzero().flatten()
-            slots = slots[rows]
-        self.seen += len(batch)
-        self._count_visits(batch)
-        if rows is not None and len(rows):
-            self._write(batch, extras, rows, slots)
+        before = self._count
         if self._shares is not None:
-            self._count = self._shares.filled
+            self._share(batch, extras, random)
+        elif self.seen + len(batch) <= self.capacity and not len(self._owed):
+            self._write(batch, extras, None, None)
+        else:
+            rows, slots = self._reservoir(len(batch), random)
+            if rows is not None:
+                self._write(batch, extras, rows, slots)
+        self._growth = self._count - before
+        self.seen += len(batch)
+        self._uncounted.append(batch.task_of_row if batch.host_tasks is None else batch.host_tasks)
+        if len(self._uncounted) == BLOCK:
+            self._count_visits()
 
-    def _reservoir(self, batch: Rows, random: StepRandom) -> tuple[Tensor | None, Tensor]:
+    def _share(self, batch: Rows, extras: Mapping[str, Tensor], random: StepRandom) -> None:
+        assert self._shares is not None
+        targets = host(batch.host_targets, batch.targets)
+        self._make_room(self._shares.admit(targets, random))
+        slots = self._shares.slots(targets, random)
+        rows = (slots >= 0).nonzero().flatten()
+        if len(rows):
+            self._write(batch, extras, rows, slots[rows])
+        self._count = self._shares.filled
+
+    def _reservoir(self, count: int, random: StepRandom) -> tuple[Tensor | None, Tensor]:
+        """Which rows are stored, None if none is, and their slots."""
         if len(self._owed):
-            return self._settle(len(batch), random)
-        block, row = divmod(random.step, BLOCK)
-        key = (random, block, len(batch))
-        first = self.seen - row * len(batch)
-        known = self._writes
-        if known is None or known.key != key or known.first != first:
-            visits = first + torch.arange(BLOCK) * len(batch)
-            slots = reservoir_slots(random.block(len(batch)), visits, self.capacity)
-            known = self._writes = _Writes(key, first, slots, (slots >= 0).any(1).tolist())
-        slots = known.table[row]
-        if not known.any_accepted[row]:
+            return self._settle(count, random)
+        row = random.step % BLOCK
+        uniforms = random.block(count)
+        first = self.seen - row * count
+        ahead = self._writes
+        if ahead is None or ahead.uniforms is not uniforms or ahead.first != first:
+            slots = reservoir_slots(uniforms, first + torch.arange(BLOCK) * count, self.capacity)
+            ahead = self._writes = _Slots(uniforms, first, slots, (slots >= 0).any(1).tolist())
+        slots = ahead.slots[row]
+        if not ahead.taken[row]:
             return None, slots
         rows = (slots >= 0).nonzero().flatten()
         return rows, slots[rows]
 
-    def _settle(self, count: int, random: StepRandom) -> tuple[Tensor, Tensor]:
+    def _settle(self, count: int, random: StepRandom) -> tuple[Tensor | None, Tensor]:
         """Insert the visits that take the places of forgotten ones; visits beyond those follow the reservoir's rule again."""
         owed, self._owed = self._owed[:count], self._owed[count:]
         rows = owed.nonzero().flatten()
@@ -172,14 +185,19 @@ class Memory:
             full = last_wins(full[None])[0]
             rows = (full >= 0).nonzero().flatten()
             slots = full[rows]
-        return rows, slots
+        return (rows if len(rows) else None), slots
 
-    def _write(self, batch: Rows, extras: Mapping[str, Tensor], rows: Tensor, slots: Tensor) -> None:
-        needed = int(slots.max()) + 1
+    def _write(self, batch: Rows, extras: Mapping[str, Tensor], rows: Tensor | None, slots: Tensor | None) -> None:
+        """Copy these rows to these slots; without them, visit n to slot n."""
         values = _columns(batch, extras)
-        self._allocate(values, needed)
+        first, last = self.seen, self.seen + len(batch) if slots is None else int(slots.max()) + 1
+        self._allocate(values, last)
         if self._shares is None:
-            self._count = max(self._count, needed)
+            self._count = max(self._count, last)
+        if rows is None or slots is None:
+            for name, value in values.items():
+                self._columns[name][first:last] = value.detach()
+            return
         rows, slots = self._moved(rows), self._moved(slots)
         for name, value in values.items():
             self._columns[name].index_copy_(0, slots, value.detach().index_select(0, rows))
@@ -207,11 +225,14 @@ class Memory:
             moved[self._moved(moves) < 0] = 0
             self._columns[name] = moved
 
-    def _count_visits(self, batch: Rows) -> None:
-        tasks = host(batch.host_tasks, batch.task_of_row)
-        visits = torch.bincount(tasks, minlength=len(self._visits_of_task))
-        visits[: len(self._visits_of_task)] += self._visits_of_task
-        self._visits_of_task = visits
+    def _count_visits(self) -> Tensor:
+        """Visits to each task so far, (T,); those of a block of steps are counted at once."""
+        if self._uncounted:
+            tasks = torch.cat(self._uncounted).cpu()
+            visits = torch.bincount(tasks, minlength=len(self._visits_of_task))
+            visits[: len(self._visits_of_task)] += self._visits_of_task
+            self._visits_of_task, self._uncounted = visits, []
+        return self._visits_of_task
 
     # --- forgetting ---
 
@@ -220,7 +241,8 @@ class Memory:
 
         Reservoir: the visits made to forgotten samples are taken as they are counted a task, in proportion to how many of the task's
         stored samples are dropped unless all are. As many later visits settle the debt (random pairing, Gemulla et al. 2008): the
-        free slots go to a uniform subset of them, so that what is stored stays a uniform sample of all visits not forgotten.
+        free slots go to a uniform subset of them, so that what is stored stays a uniform sample of all visits not forgotten. Where no
+        visit is left there is nothing to be fair to, and the memory fills as a new one does.
         Shares: a class refills its free slots with its next visits.
         """
         if not self._count:
@@ -232,29 +254,35 @@ class Memory:
         tasks = self._columns["tasks"][kept_slots].cpu()
         visits = self._forgotten_visits(tasks, gone.cpu())
         survivors = kept_slots[~gone]
-        labels = self._columns["targets"][survivors].cpu()
-        stored = {name: column[survivors].clone() for name, column in self._columns.items()}
-        freed = int(gone.sum())
-        self._columns = {}
-        self._draws, self._writes = {}, None
+        stored = {name: column[survivors] for name, column in self._columns.items()}
+        for column in self._columns.values():
+            column.zero_()  # freed memory keeps its bytes otherwise
+        self._columns, self._draws, self._writes, self._growth = {}, {}, None, 0
         self.seen -= visits
         if self._shares is None:
+            self._owe(visits, int(gone.sum()), random)
             self._count = len(survivors)
-            debt = max(visits, freed)
-            paid = torch.zeros(debt, dtype=torch.bool)
-            paid[torch.randperm(debt, generator=random.generator())[:freed]] = True
-            self._owed = torch.cat([self._owed, paid])
             places = torch.arange(len(survivors))
         else:
-            places = self._shares.refill(labels)
+            places = self._shares.refill(survivors.cpu())
             self._count = self._shares.filled
         if len(survivors):
             self._allocate(stored, int(places.max()) + 1)
             for name, column in stored.items():
                 self._columns[name].index_copy_(0, self._moved(places), column)
 
+    def _owe(self, visits: int, freed: int, random: StepRandom) -> None:
+        """As many later visits as were forgotten settle the debt: a uniform subset of them takes the freed slots."""
+        if self.seen == 0:
+            self._owed = self._owed[:0]
+            return
+        paid = torch.zeros(max(visits, freed), dtype=torch.bool)
+        paid[torch.randperm(len(paid), generator=random.generator())[:freed]] = True
+        self._owed = torch.cat([self._owed, paid])
+
     def _forgotten_visits(self, tasks: Tensor, gone: Tensor) -> int:
         total = 0
+        self._visits_of_task = self._count_visits().clone()  # a state given out earlier must not move
         for task in tasks[gone].unique().tolist():
             share = float(gone[tasks == task].float().mean())
             visits = round(int(self._visits_of_task[task]) * share)
@@ -272,21 +300,21 @@ class Memory:
             "slots": filled.cpu(),
             "count": self._count,
             "seen": self.seen,
-            "visits_of_task": self._visits_of_task,
+            "visits_of_task": self._count_visits(),
             "owed": self._owed,
             "shares": None if self._shares is None else self._shares.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._columns, self._draws, self._writes = {}, {}, None
-        self._count, self.seen, self._owed = state["count"], state["seen"], state["owed"]
-        self._visits_of_task = state["visits_of_task"]
+        self._columns, self._draws, self._writes, self._growth, self._uncounted = {}, {}, None, 0, []
+        self._count, self.seen, self._owed = state["count"], state["seen"], state["owed"].cpu()
+        self._visits_of_task = state["visits_of_task"].cpu()
         if self._shares is not None:
             self._shares.load_state_dict(state["shares"])
         if self._count:
             self._allocate(state["columns"], int(state["slots"].max()) + 1)
             for name, column in state["columns"].items():
-                self._columns[name].index_copy_(0, state["slots"], column)
+                self._columns[name].index_copy_(0, self._moved(state["slots"]), column)
 
     def to(self, device: torch.device) -> None:
         """Move what is stored."""

@@ -15,14 +15,23 @@ def floyd(uniforms: Tensor, sizes: Tensor) -> Tensor:
 
     uniforms: (S, k) in [0, 1); sizes: (S,) int64, each >= k. The cost does not depend on the sizes.
     """
-    steps, count = uniforms.shape
-    chosen = torch.empty(steps, count, dtype=torch.int64)
-    for column in range(count):
-        last = sizes - count + column
-        pick = (uniforms[:, column] * (last + 1)).long()
-        taken = (chosen[:, :column] == pick.unsqueeze(1)).any(1)
-        chosen[:, column] = torch.where(taken, last, pick)
-    return chosen
+    count = uniforms.shape[1]
+    columns = torch.arange(count)
+    last = sizes.unsqueeze(1) - count + columns  # column c picks among 0 .. last, and takes `last` if its pick is taken already
+    pick = (uniforms * (last + 1)).long()
+    order = pick.argsort(dim=1, stable=True)
+    ordered = pick.gather(1, order)
+    repeats = torch.zeros_like(pick, dtype=torch.bool)
+    repeats[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    taken = torch.empty_like(repeats).scatter_(1, order, repeats)  # an earlier column has picked the same
+    rival = pick - last + columns  # the column whose `last` was picked: the pick is taken, too, if that one had to take it
+    exists = (rival >= 0) & (rival < columns)
+    rival = rival.clamp(min=0)
+    while True:  # as often as such columns follow one another
+        spread = taken | (exists & taken.gather(1, rival))
+        if torch.equal(spread, taken):
+            return torch.where(taken, last, pick)
+        taken = spread
 
 
 def reservoir_slots(uniforms: Tensor, first: Tensor, capacity: int) -> Tensor:
