@@ -268,12 +268,23 @@ class Learner:
         """Everything but the optimizer, which exists only within a phase: see `load_optimizer`."""
         self.model.load_state_dict(state["model"])
         self._optimizer_memory = dict(state["optimizer_memory"])
-        self.stack.load_state_dict(state["strategies"])
+        self.stack.load_state_dict(moved(state["strategies"], self.device))
         self.deleted = state["deleted"]
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         assert self.optimizer is not None
         self.optimizer.load_state_dict(dict(state))
+
+
+def moved(state: Any, device: torch.device) -> Any:
+    """A nested state with its tensors on `device`: checkpoints are read to the host."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, Mapping):
+        return {name: moved(part, device) for name, part in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(moved(part, device) for part in state)
+    return state
 
 
 @contextmanager

@@ -234,6 +234,11 @@ class Memory:
             self._visits_of_task, self._uncounted = visits, []
         return self._visits_of_task
 
+    def replace(self, **beside: Tensor) -> None:
+        """Put new tensors (N, ...) beside all stored samples, in the order of `rows()`: what was made of forgotten data is made anew."""
+        for name, value in beside.items():
+            self._columns[f"extra/{name}"].index_copy_(0, self._filled(), value.detach())
+
     # --- forgetting ---
 
     def forget(self, ids: Tensor, random: StepRandom) -> None:

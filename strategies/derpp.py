@@ -64,6 +64,9 @@ class DERPP(Strategy):
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self.memory.forget(forgotten.ids, context.random("forget"))
+        if len(self.memory):
+            # Logits of other samples were made by a model that knew the forgotten ones: take the present model's.
+            self.memory.replace(logits=context.forward(self.memory.rows()))
 
     def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory.state_dict()}

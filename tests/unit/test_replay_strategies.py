@@ -47,6 +47,10 @@ class FakeContext:
     def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
         return functional.cross_entropy(logits, rows.targets, reduction="none")
 
+    def forward(self, rows: Rows) -> Tensor:
+        assert isinstance(rows.items, Tensor)
+        return rows.items @ WEIGHT
+
 
 @dataclass
 class FakeOutput:
@@ -227,6 +231,21 @@ def test_state_comes_back_whole(name: str) -> None:
     assert all(torch.equal(batches[0][key].rows.ids, batches[1][key].rows.ids) for key in batches[0])
     assert first_difference(again.state_dict(), strategy.state_dict()) is None
     assert first_difference(make(name, capacity=15).state_dict(), state) is not None
+
+
+@pytest.mark.parametrize("name", ["der", "derpp"])
+def test_after_a_forget_stored_logits_are_the_present_models(name: str) -> None:
+    strategy: Any = make(name, capacity=8)
+    context = FakeContext()
+    for step in range(3):
+        one_step(strategy, context, step)
+    before = strategy.memory.rows()
+    present = {int(one): row for one, row in zip(before.ids, before.items @ WEIGHT, strict=True)}
+    assert not torch.equal(before.extras["logits"], before.items @ WEIGHT)
+    strategy.forget(Forgotten(Unlearn(0), before.ids[:1]), context)
+    after = strategy.memory.rows()
+    assert len(after) == len(before) - 1
+    assert all(torch.equal(row, present[int(one)]) for one, row in zip(after.ids, after.extras["logits"], strict=True))
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
