@@ -1,0 +1,41 @@
+"""Console: plain lines without a terminal, one bar over the whole stream with one, and few readings of the device."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cl_framework import load_experiment, run
+from cl_framework.loggers.console import ConsoleListener
+
+BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 3}, "batch_size": 10}
+
+
+def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(load_experiment(BASE, [f"out={tmp_path}"]), listeners=[ConsoleListener()])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"running {tmp_path}/trial/")
+    assert lines[0].endswith(": 3 events")
+    assert [line.partition(":")[0] for line in lines[1:]] == ["event 1/3 L0", "event 2/3 L1", "event 3/3 L2"]
+
+
+def test_one_bar_over_the_whole_stream_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, screen = ConsoleListener(), io.StringIO()
+    listener._console = Console(file=screen, force_terminal=True, width=120)
+    starts: list[Any] = []
+    from rich.progress import Progress
+
+    start = Progress.start
+    monkeypatch.setattr(Progress, "start", lambda self: (starts.append(self), start(self))[1])
+    monkeypatch.setattr("cl_framework.loggers.console._SECONDS_BETWEEN_READINGS", 0.0)
+    run(load_experiment(BASE, [f"out={tmp_path}"]), listeners=[listener])
+    assert len(starts) == 1
+    (task,) = starts[0].tasks
+    assert (task.completed, task.total) == (3, 3)
+    assert "L2 (3/3)" in screen.getvalue()
+    assert "running accuracy" in screen.getvalue()
+    assert listener._bar is None
