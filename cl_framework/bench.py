@@ -21,7 +21,9 @@ from typing import Any
 from cl_framework.errors import FrameworkError
 
 CAPACITY = 500
-WARM_UP_STEPS = 200  # of the first event, which fills the memory; the second event is measured
+SAMPLES = 60_000  # of the measured event: MNIST's size
+WARM_UP_STEPS = 200  # of the event before, which fills the memory
+QUICK_STEPS = 300
 RATE = 0.05
 SEED = 0
 LOSS_TOLERANCE = 1e-4
@@ -31,6 +33,8 @@ TARGETS = {10: (1.15, 0.75), 32: (1.15, 0.5), 128: (1.15, 0.5)}  # batch -> most
 def main(argv: Sequence[str] | None = None) -> int:
     """What `clu bench` does. Exit code 1 if two sides that must do the same work did not."""
     options = _parser().parse_args(argv)
+    if options.quick:
+        options.steps, options.repeats = QUICK_STEPS, 1
     if options.side:
         print(json.dumps(_SIDES[options.side](options)))
         return 0
@@ -44,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="clu bench", description="Cost per optimizer step, in one run, as ratios.")
     parser.add_argument("--batch", type=int, nargs="+", default=[10, 32, 128], help="stream rows a step; as many come from the memory")
-    parser.add_argument("--steps", type=int, default=1500, help="measured steps")
+    parser.add_argument("--steps", type=int, help="measured steps (default: one pass over 60,000 samples)")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each side; the median counts")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one process of each side")
     parser.add_argument("--capacity", type=int, default=CAPACITY, help="samples in memory")
     parser.add_argument("--without-avalanche", action="store_true", help="leave Avalanche out")
     parser.add_argument("--memory", action="store_true", help="instead: cost a step for memories of 1e3 to 1e6 samples")
@@ -63,11 +68,12 @@ def _bench_step(options: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     same = True
     for batch in options.batch:
+        steps = options.steps or SAMPLES // batch
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for _ in range(options.repeats):
             for side in sides:
-                runs[side].append(_child(side, batch, options.steps, options.capacity))
-        row: dict[str, Any] = {"batch": batch}
+                runs[side].append(_child(side, batch, steps, options.capacity))
+        row: dict[str, Any] = {"batch": batch, "steps": steps}
         for side in sides:
             row[f"{side}_us"] = median(1e6 * run["seconds"] / run["steps"] for run in runs[side])
             row[f"{side}_samples"] = runs[side][0]["samples"]
@@ -101,10 +107,11 @@ def _ratio(value: float, bound: float | None) -> str:
 def _bench_memory(options: argparse.Namespace) -> int:
     sizes = [10**power for power in range(3, 7)]
     batch = options.batch[0]
+    steps = options.steps or SAMPLES // batch
     runs: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(options.repeats):
         for size in sizes:
-            run = _child("full_memory", batch, options.steps, size)
+            run = _child("full_memory", batch, steps, size)
             runs[size].append(1e6 * run["seconds"] / run["steps"])
     results = [{"capacity": size, "us": median(runs[size]), "ratio": median(runs[size]) / median(runs[sizes[0]])} for size in sizes]
     rows = [[f"{row['capacity']:,}", f"{row['us']:.0f}", f"{row['ratio']:.2f}"] for row in results]
@@ -127,7 +134,8 @@ def _child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
         [sys.executable, "-m", "cl_framework.bench", *words], capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
-        raise FrameworkError(f"the side {side!r} of the benchmark failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise FrameworkError(f"the side {side!r} of the benchmark failed: {said[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -139,7 +147,7 @@ def _finish(header: Sequence[str], rows: Sequence[Sequence[str]], results: Seque
 
     Console(width=160).print(terminal_table(header, rows))
     if options.json is not None:
-        record = {"results": results, "steps": options.steps, "repeats": options.repeats, "environment": environment("cpu", 1, False)}
+        record = {"results": results, "repeats": options.repeats, "environment": environment("cpu", 1, False)}
         atomic_write(options.json, json.dumps(record, indent=2) + "\n")
 
 
@@ -179,34 +187,32 @@ def _learner(batch: int, steps: int, capacity: int) -> Any:
     return assemble(load_experiment(settings), benchmark)
 
 
-def _fit(learner: Any, index: int, losses: list[float]) -> float:
-    """Run one event as the runner does; returns the seconds of the fit, the start of Lightning's included."""
+def _fit(learner: Any, index: int) -> dict[str, Any]:
+    """Run one event as the runner does and measure it: from the plan to the end of the fit, the start of Lightning included."""
     from cl_framework.host import Host
 
+    losses: list[float] = []
     host = Host(learner, lambda evaluation, batch: losses.append(float(evaluation.loss)), lambda: False)
-    position = learner.position
+    position, memory = learner.position, learner.stack.members[0].strategy.memory
     event = learner.stream.events[index]
     position.event, position.event_index, position.phase, position.step = event, index, None, 0
-    for slot in learner.stack.slots:
-        learner.stack.context(slot).forget_randoms()
-    phase = learner.learn_phase(event)
-    position.phase = phase
-    learner.begin_phase(phase)
+    steps, seen = position.stream_step, memory.seen
     started = time.perf_counter()
+    learner.new_streams()
+    phase = position.phase = learner.learn_phase(event)
+    learner.new_streams()
+    learner.begin_phase(phase)
     host.fit_phase(phase, 0)
     seconds = time.perf_counter() - started
     learner.end_phase(phase)
-    return seconds
+    return {"seconds": seconds, "steps": position.stream_step - steps, "samples": memory.seen - seen, "losses": losses}
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """The framework: learner, Lightning host, ER."""
-    batch = options.batch[0]
-    learner = _learner(batch, options.steps, options.capacity)
-    losses: list[float] = []
-    _fit(learner, 0, losses)
-    losses.clear()
-    return {"seconds": _fit(learner, 1, losses), "steps": options.steps, "samples": options.steps * batch, "losses": losses}
+    learner = _learner(options.batch[0], options.steps, options.capacity)
+    _fit(learner, 0)
+    return _fit(learner, 1)
 
 
 def full_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -225,9 +231,8 @@ def full_memory(options: argparse.Namespace) -> dict[str, Any]:
     }
     state = memory.state_dict()
     memory.load_state_dict({**state, "columns": columns, "slots": numbers, "count": capacity, "seen": capacity})
-    losses: list[float] = []
-    _fit(learner, 0, losses)
-    return {"seconds": _fit(learner, 1, losses), "steps": options.steps, "samples": options.steps * batch, "losses": losses}
+    _fit(learner, 0)
+    return _fit(learner, 1)
 
 
 def bare(options: argparse.Namespace) -> dict[str, Any]:
@@ -284,7 +289,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
             if task == 1 and (row == BLOCK - 1 or step == count // batch - 1):
                 losses.append(loss.item())
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "steps": options.steps, "samples": options.steps * batch, "losses": losses}
+    return {"seconds": seconds, "steps": count // batch, "samples": seen - counts[0], "losses": losses}
 
 
 def avalanche(options: argparse.Namespace) -> dict[str, Any]:

@@ -201,7 +201,6 @@ class StepClosure:
         self._replaces_task = replaces_task
         self._maps = maps
         self._joined, self._parts = join(batch)
-        self._references = {draw.key: draw for named in batch.draws.values() for draw in named.values() if draw.kind == "reference"}
 
     # --- what wrappers call ---
 
@@ -251,7 +250,8 @@ class StepClosure:
 
     def _evaluate(self, names: tuple[str, ...], want_gradients: bool) -> StepEvaluation:
         machinery = self._machinery
-        machinery.restart_randomness()
+        if self._losses:  # their terms may use the model's randomness before any pass has started its own
+            machinery.restart_randomness()
         output = self._output()
         values: dict[str, Tensor] = {}  # of the terms that were run one by one, unweighted
         if names:
@@ -306,7 +306,8 @@ class StepClosure:
         def mean(draw: Draw) -> Callable[[], Tensor]:
             return lambda: criterion.mean(output.of(draw).logits, draw.rows.targets, draw.rows.task_of_row)
 
-        return {key: Term(mean(draw), 0.0) for key, draw in self._references.items()}
+        draws = [draw for named in self._batch.draws.values() for draw in named.values()]
+        return {draw.key: Term(mean(draw), 0.0) for draw in draws if draw.kind == "reference"}
 
     def _strategy_terms(self, output: StepOutput) -> dict[str, Term]:
         terms: dict[str, Term] = {}

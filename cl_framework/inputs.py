@@ -23,3 +23,11 @@ def concatenated(parts: Sequence[Inputs]) -> Inputs:
     if isinstance(first, dict):
         return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def parted(inputs: Inputs, sizes: Sequence[int]) -> Sequence[Inputs]:
+    """Consecutive parts of `sizes` rows each, as views."""
+    if isinstance(inputs, dict):
+        columns = {name: value.split(list(sizes)) for name, value in inputs.items()}
+        return [{name: column[part] for name, column in columns.items()} for part in range(len(sizes))]
+    return inputs.split(list(sizes))

@@ -15,7 +15,7 @@ from cl_framework.config import RunConfig
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.errors import ContractError
 from cl_framework.inputs import each
-from cl_framework.optimizers import build_optimizer, optimizer_state_by_name
+from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, optimizer_state_by_name
 from cl_framework.plan import Plan, blurred
 from cl_framework.requests import requested_ids
 from cl_framework.rng import RandomStream
@@ -133,6 +133,7 @@ class Learner:
         remembered = self._optimizer_memory if phase.owner is None else {}
         self.optimizer = build_optimizer(self.run.optimizer, phase.optimizer, self.parameters_in_play, self.names_in_play, remembered)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._plain_sgd = is_plain_sgd(self.optimizer) and not self._partial_masks and self.run.optimizer.clip is None
         unlearning = isinstance(self.position.event, Unlearn)
         self._phase_stack = self.stack.compile(phase, self._apply, unlearning=unlearning)
         self._without = self.forgotten(self.position.event).ids if isinstance(self.position.event, Unlearn) else None
@@ -184,8 +185,12 @@ class Learner:
         """The innermost step: evaluate, clip, apply. Only this evaluation is live."""
         assert isinstance(closure, StepClosure) and self.optimizer is not None
         evaluation = closure.live()
+        self._applied = evaluation
         parameters = self.parameters_in_play
         gradients = evaluation.gradients or ()
+        if self._plain_sgd:
+            apply_plain_sgd(self.optimizer.param_groups[0]["lr"], parameters, gradients)
+            return evaluation
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         for parameter, part, _ in self._partial_masks:
@@ -196,7 +201,6 @@ class Learner:
         self.optimizer.step()
         for parameter in parameters:
             parameter.grad = None
-        self._applied = evaluation
         return evaluation
 
     @torch.no_grad()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.inputs import Inputs, each
+from cl_framework.inputs import Inputs, each, parted
 from cl_framework.learner import Learner
 from cl_framework.strategy import Batch, Phase
 
@@ -98,46 +99,39 @@ class StepReader:
             return self._without_rows()
         if not self._window[0] <= step < self._window[1]:
             self._read(step, chunk)
-        base = self._offsets[self._window[0]]
-        start, end = self._offsets[step] - base, self._offsets[step + 1] - base
-        items = each(lambda part: part[start:end], self._items)
+        place = step - self._window[0]
+        items = self._items[place]
         transform = self._learner.benchmark.transform
-        if self._inputs is None:
-            inputs = transform(items, self._learner.augmentation("stream"))
-        else:
-            inputs = each(lambda part: part[start:end], self._inputs)
-        plan = self._plan
-        first, last = base + start, base + end
+        inputs = transform(items, self._learner.augmentation("stream")) if transform.random else self._inputs[place]
         return Batch(
             items,
-            self._targets[start:end],
-            self._ids[start:end],
-            self._tasks[start:end],
+            self._targets[place],
+            self._ids[place],
+            self._tasks[place],
             inputs,
             tasks_readable=self._readable,
-            host_targets=self._host[0][start:end],
-            host_tasks=self._host[1][start:end],
-            view=None if plan.view is None else plan.view[first:last].to(self._learner.device),
-            group=None if plan.group is None else plan.group[first:last].to(self._learner.device),
+            host_targets=self._host_targets[place],
+            host_tasks=self._host_tasks[place],
+            view=self._of_step(self._plan.view, step),
+            group=self._of_step(self._plan.group, step),
         )
+
+    def _of_step(self, column: Tensor | None, step: int) -> Tensor | None:
+        return None if column is None else column[self._offsets[step] : self._offsets[step + 1]].to(self._learner.device)
 
     def _read(self, step: int, chunk: Chunk) -> None:
         assert self._plan is not None
-        learner, device = self._learner, self._learner.device
-        if chunk.rows is None:
-            first, last = step, min(step + self._window_steps, chunk.last)
-            ids = self._plan.ids[self._offsets[first] : self._offsets[last]]
-            rows = learner.benchmark.read(ids)
-        else:
-            first, last = chunk.first, chunk.last
-            ids = self._plan.ids[self._offsets[first] : self._offsets[last]]
-            rows = chunk.rows
-        items, targets, tasks = rows
-        self._host = (targets, tasks)
-        self._items: Inputs = each(lambda part: part.to(device, non_blocking=True), items)
-        self._targets, self._ids, self._tasks = targets.to(device), ids.to(device), tasks.to(device)
+        learner, device, offsets = self._learner, self._learner.device, self._offsets
+        first, last = (step, min(step + self._window_steps, chunk.last)) if chunk.rows is None else (chunk.first, chunk.last)
+        ids = self._plan.ids[offsets[first] : offsets[last]]
+        items, targets, tasks = learner.benchmark.read(ids) if chunk.rows is None else chunk.rows
+        moved = each(lambda part: part.to(device, non_blocking=True), items)
+        sizes = [end - start for start, end in pairwise(offsets[first : last + 1])]
+        self._items = parted(moved, sizes)
+        self._targets, self._ids, self._tasks = (column.to(device).split(sizes) for column in (targets, ids, tasks))
+        self._host_targets, self._host_tasks = targets.split(sizes), tasks.split(sizes)
         transform = learner.benchmark.transform
-        self._inputs: Inputs | None = None if transform.random else transform(self._items, None)
+        self._inputs = [] if transform.random else parted(transform(moved, None), sizes)
         self._window = (first, last)
 
     def _without_rows(self) -> Batch:

@@ -42,8 +42,9 @@ class _Slots:
 
     uniforms: Tensor
     first: int  # number of the first visit of the block's first step
-    slots: Tensor  # (BLOCK, b)
-    taken: list[bool]  # whether any visit of a step is stored
+    counts: list[int]  # how many visits of each step are stored
+    rows: tuple[Tensor, ...]  # which rows of a step's batch these are
+    slots: tuple[Tensor, ...]  # and where they go
 
 
 class Memory:
@@ -164,12 +165,10 @@ class Memory:
         ahead = self._writes
         if ahead is None or ahead.uniforms is not uniforms or ahead.first != first:
             slots = reservoir_slots(uniforms, first + torch.arange(BLOCK) * count, self.capacity)
-            ahead = self._writes = _Slots(uniforms, first, slots, (slots >= 0).any(1).tolist())
-        slots = ahead.slots[row]
-        if not ahead.taken[row]:
-            return None, slots
-        rows = (slots >= 0).nonzero().flatten()
-        return rows, slots[rows]
+            stored = slots >= 0
+            counts = stored.sum(1).tolist()
+            ahead = self._writes = _Slots(uniforms, first, counts, stored.nonzero()[:, 1].split(counts), slots[stored].split(counts))
+        return (ahead.rows[row] if ahead.counts[row] else None), ahead.slots[row]
 
     def _settle(self, count: int, random: StepRandom) -> tuple[Tensor | None, Tensor]:
         """Insert the visits that take the places of forgotten ones; visits beyond those follow the reservoir's rule again."""

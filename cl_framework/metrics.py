@@ -1,8 +1,9 @@
 """From records to the accuracy matrix and the figures of continual learning, as pure functions. Percent throughout.
 
 a[n][t] is the accuracy on the held-out split of task t after event n; None where it was not measured. The definitions are those of
-Chaudhry et al. (2018) and Lopez-Paz & Ranzato (2017), generalised to streams that repeat and unlearn tasks: a task counts from the
-event at which it was (last) learned, and while it is live.
+Chaudhry et al. (2018) and Lopez-Paz & Ranzato (2017), generalised to streams that repeat and unlearn tasks: a task counts while it is
+live, from the event at which it was first learned since it was last unknown. A mean of which a part was not measured is None, never
+the mean of the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from cl_framework.errors import FrameworkError
 from cl_framework.stream import Learn, Stream, TaskId
 
 Matrix = list[list[float | None]]
@@ -42,15 +44,17 @@ def _accuracies(rows: Sequence[Mapping[str, Any]], scenario: str) -> list[Mappin
 
 def average_accuracy(row: Sequence[float | None], live: Sequence[TaskId]) -> float | None:
     """Mean over live tasks of one row of the matrix; None if nothing is live."""
-    values = [value for task in live if (value := row[task]) is not None]
-    return mean(values) if values else None
+    return _mean([row[task] for task in live])
 
 
 def average_anytime_accuracy(matrix: Matrix, stream: Stream) -> float | None:
-    """Mean over events of the average accuracy so far."""
-    values = [average_accuracy(row, live) for row, live in zip(matrix, stream.learned_after, strict=True)]
+    """Mean over events of the average accuracy so far; events after which no task is live have none and do not count."""
+    return _mean([average_accuracy(row, live) for row, live in zip(matrix, stream.learned_after, strict=True) if live])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return mean(known) if known else None
+    return mean(known) if known and len(known) == len(values) else None
 
 
 def learned_at(stream: Stream) -> dict[TaskId, int]:
@@ -67,44 +71,38 @@ def learned_at(stream: Stream) -> dict[TaskId, int]:
 def forgetting(matrix: Matrix, stream: Stream) -> float | None:
     """Mean over live tasks of max_n a[n][t] - a[last][t], n from when t was learned.
 
-    A task learned at the last event cannot have been forgotten and is left out, as is usual; None if no task is left.
+    The task of a last event that learns cannot have been forgotten and is left out, as is usual; None if no task is left.
     """
-    drops = []
+    drops: list[float | None] = []
     for task, first in _earlier(stream).items():
-        values = [value for row in matrix[first:] if (value := row[task]) is not None]
-        if values and matrix[-1][task] is not None:
-            drops.append(max(values) - values[-1])
-    return mean(drops) if drops else None
+        values = [row[task] for row in matrix[first:]]
+        known = [value for value in values if value is not None]
+        drops.append(max(known) - known[-1] if len(known) == len(values) else None)
+    return _mean(drops)
 
 
 def bwt(matrix: Matrix, stream: Stream) -> float | None:
-    """Backward transfer: mean over live tasks of a[last][t] - a[after learning t][t]; the task learned last is left out."""
-    changes = [
-        last - then
-        for task, first in _earlier(stream).items()
-        if (last := matrix[-1][task]) is not None and (then := matrix[first][task]) is not None
-    ]
-    return mean(changes) if changes else None
+    """Backward transfer: mean over live tasks of a[last][t] - a[after learning t][t]; a task learned at the last event is left out."""
+    return _mean([_gain(matrix[first][task], matrix[-1][task]) for task, first in _earlier(stream).items()])
 
 
 def _earlier(stream: Stream) -> dict[TaskId, int]:
-    return {task: first for task, first in learned_at(stream).items() if first < len(stream) - 1}
+    """`learned_at` without the task of the last event, if that learns."""
+    last = stream.events[-1]
+    return {task: first for task, first in learned_at(stream).items() if not (isinstance(last, Learn) and task == last.task)}
+
+
+def _gain(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def fwt(matrix: Matrix, untrained: Sequence[float | None], stream: Stream) -> float | None:
     """Forward transfer: mean over tasks of a[just before t is first learned][t] - the untrained model's; the first event is left out."""
-    gains = []
-    seen: set[TaskId] = set()
+    first_learned: dict[TaskId, int] = {}
     for index, event in enumerate(stream):
-        if not isinstance(event, Learn) or event.task in seen:
-            continue
-        seen.add(event.task)
-        if index == 0:
-            continue
-        before, start = matrix[index - 1][event.task], untrained[event.task]
-        if before is not None and start is not None:
-            gains.append(before - start)
-    return mean(gains) if gains else None
+        if isinstance(event, Learn):
+            first_learned.setdefault(event.task, index)
+    return _mean([_gain(untrained[task], matrix[index - 1][task]) for task, index in first_learned.items() if index > 0])
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -123,8 +121,29 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None, in
     return mean(values), (stdev(values) if len(values) > 1 else None), len(values)
 
 
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of the mean of independent values, such as a figure over seeds; None for fewer than two."""
+    from scipy.stats import t as student
+
+    centre, deviation, count = mean_and_deviation(values)
+    if deviation is None:
+        return None
+    half = float(student.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
+    return centre - half, centre + half
+
+
 def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a run, from its configuration and rows alone. Not rounded; null where there is nothing to say."""
+    """The figures of a run, from its configuration and rows alone. Not rounded; null where there is nothing to say.
+
+    `num_tasks` counts the columns of the matrix: the tasks the stream names, and those before them. Raises FrameworkError if the
+    records do not end with the last event.
+    """
+    last = max((row["event_index"] for row in records), default=None)
+    if not events or last != len(events) - 1:
+        raise FrameworkError(
+            f"the records end with event {last}, but {len(events)} events are done. "
+            "Finish the run with `clu resume`, or start it anew with again=true."
+        )
     tasks = 1 + max(row["eval_task"] for row in records)
     stream = Stream.parse(" ".join(row["event"] for row in events), None)
     scenario = run_scenario(config, records)
@@ -135,6 +154,8 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "seed": config["seed"],
         "benchmark": config["benchmark"]["name"],
         "stream": str(stream),
+        "events": [str(event) for event in stream],
+        "num_tasks": tasks,
         "scenario": scenario,
         "strategies": list(config["strategies"]),
         "average_accuracy": average_accuracy(matrix[-1], live),

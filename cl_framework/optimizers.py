@@ -11,6 +11,7 @@ from torch import nn
 
 from cl_framework.config import OptimizerConfig
 from cl_framework.errors import ContractError
+from cl_framework.strategy import Gradients
 
 
 def build_optimizer(
@@ -38,6 +39,20 @@ def _new(options: Mapping[str, Any], parameters: list[nn.Parameter]) -> torch.op
         return torch.optim.SGD(parameters, lr=rate, momentum=options["momentum"], weight_decay=decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
     return kind(parameters, lr=rate, weight_decay=decay)
+
+
+def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its whole update is `parameter -= lr * gradient`."""
+    groups = optimizer.param_groups
+    return type(optimizer) is torch.optim.SGD and not any(group["momentum"] or group["weight_decay"] for group in groups)
+
+
+@torch.no_grad()
+def apply_plain_sgd(rate: float, parameters: Sequence[nn.Parameter], gradients: Gradients) -> None:
+    """What `torch.optim.SGD.step` does without momentum, bit for bit; its hooks and checks cost more than a small model's update."""
+    reached = [(parameter, gradient) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+    if reached:
+        torch._foreach_add_([parameter for parameter, _ in reached], [gradient for _, gradient in reached], alpha=-rate)
 
 
 def optimizer_state_by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Any]:

@@ -29,22 +29,22 @@ Row = dict[str, Any]
 
 RECORDS = "records.jsonl"  # run, event_index, event, eval_task, split, scenario, metric, value, n, stream_step
 EVENTS = "events.jsonl"  # event_index, event, kind, task, steps, samples, stream_step, phases, seconds, peak memory, status
-_WRITTEN_BY_A_RUN = (
-    "config.yaml",
-    "command.txt",
-    "env.json",
+_PARTIAL = ".partial"  # ends the name of a file that is still being written
+_WRITTEN_BY_A_RUN = (  # in the order in which `clear` removes them: stopped anywhere, it leaves a run that can be resumed or cleared
+    "DONE",
+    "FAILED",
+    "ckpt",
+    "deletion",
     EVENTS,
     RECORDS,
     "summary.json",
     "report.html",
-    "wandb.json",
-    "DONE",
-    "FAILED",
-    ".lock",
-    "ckpt",
-    "deletion",
     "plots",
     "wandb",
+    "wandb.json",
+    "command.txt",
+    "env.json",
+    "config.yaml",
 )
 
 
@@ -54,7 +54,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
@@ -148,23 +148,40 @@ class RunDirectory:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what a run wrote here, and nothing else."""
-        for name in _WRITTEN_BY_A_RUN:
-            place = self.path / name
-            if place.is_dir():
-                shutil.rmtree(place)
-            else:
-                place.unlink(missing_ok=True)
+        """Remove what a run wrote here, and nothing else; where there is no run, nothing. Refused while a process runs it."""
+        if self.status == "absent":
+            return
+        with self.lock():
+            for name in _WRITTEN_BY_A_RUN:
+                place = self.path / name
+                try:
+                    if place.is_dir():
+                        shutil.rmtree(place)
+                    else:
+                        place.unlink(missing_ok=True)
+                except OSError as error:
+                    raise FrameworkError(f"{place} cannot be removed: {error.strerror}. Choose another folder with out=DIR.") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; another process that tries is refused. Gone with the process, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
+        """Hold the run for this process; another process that tries is refused. Gone with the process, however it ends.
+
+        Whoever holds the run also removes files that a killed process left half-written.
+        """
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigurationError(f"{self.path} is being run by another process. Wait for it or stop it.") from error
+            for folder in (self.path, self.checkpoints, self.plots):
+                for partial in folder.glob(f".*{_PARTIAL}"):
+                    partial.unlink(missing_ok=True)
             yield
 
     # --- rows ---
@@ -195,7 +212,7 @@ class RunDirectory:
                     f"{path} has {have} bytes, but the checkpoint counts on {wanted}: rows are lost. Start anew with again=true."
                 )
             if have > wanted:
-                os.truncate(path, wanted)
+                _truncate(path, wanted)
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -209,7 +226,14 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         if _size(path) > before:
-            os.truncate(path, before)
+            _truncate(path, before)
+        raise cannot_write(path, error) from error
+
+
+def _truncate(path: Path, length: int) -> None:
+    try:
+        os.truncate(path, length)
+    except OSError as error:
         raise cannot_write(path, error) from error
 
 
@@ -217,22 +241,33 @@ def read_rows(path: Path) -> list[Row]:
     """All rows; a last line without its end (killed while writing) is left out, any other damage is a FrameworkError."""
     if not path.exists():
         return []
-    *lines, rest = path.read_text().split("\n")
-    del rest
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise FrameworkError(f"{path} is damaged in line {number}: {error.msg}.") from error
-    return rows
+    whole_lines = _read(path).split(b"\n")[:-1]
+    return [_parse_row(path, number, line) for number, line in enumerate(whole_lines, start=1)]
+
+
+def _parse_row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # no JSON, or bytes that are no text
+        raise FrameworkError(f"{path} is damaged in line {number}: {error}. Restore it, or start anew with again=true.") from error
+    if not isinstance(row, dict):
+        raise FrameworkError(f"{path} is damaged in line {number}: it holds no row. Restore it, or start anew with again=true.")
+    return row
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. FrameworkError if it cannot be read or is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise FrameworkError(f"{path} cannot be read: {error}.") from error
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise FrameworkError(f"{path} is damaged: {error}. Restore it, or start the run anew with again=true.") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FrameworkError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _size(path: Path) -> int:

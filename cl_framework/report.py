@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.metrics import mean_and_deviation, summarise
-from cl_framework.records import RunDirectory, atomic_write, read_json
+from cl_framework.records import RunDirectory, atomic_write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,18 +31,39 @@ FIGURES = {
     "train_seconds": "train s",
     "steps": "steps",
 }
-_IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
+_IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
+# Keys of a configuration in which two runs may differ without being of different settings; a test holds them to the fingerprint's.
+# Reports are made without the plug-ins that a run needed, so configurations are read as they stand.
+OUTSIDE_SETTINGS = frozenset(
+    {"experiment", "seed", "logger", "wandb", "data", "out", "again", "device", "threads", "checkpoint", "expected"}
+)
 
 
 def read_config(directory: RunDirectory) -> dict[str, Any]:
-    return yaml.safe_load(directory.config.read_text())
+    """The resolved configuration of a run, as it stands. FrameworkError if it cannot be read or is damaged."""
+    try:
+        config = yaml.safe_load(directory.config.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FrameworkError(f"{directory.config} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise FrameworkError(f"{directory.config} is damaged: it holds no configuration.")
+    return config
+
+
+def summary_of(directory: RunDirectory) -> dict[str, Any]:
+    """The figures of a run made from its configuration and rows; nothing is written. FrameworkError names a damaged file."""
+    config, events, records = read_config(directory), directory.events(), directory.records()
+    try:
+        figures = summarise(config, events, records)
+    except FrameworkError as error:
+        raise FrameworkError(f"{directory.path}: {error}") from error
+    return {"fingerprint": directory.path.name.partition("-s")[0], **figures}
 
 
 def rebuild_summary(path: Path) -> dict[str, Any]:
     """Make summary.json again from the configuration and the rows of a run, and return it."""
     directory = RunDirectory(path)
-    summary = summarise(read_config(directory), directory.events(), directory.records())
-    summary = {"fingerprint": directory.path.name.partition("-s")[0], **summary}
+    summary = summary_of(directory)
     atomic_write(directory.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -72,8 +94,7 @@ def table_of_run(summary: Mapping[str, Any]) -> RenderableType:
     """Accuracy matrix and figures of a run, for the terminal."""
     from rich.console import Group
 
-    who = ", ".join(summary["strategies"]) or "fine-tuning"
-    title = f"{summary['experiment']} ({who}), seed {summary['seed']}: accuracy in percent, {summary['scenario']}"
+    title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}: accuracy in percent, {summary['scenario']}"
     return Group(matrix_table(summary["accuracy_matrix"], summary["stream"].split(), title), figures_line(summary))
 
 
@@ -82,8 +103,8 @@ def markdown_of_run(summary: Mapping[str, Any]) -> str:
     matrix, events = summary["accuracy_matrix"], summary["stream"].split()
     header = ["after", *(f"task {task}" for task in range(len(matrix[0])))]
     rows = [[event, *(number(value) for value in row)] for event, row in zip(events, matrix, strict=True)]
-    who = ", ".join(summary["strategies"]) or "fine-tuning"
-    return f"### {summary['experiment']} ({who}), seed {summary['seed']}\n\n{markdown(header, rows)}\n\n{figures_line(summary)}\n"
+    title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}"
+    return f"### {title}\n\n{markdown(header, rows)}\n\n{figures_line(summary)}\n"
 
 
 # --- many runs ---
@@ -91,31 +112,96 @@ def markdown_of_run(summary: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Collected:
-    """Runs found under some paths: the finished ones' summaries, and those left out with the reason."""
+    """Runs found under some paths: the finished ones' summaries, and those left out with the reason.
+
+    Each summary has `settings`, such as "optimizer.lr=0.3": in what it differs from others of the same experiment and strategies.
+    """
 
     summaries: list[dict[str, Any]]
     left_out: list[str]
 
 
 def collect(paths: Iterable[str | Path]) -> Collected:
-    """Find the runs in and under `paths`; what is not finished is named, never silently left out."""
-    summaries, left_out = [], []
+    """Find the runs in and under `paths`, and their figures from their rows; what does not count is named, never silently left out.
+
+    A path is a run directory, a folder that holds some, or a file that `to_csv` made. A run that several paths hold counts once.
+    """
+    summaries: list[dict[str, Any]] = []
+    configs: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    origins: dict[tuple[str, str, int], str] = {}
+
+    def add(summary: dict[str, Any], config: dict[str, Any], origin: str) -> None:
+        identity = (summary["experiment"], summary["fingerprint"], summary["seed"])
+        if identity in origins:
+            left_out.append(f"{origin} repeats seed {summary['seed']} of {origins[identity]}")
+            return
+        origins[identity] = origin
+        summaries.append(summary)
+        configs.append(config)
+
+    for run in dict.fromkeys(place.resolve() for place in _places(paths)):
+        shown = _shown(run)
+        if run.suffix == ".csv":
+            for summary in read_csv(run):
+                add(summary, {}, shown)
+            continue
+        directory = RunDirectory(run)
+        if directory.status != "done":
+            left_out.append(f"{shown} is {directory.status}")
+            continue
+        try:
+            add(summary_of(directory), read_config(directory), shown)
+        except FrameworkError as error:
+            left_out.append(str(error).rstrip("."))
+    _name_settings(summaries, configs)
+    return Collected(summaries, left_out)
+
+
+def _places(paths: Iterable[str | Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise ConfigurationError(f"{path} does not exist. Name run directories, or a folder that holds some.")
-        if path.suffix == ".csv":
-            summaries.extend(read_csv(path))
-            continue
-        found = [path] if (path / "config.yaml").exists() else sorted(config.parent for config in path.rglob("config.yaml"))
+        found = [path] if path.suffix == ".csv" else list(_runs_in(path))
         if not found:
-            raise ConfigurationError(f"there is no run in {path}.")
-        for run in found:
-            directory = RunDirectory(run)
-            if directory.status == "done":
-                summaries.append(rebuild_summary(run) if not directory.summary.exists() else read_json(directory.summary))
-            else:
-                left_out.append(f"{run} is {directory.status}")
-    return Collected(summaries, left_out)
+            raise ConfigurationError(f"there is no run in {path}. Name run directories, or a folder that holds some.")
+        yield from found
+
+
+def _runs_in(path: Path) -> Iterator[Path]:
+    """The run directories in and under a folder, in order. What lies inside a run is its own (loggers keep a config.yaml too)."""
+    for folder, below, files in os.walk(path):
+        if "config.yaml" in files:
+            below.clear()
+            yield Path(folder)
+        below.sort()
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _name_settings(summaries: Sequence[dict[str, Any]], configs: Sequence[Mapping[str, Any]]) -> None:
+    """Write into each summary in which options its configuration differs from others of the same experiment and strategies."""
+    alike: dict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, str]]]] = {}
+    for summary, config in zip(summaries, configs, strict=True):
+        if config:  # runs read from a CSV have none, and bring their settings
+            options = dict(_flat({key: value for key, value in config.items() if key not in OUTSIDE_SETTINGS}))
+            alike.setdefault((summary["experiment"], *summary["strategies"]), []).append((summary, options))
+    for runs in alike.values():
+        keys = dict.fromkeys(key for _, options in runs for key in options)
+        differing = [key for key in keys if len({options.get(key) for _, options in runs}) > 1]
+        for summary, options in runs:
+            summary["settings"] = " ".join(f"{key}={options[key]}" for key in differing if key in options)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def grouped(summaries: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -127,25 +213,37 @@ def grouped(summaries: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
 
 
 def comparison(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one row a configuration, mean ± standard deviation over its seeds."""
+    """Header and rows: one row a configuration, mean ± standard deviation over its seeds.
+
+    Where rows would look alike, a column says in what their settings differ.
+    """
     shown = [key for key in FIGURES if any(summary.get(key) is not None for summary in summaries)]
-    header = ["experiment", "benchmark", "strategies", *(FIGURES[key] for key in shown), "seeds"]
+    groups = grouped(summaries)
+    titles = [(group[0]["experiment"], group[0]["benchmark"], strategies_in_words(group[0])) for group in groups]
+    with_settings = len(set(titles)) < len(groups)
+    header = ["experiment", "benchmark", "strategies", *(["settings"] * with_settings), *(FIGURES[key] for key in shown), "seeds"]
     rows = []
-    for group in grouped(summaries):
-        first = group[0]
+    for title, group in zip(titles, groups, strict=True):
         values = [[summary[key] for summary in group if summary.get(key) is not None] for key in shown]
-        who = ", ".join(first["strategies"]) or "fine-tuning"
+        settings = [group[0].get("settings") or group[0]["fingerprint"]] * with_settings
         seeds = ", ".join(str(summary["seed"]) for summary in group)
-        rows.append([first["experiment"], first["benchmark"], who, *(spread(part) for part in values), seeds])
+        rows.append([*title, *settings, *(spread(part) for part in values), seeds])
     return header, rows
 
 
+def strategies_in_words(summary: Mapping[str, Any]) -> str:
+    """The slots of a run, or what it is without any."""
+    return ", ".join(summary["strategies"]) or "fine-tuning"
+
+
 def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """A table for the terminal. Where that is narrow, cells are broken over several lines; nothing is cut off."""
     from rich.table import Table
 
-    table = Table()
+    table = Table(padding=(0, 0))
     for position, title in enumerate(header):
-        table.add_column(title, justify="left" if position < 3 or title == "seeds" else "right")
+        justify = "left" if position < 3 or title in ("settings", "seeds") else "right"
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*row)
     return table
@@ -185,15 +283,19 @@ def to_csv(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The runs of a file that `to_csv` made."""
+    """The runs of a file that `to_csv` made. ConfigurationError names the file if it is another one."""
     runs = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            run: dict[str, Any] = dict(row)
-            for key in (*FIGURES, "eval_seconds"):
-                run[key] = float(row[key]) if row[key] else None
-            run |= {"seed": int(row["seed"]), "steps": int(float(row["steps"])), "strategies": row["strategies"].split()}
-            runs.append(run)
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                run: dict[str, Any] = dict(row)
+                for key in (*FIGURES, "eval_seconds"):
+                    run[key] = float(row[key]) if row[key] else None
+                run |= {"seed": int(row["seed"]), "steps": int(row["steps"]), "strategies": row["strategies"].split()}
+                run["settings"] = row.get("settings", "")
+                runs.append({key: run[key] for key in (*_IDENTITY, *FIGURES, "eval_seconds")})
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise ConfigurationError(f"{path} holds no records of runs. Write some with `clu report RUN_DIR… --out FILE.csv`.") from error
     return runs
 
 
@@ -201,36 +303,42 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def report(paths: Sequence[str | Path], out: Path | None = None) -> tuple[RenderableType, list[str]]:
-    """What to show, and sentences about what was written or left out. `out` ends in .md or .csv."""
+    """What to show, and sentences about what was written or left out. `out` ends in .md or .csv.
+
+    For a single run directory the plots and report.html are written into it.
+    """
     from rich.console import Group
 
+    if out is not None and out.suffix not in (".md", ".csv"):
+        raise ConfigurationError(f"--out {out}: the name must end in .md or .csv.")
     found = collect(paths)
-    notes = [f"left out: {reason}." for reason in found.left_out]
     if not found.summaries:
         raise ConfigurationError("no finished run to report: " + "; ".join(found.left_out) + ".")
+    notes = [f"left out: {reason}." for reason in found.left_out]
+    alone = found.summaries[0] if len(found.summaries) == 1 and "accuracy_matrix" in found.summaries[0] else None
     header, rows = comparison(found.summaries)
-    shown: list[RenderableType] = [table_of_run(summary) for summary in found.summaries if "accuracy_matrix" in summary]
-    if len(found.summaries) > 1:
-        shown = [terminal_table(header, rows)]
+    shown = terminal_table(header, rows) if alone is None else table_of_run(alone)
     if out is not None:
-        if out.suffix not in (".md", ".csv"):
-            raise ConfigurationError(f"--out {out}: the name must end in .md or .csv.")
-        text = to_csv(found.summaries) if out.suffix == ".csv" else markdown(header, rows) + "\n"
-        if out.suffix == ".md" and len(found.summaries) == 1 and "accuracy_matrix" in found.summaries[0]:
-            text = markdown_of_run(found.summaries[0])
+        if out.suffix == ".csv":
+            text = to_csv(found.summaries)
+        else:
+            text = markdown(header, rows) + "\n" if alone is None else markdown_of_run(alone)
         atomic_write(out, text)
         notes.append(f"written: {out}")
-    if len(paths) == 1 and (Path(paths[0]) / "config.yaml").exists():
+    if alone is not None and len(paths) == 1 and (Path(paths[0]) / "config.yaml").exists():
         from cl_framework.plots import write_plots
 
-        notes.extend(f"written: {path}" for path in write_plots(RunDirectory(Path(paths[0])), found.summaries[0]))
-    return Group(*shown), notes
+        notes.extend(f"written: {path}" for path in write_plots(RunDirectory(Path(paths[0])), alone))
+    return Group(shown), notes
 
 
 def replace_block(path: Path, name: str, text: str) -> None:
     """Put `text` between the lines `<!-- table: NAME -->` and `<!-- end -->` of a Markdown file."""
     start, end = f"<!-- table: {name} -->", "<!-- end -->"
-    whole = path.read_text()
+    try:
+        whole = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. It must hold a block '{start}' … '{end}'.") from error
     if start not in whole or end not in whole.partition(start)[2]:
         raise ConfigurationError(f"{path} has no block between '{start}' and '{end}'.")
     before, _, rest = whole.partition(start)

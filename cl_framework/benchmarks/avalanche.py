@@ -16,16 +16,17 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.own_data import from_task_datasets
+from cl_framework.benchmarks.torchvision_data import open_data
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
 
-# Avalanche's class-split classics, with the folder in data.root that shows that the data is there (they download in their constructor).
+# Avalanche's class-split classics: torchvision's name of their data, and the number of classes.
 _CLASSICS = {
     "SplitMNIST": ("MNIST", 10),
     "SplitFMNIST": ("FashionMNIST", 10),
-    "SplitCIFAR10": ("cifar-10-batches-py", 10),
-    "SplitCIFAR100": ("cifar-100-python", 100),
+    "SplitCIFAR10": ("CIFAR10", 10),
+    "SplitCIFAR100": ("CIFAR100", 100),
 }
 
 
@@ -59,12 +60,10 @@ def import_avalanche() -> ModuleType:
 @register_benchmark("avalanche", AvalancheOptions)
 def avalanche_benchmark(options: AvalancheOptions, context: BenchmarkContext) -> Benchmark:
     """One of Avalanche's class-split benchmarks, through the adapter."""
-    folder, count = _CLASSICS[options.source]
-    if not context.download and not (context.root / folder).is_dir():
-        raise ConfigurationError(
-            f"{options.source} needs {context.root / folder}, which is not there. Set data.download=true, or data.root to where it lies."
-        )
-    classic = getattr(import_avalanche(), options.source)(
+    data, count = _CLASSICS[options.source]
+    avalanche = import_avalanche()
+    open_data(data, context)  # the classics download whatever is missing, asked or not: by now nothing is
+    classic = getattr(avalanche, options.source)(
         n_experiences=options.experiences,
         # An order is always given: with a seed instead, Avalanche would reseed torch's global generator.
         fixed_class_order=list(options.class_order or range(count)),

@@ -1,8 +1,11 @@
-"""Any folder of images as a class-incremental benchmark: `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png`."""
+"""Any folder of images as a class-incremental benchmark: `<path>/train/<class>/*.png`, `<path>/test/<class>/*.png`.
+
+Without `test/` a share of each class is held out; without `train/` too, the classes lie in the folder itself.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.own_data import from_datasets
+from cl_framework.benchmarks.sources import as_tensor
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -50,16 +54,16 @@ class ImageFiles:
         return len(self.files)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
-        from torchvision.transforms.functional import pil_to_tensor
+        from PIL import Image
 
         try:
             with Image.open(self.files[row]) as image:
                 mode = "L" if self.channels == 1 else "RGB"
                 resized = image.convert(mode).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError) as error:
+        # What Pillow's decoders raise on broken files, by trial: not all of it is an OSError.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ConfigurationError(f"{self.files[row]} is no readable image ({error}). Remove or replace it.") from error
-        return pil_to_tensor(resized), self.targets[row]
+        return as_tensor(resized), self.targets[row]
 
 
 @register_benchmark("image_folder", ImageFolderOptions)
@@ -67,14 +71,15 @@ def image_folder(options: ImageFolderOptions, context: BenchmarkContext) -> Benc
     """Any folder of images, a sub-folder a class; without a test folder a seeded share of each class is held out."""
     root = Path(options.path).expanduser()
     root = root if root.is_absolute() or root.is_dir() else context.root / root
-    has_split = (root / "train").is_dir() and (root / "test").is_dir()
-    names = _class_names(root / "train" if has_split else root)
-    if has_split:
-        train, test = (_files(root / part, names) for part in ("train", "test"))
+    train_root = root / "train" if (root / "train").is_dir() else root
+    names = _class_names(train_root)
+    if train_root != root and (root / "test").is_dir():
+        _check_same_classes(names, _class_names(root / "test"), root)
+        train, test = _files(train_root, names), _files(root / "test", names)
     else:
-        train, test = _hold_out(_files(root, names), options.test_fraction, context.seed)
+        train, test = _hold_out(_files(train_root, names), options.test_fraction, context.seed)
     datasets: list[Any] = [ImageFiles(*part, options.size, options.channels) for part in (train, test)]
-    return from_datasets(
+    benchmark = from_datasets(
         *datasets,
         tasks=options.tasks,
         classes_per_task=options.classes_per_task,
@@ -82,6 +87,7 @@ def image_folder(options: ImageFolderOptions, context: BenchmarkContext) -> Benc
         name="image_folder",
         in_memory=context.in_memory,
     )
+    return replace(benchmark, notes={"classes": " | ".join(", ".join(names[label] for label in held) for held in benchmark.classes)})
 
 
 Files = tuple[list[Path], list[int]]
@@ -95,6 +101,15 @@ def _class_names(folder: Path) -> list[str]:
             f"Expected {folder}/<class>/*.png, or train/ and test/ folders above the classes."
         )
     return names
+
+
+def _check_same_classes(train: list[str], test: list[str], root: Path) -> None:
+    differing = sorted(set(train) ^ set(test))
+    if differing:
+        raise ConfigurationError(
+            f"benchmark.path: {root}/train and {root}/test hold different classes: {', '.join(differing)} is in one of them only. "
+            "Add or remove it."
+        )
 
 
 def _files(folder: Path, names: list[str]) -> Files:
@@ -115,6 +130,11 @@ def _hold_out(whole: Files, fraction: float, seed: int) -> tuple[Files, Files]:
     is_test = torch.zeros(len(files), dtype=torch.bool)
     for label in targets.unique().tolist():
         rows = (targets == label).nonzero().flatten()
+        if len(rows) < 2:
+            raise ConfigurationError(
+                f"benchmark.path: {files[int(rows[0])].parent} holds one image, but needs one to train and one to test. "
+                "Add images, or train/ and test/ folders."
+            )
         order = rows[torch.randperm(len(rows), generator=generator)]
         held_out = min(len(rows) - 1, max(1, round(fraction * len(rows))))  # at least one stays for training
         is_test[order[:held_out]] = True

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, Scale, Source
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, Scale
 from cl_framework.benchmarks.digits import SplitOptions
-from cl_framework.benchmarks.sources import LazySource, TensorSource, divide_classes, split_by_class
+from cl_framework.benchmarks.sources import LazySource, TensorSource, Turns, divide_classes, split_by_class
 from cl_framework.benchmarks.torchvision_data import load_mnist
 from cl_framework.checks import check_range
 from cl_framework.registry import register_benchmark
@@ -109,19 +108,16 @@ def rot_mnist(options: DomainOptions, context: BenchmarkContext) -> Benchmark:
 def _domains(
     name: str, changes: list[Callable[[Tensor], Tensor]], options: DomainOptions, context: BenchmarkContext, notes: dict[str, str]
 ) -> Benchmark:
-    """Tasks that show the same images changed: each is made when it is first read, and let go when another one is."""
+    """Tasks that show the same images changed. Of the training sets, 47 MB each, only the one in use is held; all test sets are."""
     train, test = load_mnist("MNIST", context)
-    holder = OneAtATime()
-    tasks: list[Source] = []
-    for task, change in enumerate(changes):
-        base = _limited(train, options.train_limit, context.seed, task)
-        tasks.append(holder.source(base, change))
+    turns = Turns()
+    bases = [_limited(train, options.train_limit, context.seed, task) for task in range(options.tasks)]
     return Benchmark(
         name=name,
         num_classes=10,
         classes=(_DIGITS,) * len(changes),
-        train=tasks,
-        test=[LazySource(test.targets, partial(_changed, test, change)) for change in changes],
+        train=[LazySource(base, change, turns) for base, change in zip(bases, changes, strict=True)],
+        test=[LazySource(test, change) for change in changes],
         transform=Scale(),
         input_shape=(1, 28, 28),
         scenarios=("domain_il",),
@@ -129,33 +125,11 @@ def _domains(
     )
 
 
-def _changed(base: TensorSource, change: Callable[[Tensor], Tensor]) -> Tensor:
-    return change(base.items)
-
-
-class OneAtATime:
-    """Lazy training sources of which the last two read are held: twenty tasks of 47 MB need not be in memory at once."""
-
-    def __init__(self, held: int = 2) -> None:
-        self._held = held
-        self._recent: list[LazySource] = []
-
-    def source(self, base: TensorSource, change: Callable[[Tensor], Tensor]) -> LazySource:
-        def make() -> Tensor:
-            self._recent.append(made)
-            while len(self._recent) > self._held:
-                self._recent.pop(0).release()
-            return change(base.items)
-
-        made = LazySource(base.targets, make)
-        return made
-
-
 def _limited(source: TensorSource, limit: int | None, seed: int, task: int) -> TensorSource:
     if limit is None or limit >= len(source):
         return source
     rows = torch.randperm(len(source), generator=RandomStream("train_limit", seed, task).generator())[:limit].sort().values
-    return TensorSource(source.items[rows], source.targets[rows])
+    return source.select(rows)
 
 
 def _limit_note(limit: int | None) -> dict[str, str]:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
-from cl_framework.errors import FrameworkError
+from cl_framework.checks import check_choice
+from cl_framework.errors import ConfigurationError, FrameworkError
 
 
 class TensorSource:
@@ -33,29 +35,55 @@ class TensorSource:
 
 
 class LazySource:
-    """Samples made as one tensor when first read, and let go by `release`: for tasks that are a transformation of one data set."""
+    """The samples of `base` under a change: for tasks that are a transformation of one data set.
+
+    `change` maps items (B, ...) to items (B, ...), each on its own. All are made and held when first read; `release` lets them go.
+    Sources that share a `Turns` hold theirs one at a time, and only once read twice in a row: reads that mix many tasks (joint
+    training) change the rows they ask for and nothing else.
+    """
 
     in_memory = True
 
-    def __init__(self, targets: Tensor, make: Callable[[], Tensor]) -> None:
-        self.targets = targets.to(torch.int64)
-        self._make = make
+    def __init__(self, base: TensorSource, change: Callable[[Tensor], Tensor], turns: Turns | None = None) -> None:
+        self.targets = base.targets
+        self._base = base
+        self._change = change
+        self._turns = turns
         self._items: Tensor | None = None
 
     def __len__(self) -> int:
         return self.targets.shape[0]
 
     @property
-    def items(self) -> Tensor:
-        if self._items is None:
-            self._items = self._make()
-        return self._items
+    def held(self) -> bool:
+        """Whether the changed samples are in memory now."""
+        return self._items is not None
 
     def read(self, rows: Tensor) -> Tensor:
-        return self.items.index_select(0, rows)
+        if self._turns is not None and not self._turns.still(self):
+            return self._change(self._base.read(rows))
+        if self._items is None:
+            self._items = self._change(self._base.items)
+        return self._items.index_select(0, rows)
 
     def release(self) -> None:
         self._items = None
+
+
+class Turns:
+    """Which of several lazy sources was read last: only that one may hold its samples."""
+
+    def __init__(self) -> None:
+        self._last: LazySource | None = None
+
+    def still(self, source: LazySource) -> bool:
+        """Whether `source` was the last one read; from now on it is, and what another one held is released."""
+        if self._last is source:
+            return True
+        if self._last is not None:
+            self._last.release()
+        self._last = source
+        return False
 
 
 class DatasetSource:
@@ -102,23 +130,35 @@ def as_tensor(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         return item
     if hasattr(item, "getbands"):
-        from torchvision.transforms.functional import pil_to_tensor
-
-        return pil_to_tensor(item)
+        pixels = torch.from_numpy(numpy.array(item))  # (H, W) or (H, W, C); a copy, since the image may be closed
+        return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
     return torch.as_tensor(item)
 
 
 def targets_of(dataset: Any) -> Tensor:
-    """The labels of a map-style data set: its `targets`, else found by one pass over it."""
+    """The labels (N,) int64 of a map-style data set: its `targets`, else found by one pass over it.
+
+    Raises FrameworkError where there is no sample, or not one whole number >= 0 a sample.
+    """
+    if not len(dataset):
+        raise FrameworkError(f"the data set {type(dataset).__name__} has no samples.")
     targets = getattr(dataset, "targets", None)
     if targets is None:
-        targets = [int(dataset[row][1]) for row in range(len(dataset))]
-    labels = torch.as_tensor(targets).to(torch.int64)
+        targets = [dataset[row][1] for row in range(len(dataset))]
+    try:
+        labels = targets if isinstance(targets, Tensor) else torch.as_tensor(numpy.asarray(targets))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FrameworkError(f"labels must be whole numbers 0 .. C - 1, got {targets[0]!r} for sample 0.") from error
+    labels = labels.flatten() if labels.shape == (len(dataset), 1) else labels
     if labels.ndim != 1 or len(labels) != len(dataset):
         raise FrameworkError(
             f"the data set has {len(dataset)} samples, but targets of shape {tuple(labels.shape)}: one label a sample is needed."
         )
-    return labels
+    whole = labels.to(torch.int64)
+    wrong = ((whole < 0) | (labels.to(torch.float64) != whole)).nonzero().flatten().tolist()
+    if wrong:
+        raise FrameworkError(f"labels must be whole numbers 0 .. C - 1, got {labels[wrong[0]].item()} for sample {wrong[0]}.")
+    return whole
 
 
 def fits_in_memory(size: int) -> bool:
@@ -127,8 +167,12 @@ def fits_in_memory(size: int) -> bool:
 
 
 def materialise(dataset: Any, targets: Tensor, in_memory: str) -> TensorSource | DatasetSource:
-    """Hold a data set as tensors if it fits (`auto`) or always, else leave it to workers."""
-    if not len(dataset) or in_memory == "never":
+    """Hold a data set as tensors if it fits (`auto`) or `always`, else (`never`) leave it to workers."""
+    try:
+        check_choice("in_memory", in_memory, ("auto", "always", "never"))
+    except ValueError as error:
+        raise ConfigurationError(f"{error}.") from error
+    if in_memory == "never":
         return DatasetSource(dataset, targets)
     first = as_tensor(dataset[0][0])
     if in_memory == "auto" and not fits_in_memory(first.numel() * first.element_size() * len(dataset)):
@@ -147,14 +191,17 @@ def divide_classes(
 ) -> list[tuple[int, ...]]:
     """Which classes each task holds, in `class_order`; a remainder is never dropped.
 
-    With `tasks` the first tasks take one class more each (10 in 3: 4, 3, 3); with `classes_per_task` the last task takes what is left.
+    With `tasks` (by default as many as classes) the first tasks take one class more each (10 in 3: 4, 3, 3); with `classes_per_task`
+    the last task takes what is left. Raises ValueError with the values allowed.
     """
     order = list(class_order) if class_order is not None else list(range(num_classes))
     if sorted(order) != list(range(num_classes)):
         raise ValueError(f"class_order must hold each class 0 to {num_classes - 1} once, got {order}")
     if classes_per_task is not None:
+        if not 1 <= classes_per_task <= num_classes:
+            raise ValueError(f"classes_per_task must be between 1 and the number of classes {num_classes}, got {classes_per_task}")
         return [tuple(order[first : first + classes_per_task]) for first in range(0, num_classes, classes_per_task)]
-    tasks = tasks or num_classes
+    tasks = num_classes if tasks is None else tasks
     if not 1 <= tasks <= num_classes:
         raise ValueError(f"tasks must be between 1 and the number of classes {num_classes}, got {tasks}")
     sizes = [num_classes // tasks + (task < num_classes % tasks) for task in range(tasks)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -25,19 +27,27 @@ def import_torchvision() -> ModuleType:
 
 def load_mnist(name: str, context: BenchmarkContext) -> tuple[TensorSource, TensorSource]:
     """MNIST or FashionMNIST: training and test images (N, 1, 28, 28) uint8 from `<root>/<name>/raw`, downloaded if allowed."""
-    kind = getattr(import_torchvision().datasets, name)
-    folder = context.root / name / "raw"
-    try:
-        parts = [kind(str(context.root), train=train, download=context.download) for train in (True, False)]
-    except (RuntimeError, OSError, ValueError) as error:
-        if folder.is_dir() and any(folder.glob("*ubyte.gz")) and not any(folder.glob("*ubyte")):
-            raise ConfigurationError(f"{name} in {folder} is still packed. Unpack it: gunzip -k {folder}/*.gz.") from error
-        if context.download:
-            raise ConfigurationError(f"{name} could not be downloaded to {context.root}: {error}.") from error
-        if folder.is_dir() and any(folder.glob("*ubyte")):
-            raise ConfigurationError(f"{name} in {folder} cannot be read: {error}. Remove it and load it again.") from error
-        raise ConfigurationError(
-            f"{name} is not in {folder}. Set data.download=true to fetch it, or data.root=DIR (or CL_DATA) to where {name}/raw lies."
-        ) from error
-    train, test = (TensorSource(part.data.unsqueeze(1), part.targets) for part in parts)
+    train, test = (TensorSource(part.data.unsqueeze(1), part.targets) for part in open_data(name, context))
     return train, test
+
+
+def open_data(name: str, context: BenchmarkContext) -> list[Any]:
+    """torchvision's training and test set of this name, downloaded if allowed. Raises ConfigurationError where they cannot be read."""
+    kind = getattr(import_torchvision().datasets, name)
+    folder = context.root / getattr(kind, "base_folder", f"{name}/raw")
+    try:
+        return [kind(str(context.root), train=train, download=context.download) for train in (True, False)]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigurationError(_remedy(name, folder, context, error)) from error
+
+
+def _remedy(name: str, folder: Path, context: BenchmarkContext, error: Exception) -> str:
+    unpacked = folder.is_dir() and any(path.suffix != ".gz" for path in folder.iterdir())
+    if folder.is_dir() and not unpacked and any(folder.glob("*.gz")):
+        return f"{name} in {folder} is still packed. Unpack it: gunzip -k {folder}/*.gz."
+    if context.download:
+        return f"{name} could not be downloaded to {context.root}: {error}."
+    if unpacked:
+        return f"{name} in {folder} cannot be read: {error}. Remove it and load it again."
+    where = folder.relative_to(context.root)
+    return f"{name} is not in {folder}. Set data.download=true to fetch it, or data.root=DIR (or CL_DATA) to where {where} lies."

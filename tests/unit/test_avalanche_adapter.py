@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -37,14 +38,15 @@ def test_from_an_avalanche_benchmark_to_a_stream(images: torch.utils.data.Tensor
     assert torch.equal(before, torch.random.get_rng_state())
     assert [set(held) for held in ours.classes] == [{3, 0}, {5, 2}, {4, 1}]
     compared = 0
-    for task, experience in enumerate(theirs.train_stream):
-        assert len(ours.train[task]) == len(experience.dataset)
-        for row in range(len(experience.dataset)):
-            item, label, *_ = experience.dataset[row]
-            assert torch.equal(ours.train[task].read(torch.tensor([row]))[0], item)
-            assert int(ours.train[task].targets[row]) == label
-            compared += 1
-    assert compared == 30
+    for sources, stream in ((ours.train, theirs.train_stream), (ours.test, theirs.test_stream)):
+        for task, experience in enumerate(stream):
+            assert len(sources[task]) == len(experience.dataset)
+            for row in range(len(experience.dataset)):
+                item, label, *_ = experience.dataset[row]
+                assert torch.equal(sources[task].read(torch.tensor([row]))[0], item)
+                assert int(sources[task].targets[row]) == label
+                compared += 1
+    assert compared == 30 + 30
     assert not torch.equal(ours.train[0].read(torch.tensor([0])), ours.train[1].read(torch.tensor([0])))
 
 
@@ -79,7 +81,20 @@ def test_a_registered_classic(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"SplitMNIST needs .*MNIST, which is not there. Set data.download=true"):
+    with pytest.raises(ConfigurationError, match=r"MNIST is not in .*MNIST/raw. Set data.download=true .* to where MNIST/raw lies"):
+        avalanche_benchmark(AvalancheOptions(), BenchmarkContext(tmp_path, False, 0, ""))
+    with pytest.raises(ConfigurationError, match=r"CIFAR10 is not in .* to where cifar-10-batches-py lies"):
+        avalanche_benchmark(AvalancheOptions(source="SplitCIFAR10"), BenchmarkContext(tmp_path, False, 0, ""))
+    write_mnist(tmp_path)
+    (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").unlink()  # the folder is there, a file is not: Avalanche itself would download
+    with pytest.raises(ConfigurationError, match=r"MNIST in .*raw cannot be read: .*Remove it and load it again"):
         avalanche_benchmark(AvalancheOptions(), BenchmarkContext(tmp_path, False, 0, ""))
     with pytest.raises(ValueError, match="experiences must divide the 10 classes, or Avalanche drops the remainder; got 3"):
         AvalancheOptions(experiences=3)
+
+
+def test_a_machine_without_avalanche_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "avalanche.benchmarks", None)
+    ours = synthetic(SyntheticOptions(), BenchmarkContext(Path(), False, 0, ""))
+    with pytest.raises(ConfigurationError, match=r"Avalanche cannot be imported \(.*\)\. Install it: pip install avalanche-lib==0.6.0\."):
+        to_avalanche(ours)

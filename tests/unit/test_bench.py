@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cl_framework import bench
+from cl_framework.errors import FrameworkError
 
 OPTIONS = Namespace(batch=[4], steps=70, capacity=50)
 
@@ -18,7 +19,7 @@ def test_ours_and_the_bare_loop_have_one_loss_curve(monkeypatch: pytest.MonkeyPa
     ours, bare = bench.ours(OPTIONS), bench.bare(OPTIONS)
     assert len(ours["losses"]) == 3
     assert ours["losses"] == pytest.approx(bare["losses"], abs=bench.LOSS_TOLERANCE)
-    assert ours["samples"] == bare["samples"] == 280
+    assert (ours["steps"], ours["samples"]) == (bare["steps"], bare["samples"]) == (70, 280)
     monkeypatch.setattr(bench, "SEED", 1)
     other = bench.bare(OPTIONS)
     assert max(abs(a - b) for a, b in zip(ours["losses"], other["losses"], strict=True)) > bench.LOSS_TOLERANCE
@@ -51,3 +52,41 @@ def test_ratios_and_the_check_of_equal_work(monkeypatch: pytest.MonkeyPatch, cap
         monkeypatch.setattr(bench, "_child", fake_child(losses, samples))
         assert bench.main(words) == 1
         assert "the sides did not do the same work" in capsys.readouterr().err
+
+
+def test_an_event_is_one_pass_over_mnists_size_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
+        asked.append((side, batch, steps, capacity))
+        return {"seconds": 1.0, "steps": steps, "samples": batch * steps, "losses": [1.0]}
+
+    monkeypatch.setattr(bench, "_child", child)
+    bench.main(["--without-avalanche", "--repeats", "1"])
+    assert asked == [(side, batch, 60_000 // batch, 500) for batch in (10, 32, 128) for side in ("ours", "bare")]
+    asked.clear()
+    bench.main(["--quick", "--batch", "10"])
+    assert asked == [(side, 10, 300, 500) for side in ("ours", "bare", "avalanche")]
+    asked.clear()
+    record = tmp_path / "memory.json"
+    bench.main(["--memory", "--steps", "50", "--repeats", "1", "--json", str(record)])
+    assert [capacity for _, _, _, capacity in asked] == [10**3, 10**4, 10**5, 10**6]
+    assert [result["ratio"] for result in json.loads(record.read_text())["results"]] == [1.0] * 4
+
+
+def test_cost_with_a_large_memory_is_measured_on_a_full_one() -> None:
+    result = bench.full_memory(Namespace(batch=[4], steps=40, capacity=3000))
+    assert (result["steps"], result["samples"]) == (40, 160)
+
+
+def test_evaluation_is_measured_over_all_tasks() -> None:
+    result = bench.evaluation(Namespace(batch=[3]))
+    assert (result["tasks"], result["samples"]) == (3, 6000)
+    assert result["seconds"] > 0
+
+
+@pytest.mark.parametrize(("said", "reason"), [("Traceback\nMemoryError: no room\n", "MemoryError: no room"), ("", "exit code -9")])
+def test_a_side_that_fails_is_named(said: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.subprocess, "run", lambda *words, **options: Namespace(returncode=-9, stdout="", stderr=said))
+    with pytest.raises(FrameworkError, match=f"^the side 'ours' of the benchmark failed: {reason}$"):
+        bench.main(["--quick"])

@@ -1,18 +1,23 @@
-"""Benchmarks: no class dropped, ids a partition, transformations what they say, memory and workers alike, errors that help."""
+"""Built-in benchmarks: no class dropped, ids a partition, transformations what they say, errors that help."""
 
 from __future__ import annotations
 
+import builtins
 import gzip
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cl_framework import Benchmark, BenchmarkContext, ConfigurationError, FrameworkError, from_datasets, from_task_datasets
+from cl_framework import Benchmark, BenchmarkContext, ConfigurationError
+from cl_framework.benchmarks.base import Scale
 from cl_framework.benchmarks.digits import SplitOptions, split_digits
-from cl_framework.benchmarks.image_folder import ImageFolderOptions, image_folder
 from cl_framework.benchmarks.mnist import (
     DomainOptions,
     SplitMNISTOptions,
@@ -21,9 +26,9 @@ from cl_framework.benchmarks.mnist import (
     split_fashion_mnist,
     split_mnist,
 )
-from cl_framework.benchmarks.sources import DatasetSource, divide_classes, materialise, targets_of
+from cl_framework.benchmarks.sources import LazySource, divide_classes
 from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
-from tests.unit.made_up import write_images, write_mnist
+from tests.unit.made_up import write_mnist
 
 
 def context(root: Path, **changes: Any) -> BenchmarkContext:
@@ -53,6 +58,22 @@ def test_a_remainder_class_is_never_dropped() -> None:
         divide_classes(10, 11, None, None)
     with pytest.raises(ValueError, match="class_order must hold each class 0 to 3 once"):
         divide_classes(4, 2, None, (0, 1, 2, 2))
+    with pytest.raises(ValueError, match="tasks must be between 1 and the number of classes 4, got 0"):
+        divide_classes(4, 0, None, None)
+    for wrong in (0, -1, 5):
+        with pytest.raises(ValueError, match=f"classes_per_task must be between 1 and the number of classes 4, got {wrong}"):
+            divide_classes(4, None, wrong, None)
+
+
+@given(st.integers(1, 12), st.data())
+def test_any_division_is_a_partition_in_order(num_classes: int, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(num_classes)))
+    by_tasks = divide_classes(num_classes, data.draw(st.integers(1, num_classes)), None, order)
+    by_size = divide_classes(num_classes, None, data.draw(st.integers(1, num_classes)), order)
+    for held in (by_tasks, by_size):
+        assert [label for task in held for label in task] == order
+        assert all(held)
+    assert max(map(len, by_tasks)) - min(map(len, by_tasks)) <= 1
 
 
 def test_digits_hold_every_sample_once() -> None:
@@ -69,6 +90,24 @@ def test_digits_hold_every_sample_once() -> None:
 def test_the_test_split_of_digits_does_not_move_with_the_seed() -> None:
     first, second = (split_digits(SplitOptions(), context(Path(), seed=seed)) for seed in (0, 1))
     assert all(torch.equal(all_rows(a), all_rows(b)) for a, b in zip(first.test, second.test, strict=True))
+
+
+def test_a_machine_without_scikit_learn_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ConfigurationError, match=r"benchmark split_digits needs scikit-learn: pip install scikit-learn\."):
+        split_digits(SplitOptions(), context(Path()))
+
+
+def test_scale_divides_then_normalises_a_channel() -> None:
+    items = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).view(1, 2, 1, 2)
+    before = items.clone()
+    plain = Scale()(items, None)
+    assert torch.equal(plain, items.float() / 255)
+    normalised = Scale(mean=(0.5, 0.2), deviation=(0.5, 2.0))(items, None)
+    by_hand = torch.tensor([(0.0 - 0.5) / 0.5, (0.2 - 0.5) / 0.5, (0.4 - 0.2) / 2.0, (1.0 - 0.2) / 2.0]).view(1, 2, 1, 2)
+    assert torch.allclose(normalised, by_hand)
+    assert not torch.allclose(normalised, plain)
+    assert torch.equal(items, before)  # raw items stay what they were
 
 
 # --- ids ---
@@ -142,12 +181,35 @@ def test_training_and_test_images_of_a_task_have_one_permutation(mnist: Path) ->
     assert not torch.equal(all_rows(benchmark.train[0]), all_rows(benchmark.test[1]))
 
 
-def test_only_two_permuted_training_sets_are_held(mnist: Path) -> None:
-    benchmark = perm_mnist(DomainOptions(tasks=5), context(mnist))
-    for source in benchmark.train:
-        all_rows(source)
-    held = [source._items is not None for source in benchmark.train]  # type: ignore[attr-defined]
-    assert held == [False, False, False, True, True]
+def held(benchmark: Benchmark) -> list[bool]:
+    return [source.held for source in benchmark.train if isinstance(source, LazySource)]
+
+
+def test_only_the_training_set_in_use_is_held(mnist: Path) -> None:
+    benchmark = perm_mnist(DomainOptions(tasks=4), context(mnist))
+    for _ in range(2):
+        all_rows(benchmark.train[0])
+    assert held(benchmark) == [True, False, False, False]
+    for _ in range(2):
+        all_rows(benchmark.train[2])
+    assert held(benchmark) == [False, False, True, False]
+
+
+@pytest.mark.parametrize("build", [perm_mnist, rot_mnist])
+def test_reads_that_mix_tasks_hold_nothing_and_give_the_same_rows(mnist: Path, build: Callable[..., Benchmark]) -> None:
+    mixing, whole = (build(DomainOptions(tasks=4), context(mnist)) for _ in range(2))
+    ids = torch.randperm(4 * 60, generator=torch.Generator().manual_seed(0))
+    for part in ids.split(40):
+        items, targets, tasks = mixing.read(part)
+        assert held(mixing) == [False] * 4
+        for row, (task, place) in enumerate(zip(*whole.locate(part), strict=True)):
+            source = whole.train[int(task)]
+            all_rows(source)
+            assert torch.equal(items[row], source.read(place.view(1))[0])  # held by now: read twice in a row
+            assert int(targets[row]) == int(source.targets[place])
+            assert int(tasks[row]) == int(task)
+    assert held(whole).count(True) == 1
+    assert not torch.equal(all_rows(mixing.train[0]), all_rows(mixing.train[1]))
 
 
 def test_rotations_are_torchvisions(mnist: Path) -> None:
@@ -169,6 +231,9 @@ def test_a_limit_is_a_seeded_choice_and_is_noted(mnist: Path) -> None:
     assert [len(source) for source in benchmark.train] == [4] * 5
     assert benchmark.notes["train_limit"] == "4 training images a task"
     assert "train_limit" not in split_mnist(SplitMNISTOptions(), context(mnist)).notes
+    chosen, again, other = (perm_mnist(DomainOptions(tasks=2, seed=3, train_limit=30), context(mnist, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(all_rows(chosen.train[1]), all_rows(again.train[1]))
+    assert not torch.equal(all_rows(chosen.train[1]), all_rows(other.train[1]))
 
 
 def test_missing_data_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -193,99 +258,18 @@ def test_broken_data_is_named(mnist: Path) -> None:
         split_mnist(SplitMNISTOptions(), context(mnist))
 
 
-# --- own data ---
+def test_a_torchvision_that_does_not_match_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = builtins.__import__
 
+    def refuse(name: str, *rest: Any, **named: Any) -> Any:
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist\nand more")
+        return real(name, *rest, **named)
 
-class Pairs:
-    """A map-style data set without `targets`."""
-
-    def __init__(self, count: int, classes: int = 4, shift: int = 0) -> None:
-        generator = torch.Generator().manual_seed(count)
-        self.items = torch.randint(0, 256, (count, 1, 3, 3), dtype=torch.uint8, generator=generator)
-        self.labels = (torch.arange(count) % classes + shift).tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        return self.items[row], self.labels[row]
-
-
-def test_any_map_style_data_set() -> None:
-    benchmark = from_datasets(Pairs(40), Pairs(8), tasks=2)
-    assert benchmark.classes == ((0, 1), (2, 3))
-    assert benchmark.input_shape == (1, 3, 3)
-    assert torch.equal(all_rows(benchmark.train[1])[0], Pairs(40).items[2])
-
-
-def test_workers_read_what_memory_holds() -> None:
-    held, read = (from_datasets(Pairs(40), Pairs(8), tasks=2, in_memory=how) for how in ("always", "never"))
-    assert held.train[0].in_memory
-    assert not read.train[0].in_memory
-    for task in range(2):
-        assert torch.equal(all_rows(held.train[task]), all_rows(read.train[task]))
-        assert torch.equal(held.train[task].targets, read.train[task].targets)
-    assert not torch.equal(all_rows(held.train[0]), all_rows(read.train[1]))
-
-
-def test_task_by_task() -> None:
-    apart = from_task_datasets([(Pairs(8, 2), Pairs(4, 2)), (Pairs(8, 2, shift=2), Pairs(4, 2, shift=2))])
-    assert (apart.classes, apart.num_classes, apart.scenarios[0]) == (((0, 1), (2, 3)), 4, "class_il")
-    shared = from_task_datasets([(Pairs(8, 2), Pairs(4, 2)), (Pairs(12, 2), Pairs(4, 2))])
-    assert (shared.num_classes, shared.scenarios[0]) == (2, "domain_il")
-
-
-def test_what_own_data_must_be() -> None:
-    class Ragged(Pairs):
-        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-            return (self.items[row] if row else self.items[row, :, :2]), self.labels[row]
-
-    with pytest.raises(FrameworkError, match=r"sample 1 has shape \(1, 3, 3\), sample 0 \(1, 2, 3\): all must have one shape"):
-        materialise(Ragged(4), targets_of(Ragged(4)), "always")
-    with pytest.raises(FrameworkError, match="the test set has label 4, but the training set ends at 3"):
-        from_datasets(Pairs(8), Pairs(8, shift=1), tasks=2)
-    with pytest.raises(ConfigurationError, match="own_data: tasks must be between 1 and the number of classes 4, got 9"):
-        from_datasets(Pairs(8), Pairs(8), tasks=9)
-
-
-# --- folders of images ---
-
-
-def folder_of(root: Path, **options: Any) -> Benchmark:
-    return image_folder(ImageFolderOptions(path=str(root), size=6, tasks=2, **options), context(root))
-
-
-def test_a_folder_with_a_split(tmp_path: Path) -> None:
-    write_images(tmp_path / "train", ["ant", "bee", "cat", "dog"], 3)
-    write_images(tmp_path / "test", ["ant", "bee", "cat", "dog"], 2)
-    benchmark = folder_of(tmp_path)
-    assert benchmark.classes == ((0, 1), (2, 3))
-    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [6, 6, 4, 4]
-    assert all_rows(benchmark.train[0]).shape == (6, 3, 6, 6)
-    assert folder_of(tmp_path, channels=1).input_shape == (1, 6, 6)
-
-
-def test_a_folder_without_a_split_holds_out_a_seeded_share(tmp_path: Path) -> None:
-    write_images(tmp_path, ["ant", "bee"], 10)
-    benchmark = folder_of(tmp_path, test_fraction=0.3)
-    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [7, 7, 3, 3]
-    assert torch.equal(all_rows(benchmark.test[0]), all_rows(folder_of(tmp_path, test_fraction=0.3).test[0]))
-
-
-def test_bad_folders_and_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"nowhere holds no class folders. Expected"):
-        folder_of(tmp_path / "nowhere")
-    write_images(tmp_path, ["ant", "bee"], 2)
-    (tmp_path / "cow").mkdir()
-    with pytest.raises(ConfigurationError, match=r"cow holds no images"):
-        folder_of(tmp_path)
-    (tmp_path / "cow" / "1.png").write_text("no image")
-    with pytest.raises(ConfigurationError, match=r"cow/1.png is no readable image .*Remove or replace it"):
-        folder_of(tmp_path)
-
-
-def test_dataset_source_selects_rows() -> None:
-    pairs = Pairs(6)
-    chosen = DatasetSource(pairs, targets_of(pairs)).select(torch.tensor([4, 1]))
-    assert torch.equal(all_rows(chosen), pairs.items[[4, 1]])
-    assert chosen.targets.tolist() == [0, 1]
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    text = (
+        rf"^torchvision does not work with torch {re.escape(torch.__version__)} \(operator torchvision::nms does not exist\)\. "
+        r"Install a matching pair: pip install torch==\S+ torchvision==\S+\.$"
+    )
+    with pytest.raises(ConfigurationError, match=text):
+        split_mnist(SplitMNISTOptions(), context(tmp_path))

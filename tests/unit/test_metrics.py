@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_framework import Stream
+from cl_framework import FrameworkError, Learn, Stream
 from cl_framework.metrics import (
     accuracy_matrix,
     average_accuracy,
     average_anytime_accuracy,
     baseline,
     bwt,
+    confidence_interval,
     forgetting,
     fwt,
     learned_at,
@@ -57,12 +58,34 @@ def test_one_event_says_nothing_of_forgetting() -> None:
     assert average_accuracy([None], (0,)) is None
 
 
+def test_a_task_learned_again_at_the_end_cannot_have_been_forgotten() -> None:
+    matrix = [[90.0, 0.0], [40.0, 80.0], [70.0, 50.0]]
+    again = Stream.parse("L0 L1 L0", 2)
+    assert forgetting(matrix, again) == pytest.approx(80 - 50)
+    assert bwt(matrix, again) == pytest.approx(50 - 80)
+    # Learned again in the middle, it counts from its first time.
+    assert forgetting([*matrix, [60.0, 55.0, 99.0]], Stream.parse("L0 L1 L0 L2", 3)) == pytest.approx(((90 - 60) + (80 - 55)) / 2)
+
+
+def test_what_was_not_measured_is_never_left_out_of_a_mean() -> None:
+    holes: list[list[float | None]] = [[90.0, None, None], [70.0, 80.0, None], [None, 85.0, 95.0]]
+    assert average_accuracy(holes[-1], (1, 2)) == 90.0
+    assert average_accuracy(holes[-1], (0, 1, 2)) is None
+    assert average_anytime_accuracy(holes, STREAM) is None
+    assert forgetting(holes, STREAM) is None
+    assert bwt(holes, STREAM) is None
+    assert fwt(holes, [5.0, 6.0, 7.0], STREAM) is None
+    assert fwt(MATRIX, [5.0, 6.0, None], STREAM) is None
+
+
 def test_unlearned_tasks_do_not_count() -> None:
     stream = Stream.parse("L0 L1 U0", 2)
     assert learned_at(stream) == {1: 1}
     matrix = [[90.0, 10.0], [80.0, 90.0], [10.0, 70.0]]
     assert average_accuracy(matrix[-1], stream.learned_after[-1]) == 70.0
     assert forgetting(matrix, stream) == pytest.approx(20.0)
+    nothing_live = Stream.parse("L0 U0 L1", 2)
+    assert average_anytime_accuracy([[80.0, 0.0], [10.0, 0.0], [5.0, 60.0]], nothing_live) == pytest.approx((80 + 60) / 2)
     again = Stream.parse("L0 L1 U0 L0 L1", 2)
     assert learned_at(again) == {1: 1, 0: 3}
 
@@ -78,6 +101,51 @@ def test_figures_are_their_definitions(matrix: list[list[float]]) -> None:
     assert forgetting(matrix, stream) == pytest.approx(sum(drops) / 3)  # type: ignore[arg-type]
     assert bwt(matrix, stream) == pytest.approx(sum(changes) / 3)  # type: ignore[arg-type]
     assert average_accuracy(matrix[3], range(4)) == pytest.approx(sum(matrix[3]) / 4)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> Stream:
+    """Streams that repeat tasks and unlearn them."""
+    words, live = ["L0"], {0}
+    for _ in range(draw(st.integers(0, 7))):
+        task = draw(st.integers(0, 3))
+        unlearns = task in live and draw(st.booleans())
+        (live.discard if unlearns else live.add)(task)
+        words.append(f"{'U' if unlearns else 'L'}{task}")
+    return Stream.parse(" ".join(words), 4)
+
+
+def start_of_knowledge(words: list[str], task: int) -> int | None:
+    """The definition, looked up backwards: the first L of the task after its last U."""
+    after = max((n for n, word in enumerate(words) if word == f"U{task}"), default=-1)
+    return next((n for n in range(after + 1, len(words)) if words[n] == f"L{task}"), None)
+
+
+@given(histories(), st.data())
+def test_figures_are_their_definitions_on_any_stream(stream: Stream, data: st.DataObject) -> None:
+    row = st.lists(st.integers(0, 100).map(float), min_size=4, max_size=4)
+    matrix = data.draw(st.lists(row, min_size=len(stream), max_size=len(stream)))
+    words = str(stream).split()
+    starts = {task: start for task in range(4) if (start := start_of_knowledge(words, task)) is not None}
+    earlier = {task: start for task, start in starts.items() if words[-1] != f"L{task}"}
+    last = len(words) - 1
+    drops = [max(matrix[n][task] for n in range(start, last + 1)) - matrix[last][task] for task, start in earlier.items()]
+    changes = [matrix[last][task] - matrix[start][task] for task, start in earlier.items()]
+    gains = [matrix[words.index(f"L{t}") - 1][t] - 7.0 for t in range(4) if f"L{t}" in words[1:] and words[0] != f"L{t}"]
+    averages = []
+    for n in range(len(words)):
+        known = [task for task in range(4) if start_of_knowledge(words[: n + 1], task) is not None]
+        if known:
+            averages.append(sum(matrix[n][task] for task in known) / len(known))
+    assert learned_at(stream) == starts
+    for figure, parts in (
+        (forgetting(matrix, stream), drops),  # type: ignore[arg-type]
+        (bwt(matrix, stream), changes),  # type: ignore[arg-type]
+        (fwt(matrix, [7.0] * 4, stream), gains),  # type: ignore[arg-type]
+        (average_anytime_accuracy(matrix, stream), averages),  # type: ignore[arg-type]
+    ):
+        assert figure == (pytest.approx(sum(parts) / len(parts)) if parts else None)
+    assert sum(isinstance(event, Learn) for event in stream) >= len(starts)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -119,7 +187,19 @@ def test_a_summary_has_what_it_promises() -> None:
     assert summary["accuracy_matrix"] == [[90.0, 5.0], [60.0, 80.0]]
     assert summary["strategies"] == ["outer", "inner"]
     assert (summary["stream"], summary["scenario"], summary["seed"]) == ("L0 L1", "class_il", 1)
+    assert (summary["events"], summary["num_tasks"]) == (["L0", "L1"], 2)
     assert (summary["steps"], summary["train_seconds"], summary["eval_seconds"], summary["peak_rss_mib"]) == (10, 3.0, 1.0, 12.0)
+
+
+def test_records_that_do_not_fit_the_events_are_refused() -> None:
+    config = {"experiment": "x", "seed": 1, "scenario": "", "benchmark": {"name": "b"}, "strategies": {}}
+    cost = {"steps": 5, "samples": 50, "train_seconds": 1.5, "eval_seconds": 0.5, "peak_rss_mib": 10.0}
+    events = [{"event": f"L{task}", "kind": "learn", **cost} for task in range(3)]
+    assert summarise(config, events[:2], rows())["average_accuracy"] == 70.0
+    for number, records, end in ((1, rows(), "1"), (3, rows(), "1"), (2, [], "None")):
+        text = f"the records end with event {end}, but {number} events are done. Finish the run with `clu resume`"
+        with pytest.raises(FrameworkError, match=text):
+            summarise(config, events[:number], records)
 
 
 def test_wilson_interval_known_answers() -> None:
@@ -134,3 +214,14 @@ def test_wilson_interval_known_answers() -> None:
 def test_mean_and_deviation() -> None:
     assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5), 2)
     assert mean_and_deviation([4.0]) == (4.0, None, 1)
+
+
+def test_confidence_interval_of_a_mean() -> None:
+    """Student's quantiles from the printed tables: 4.303 for two degrees of freedom, 2.776 for four."""
+    assert confidence_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    low, high = confidence_interval([1.0, 2.0, 3.0, 4.0, 5.0]) or (0.0, 0.0)
+    assert (high - low) / 2 == pytest.approx(2.776 * 2.5**0.5 / 5**0.5, abs=1e-3)
+    narrow = confidence_interval([1.0, 2.0, 3.0], level=0.5)
+    assert narrow is not None
+    assert narrow[1] - narrow[0] < 2
+    assert confidence_interval([4.0]) is None

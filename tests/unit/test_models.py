@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cl_framework.models.mlp import MLP, MLPOptions
+from cl_framework import BenchmarkContext
+from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
+from cl_framework.models.mlp import MLP, MLPOptions, mlp
 
 
 def test_forward_is_head_of_features() -> None:
@@ -29,6 +32,15 @@ def test_xavier_weights_and_zero_biases() -> None:
         bound = math.sqrt(6 / (before + after))
         assert 0.95 * bound < float(layer.weight.detach().abs().max()) <= bound
         assert float(layer.bias.detach().abs().max()) == 0.0
+
+
+def test_the_head_has_room_for_all_classes_of_the_benchmark() -> None:
+    benchmark = synthetic(SyntheticOptions(tasks=4, classes_per_task=3, size=5), BenchmarkContext(Path(), False, 0, ""))
+    model = mlp(MLPOptions(hidden=(7,)), benchmark)
+    assert isinstance(model, MLP)
+    assert model.head.weight.shape == (12, 7)
+    assert model(torch.rand(2, *benchmark.input_shape)).shape == (2, 12)
+    assert MLP((2, 3), 4, ()).features(torch.rand(5, 2, 3)).shape == (5, 6)  # no hidden layer: a linear model
 
 
 def test_options() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from cl_framework.records import RunDirectory, append_rows, atomic_write, differ
 
 def full_disk(*arguments: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def killed(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def run_directory(tmp_path: Path) -> RunDirectory:
@@ -38,7 +43,43 @@ def test_where_a_run_lives_and_its_life(tmp_path: Path) -> None:
     (directory.path / "notes.txt").write_text("mine")
     directory.clear()
     assert directory.status == "absent"
-    assert [path.name for path in directory.path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in directory.path.iterdir()) == [".lock", "notes.txt"]
+
+
+def test_where_there_is_no_run_nothing_is_cleared(tmp_path: Path) -> None:
+    foreign = RunDirectory(tmp_path)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "mine.png").write_bytes(b"mine")
+    foreign.clear()
+    assert (tmp_path / "plots" / "mine.png").exists()
+    (tmp_path / "config.yaml").write_text("experiment: trial\n")  # now it is a run
+    foreign.clear()
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_run_under_way_is_not_cleared(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    with directory.lock(), pytest.raises(ConfigurationError, match="is being run by another process"):
+        directory.clear()
+    assert directory.status == "unfinished"
+    directory.clear()
+    assert directory.status == "absent"
+
+
+def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run_directory(tmp_path)
+    atomic_write(directory.checkpoints / "old.pt", b"weights")
+    directory.append_records([{"a": 1}])
+    directory.mark_done()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", full_disk)
+        with pytest.raises(FrameworkError, match=r"ckpt cannot be removed: No space left on device\. Choose another folder with out=DIR"):
+            directory.clear()
+    assert directory.status == "unfinished"  # not done, and not absent with an old checkpoint in it
+    assert directory.records() == [{"a": 1}]
+    directory.clear()
+    assert directory.status == "absent"
+    assert not directory.checkpoints.exists()
 
 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:
@@ -59,9 +100,21 @@ def test_a_half_written_last_row_is_left_out_and_other_damage_is_named(tmp_path:
     with path.open("a") as file:
         file.write('{"a": 3')
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
-    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
-    with pytest.raises(FrameworkError, match=r"records.jsonl is damaged in line 2"):
-        read_rows(path)
+    for damage in (b'{"a": ', b'{"a": "\xff"}', b"3"):
+        path.write_bytes(b'{"a": 1}\n' + damage + b'\n{"a": 3}\n')
+        with pytest.raises(FrameworkError, match=r"records.jsonl is damaged in line 2: .* Restore it, or start anew with again=true"):
+            read_rows(path)
+
+
+def test_damaged_or_missing_notes_of_a_run_are_named(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    assert directory.read_env() == {"python": "3.11"}
+    (directory.path / "env.json").write_bytes(b"\xff{")
+    with pytest.raises(FrameworkError, match=r"env.json is damaged: "):
+        directory.read_env()
+    (directory.path / "env.json").unlink()
+    with pytest.raises(FrameworkError, match=r"env.json cannot be read: No such file or directory"):
+        directory.read_env()
 
 
 def test_cut_back_to_what_a_checkpoint_counted_on(tmp_path: Path) -> None:
@@ -76,6 +129,43 @@ def test_cut_back_to_what_a_checkpoint_counted_on(tmp_path: Path) -> None:
     (directory.path / "records.jsonl").write_text("")
     with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on 9: rows are lost"):
         directory.cut_back(lengths)
+
+
+def test_a_file_that_cannot_be_cut_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run_directory(tmp_path)
+    directory.append_records([{"a": 1}])
+    monkeypatch.setattr(os, "truncate", full_disk)
+    with pytest.raises(FrameworkError, match=r"records.jsonl cannot be written: No space left on device"):
+        directory.cut_back({})
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    directory = RunDirectory.create(tmp_path / "runs", "trial", "0123456789abcdef", 7)
+    remedy = "Mend that or choose another folder with out=DIR; nothing written before is lost"
+    with pytest.raises(FrameworkError, match=f"cannot be written: .*{remedy}"), directory.lock():
+        pass
+    with pytest.raises(FrameworkError, match=f"command.txt cannot be written: .*{remedy}"):
+        directory.write_start("", "", {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_device_that_is_really_full() -> None:
+    with pytest.raises(FrameworkError, match=r"/dev/full cannot be written: No space left on device. Free some space"):
+        append_rows(Path("/dev/full"), [{"a": 1}])
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run_directory(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            atomic_write(directory.checkpoints / "one.pt", b"weights")
+    (directory.checkpoints / ".mine").write_text("")
+    assert len(list(directory.checkpoints.iterdir())) == 2
+    with directory.lock():
+        assert [path.name for path in directory.checkpoints.iterdir()] == [".mine"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

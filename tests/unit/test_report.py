@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cl_framework import ConfigurationError, load_experiment, run
+from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
-from cl_framework.report import collect, comparison, markdown, markdown_of_run, read_csv, rebuild_summary, replace_block, report, to_csv
+from cl_framework.report import (
+    OUTSIDE_SETTINGS,
+    collect,
+    comparison,
+    markdown,
+    markdown_of_run,
+    read_csv,
+    rebuild_summary,
+    replace_block,
+    report,
+    spread,
+    terminal_table,
+    to_csv,
+)
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 2}, "batch_size": 20}
 
@@ -58,6 +72,124 @@ def test_what_is_not_finished_is_named(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="there is no run in"):
         report([tmp_path / "empty"])
+
+
+def test_figures_come_from_the_rows_whatever_a_summary_says(runs: Path, tmp_path: Path) -> None:
+    path = tmp_path / first_run(runs).name
+    shutil.copytree(first_run(runs), path)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "average_accuracy": 100.0}))
+    assert collect([path]).summaries[0]["average_accuracy"] == summary["average_accuracy"] != 100.0
+    lines = (path / "records.jsonl").read_text().splitlines()
+    changed = [json.dumps({**json.loads(line), "value": 1.0}) + "\n" for line in lines]
+    (path / "records.jsonl").write_text("".join(changed))
+    assert collect([path]).summaries[0]["average_accuracy"] == 1.0
+
+
+def test_a_run_counts_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = comparison(collect([runs]).summaries)
+    twice = collect([runs, first_run(runs), runs / "trial"])
+    assert comparison(twice.summaries) == once
+    assert twice.left_out == []
+    copy = tmp_path / "copy" / first_run(runs).name
+    shutil.copytree(first_run(runs), copy)
+    monkeypatch.chdir(tmp_path)
+    with_copy = collect([runs, Path("copy")])
+    assert comparison(with_copy.summaries) == once
+    assert with_copy.left_out == [f"copy/{copy.name} repeats seed {copy.name[-1]} of {first_run(runs)}"]
+
+
+def test_what_a_logger_keeps_in_a_run_is_no_run(runs: Path, tmp_path: Path) -> None:
+    path = tmp_path / first_run(runs).name
+    shutil.copytree(first_run(runs), path)
+    files = path / "wandb" / "offline-run" / "files"
+    files.mkdir(parents=True)
+    (files / "config.yaml").write_text("lr: {value: 1}\n")
+    found = collect([tmp_path])
+    assert len(found.summaries) == 1
+    assert found.left_out == []
+    shutil.move(files.parent, tmp_path / "elsewhere")  # outside a run it is named
+    assert collect([tmp_path]).left_out == [f"{tmp_path}/elsewhere/files is unfinished"]
+
+
+def test_a_damaged_run_is_named_and_hides_no_other(runs: Path, tmp_path: Path) -> None:
+    path = tmp_path / first_run(runs).name
+    shutil.copytree(first_run(runs), path)
+    whole = (path / "events.jsonl").read_text().splitlines(keepends=True)
+    others = [config.parent for config in sorted(runs.rglob("config.yaml"))[1:]]
+    for name, text, reason in (
+        ("records.jsonl", "{\n", r"records.jsonl is damaged in line 1"),
+        ("events.jsonl", whole[0], r"the records end with event 1, but 1 events are done"),
+        ("config.yaml", "a: [", r"config.yaml cannot be read"),
+        ("config.yaml", "", r"config.yaml is damaged: it holds no configuration"),
+    ):
+        before = (path / name).read_text()
+        (path / name).write_text(text)
+        found = collect([path, *others])
+        assert len(found.summaries) == 3
+        assert len(found.left_out) == 1
+        assert str(path) in found.left_out[0]
+        with pytest.raises(FrameworkError, match=reason):
+            rebuild_summary(path)
+        (path / name).write_text(before)
+    assert collect([path, *others]).left_out == []
+
+
+def test_settings_tell_rows_apart_that_would_look_alike(runs: Path, tmp_path: Path) -> None:
+    for capacity in (20, 30):
+        run(
+            load_experiment(
+                BASE, [f"out={tmp_path}", "strategies.er={}", f"strategies.er.capacity={capacity}", f"threads={capacity // 20}"]
+            )
+        )
+    found = collect([tmp_path])
+    header, rows = comparison(found.summaries)
+    assert header[3] == "settings"
+    assert sorted(row[3] for row in rows) == ["strategies.er.capacity=20", "strategies.er.capacity=30"]
+    path = tmp_path / "records.csv"
+    path.write_text(to_csv(found.summaries))
+    assert comparison(collect([path]).summaries) == (header, rows)
+    unnamed = [{**summary, "settings": ""} for summary in found.summaries]  # as in files written before there were settings
+    assert {row[3] for row in comparison(unnamed)[1]} == {summary["fingerprint"] for summary in unnamed}
+    assert "settings" not in comparison(collect([runs]).summaries)[0]
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_a_table_in_the_terminal_is_never_cut_off(width: int) -> None:
+    from rich.console import Console
+
+    header = ["experiment", "benchmark", "strategies", "settings", *["average forgetting"] * 5, "seeds"]
+    row = ["digits_experiment", "split_digits", "fine-tuning", "strategies.er.capacity=20", *["-31.40 ± 14.79"] * 5, "0, 1, 2, 3, 4"]
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(terminal_table(header, [row]))
+    lines = [line.strip("│").split("│") for line in capture.get().splitlines() if line.startswith("│")]
+    assert max(map(len, capture.get().splitlines())) <= width
+    shown = ["".join(parts).replace(" ", "") for parts in zip(*lines, strict=True)]
+    assert shown == [cell.replace(" ", "") for cell in row]
+
+
+def test_mean_and_deviation_in_words() -> None:
+    assert spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert spread([1.0]) == "1.00"
+    assert spread([695, 695]) == "695.00 ± 0.00"
+    assert spread([695]) == "695"
+    assert spread([]) == "–"
+
+
+def test_settings_are_what_the_fingerprint_reads() -> None:
+    assert set(config._OUTSIDE) == OUTSIDE_SETTINGS
+
+
+def test_a_file_that_holds_no_records_is_named(runs: Path, tmp_path: Path) -> None:
+    good = to_csv(collect([runs]).summaries)
+    path = tmp_path / "records.csv"
+    for text in ("a,b\n1,2\n", good.replace(",er,", ",er,x", 1), good + "trial\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"records.csv holds no records of runs. Write some with `clu report RUN_DIR"):
+            collect([path])
+    path.write_text(good)
+    assert len(collect([path]).summaries) == 4
 
 
 def test_committed_records_give_the_same_table(runs: Path, tmp_path: Path) -> None:
@@ -107,3 +239,5 @@ def test_a_block_of_a_readme_is_replaced(tmp_path: Path) -> None:
     assert path.read_text() == "a\n<!-- table: one -->\nnew\n<!-- end -->\nb\n<!-- table: two -->\nkept\n<!-- end -->\n"
     with pytest.raises(ConfigurationError, match="has no block between '<!-- table: three -->'"):
         replace_block(path, "three", "x")
+    with pytest.raises(ConfigurationError, match=r"nowhere.md cannot be read: No such file or directory. It must hold a block"):
+        replace_block(tmp_path / "nowhere.md", "one", "x")

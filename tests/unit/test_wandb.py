@@ -195,6 +195,16 @@ class Halfway(Listener):
 
 
 def sessions_of(result: RunResult) -> list[OfflineRun]:
+    """The sessions of a run once they are whole: W&B's service may write a session's last record after `finish` has returned."""
+    for _ in range(300):
+        sessions = read_sessions(result)
+        if all(session.of_kind("exit") for session in sessions):
+            return sessions
+        time.sleep(0.1)
+    raise AssertionError(f"after 30 s a session of {result.path} has no exit record")
+
+
+def read_sessions(result: RunResult) -> list[OfflineRun]:
     return [OfflineRun(path) for path in sorted(result.path.glob("wandb/offline-run-*/*.wandb"))]
 
 

@@ -1,0 +1,220 @@
+"""Resume after real kills, of real processes, at random moments: the same weights, records and figures, bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import ConfigurationError, FrameworkError, registry, resume, run
+from cl_framework.checkpoint import CheckpointStore
+from cl_framework.config import Experiment
+from cl_framework.listeners import Listener, Progress
+from cl_framework.records import RunDirectory
+from cl_framework.signals import stop_on_signals
+from cl_framework.testing.laboratory import assert_different_weights, assert_equal_outcomes, experiment_of, finish, outcome_of
+
+NAMES = sorted(entry.name for entry in registry.strategies.entries() if entry.origin.startswith("cl-framework"))
+STACKS: dict[str, dict[str, dict[str, Any]]] = {
+    "finetune": {},
+    **{name: {name: {}} for name in NAMES},
+    "two of a kind and an upper bound": {"cumulative": {}, "er": {"capacity": 20}, "second": {"use": "derpp", "capacity": 10}},
+}
+KILLS = 3
+SETTINGS: dict[str, Any] = {
+    "stream": "L0 L1 L2 L0",
+    "epochs": 6,
+    "checkpoint": {"every_seconds": 0.0},  # after every chunk of steps
+    "optimizer": {"name": "adam", "lr": 0.01, "reset": "never"},
+    "model": {"name": "mlp", "hidden": [16], "dropout": 0.2, "batch_norm": True},
+}
+_fork = multiprocessing.get_context("fork")
+
+
+def go_on(experiment: Experiment, path: Path, *listeners: Listener) -> None:
+    """What a child does: start the run, or continue it."""
+    torch.set_num_threads(1)
+    with stop_on_signals(lambda text: None) as stop:
+        begun = RunDirectory(path).status != "absent"
+        result = (
+            resume(path, listeners=listeners, stop_requested=stop) if begun else run(experiment, listeners=listeners, stop_requested=stop)
+        )
+    os._exit(0 if result.status == "done" else 3)
+
+
+def in_a_child(work: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    child = _fork.Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def path_of(experiment: Experiment) -> Path:
+    chosen = experiment.run
+    return RunDirectory.create(chosen.out, chosen.experiment, experiment.fingerprint, chosen.seed).path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", STACKS)
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(stack: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    whole = finish(experiment_of(STACKS[stack], tmp_path / "whole", **SETTINGS))
+    duration = time.monotonic() - started
+    experiment = experiment_of(STACKS[stack], tmp_path / "killed", **SETTINGS)
+    path = path_of(experiment)
+    moments = random.Random(stack)
+    killed = 0
+    for attempt in range(40):
+        child = in_a_child(go_on, experiment, path)
+        if killed < KILLS:
+            # Later attempts wait longer, so that kills fall at the start, in the middle and at the end.
+            child.join(moments.uniform(0.02, 0.25 + 0.1 * attempt) * duration)
+            if child.is_alive():
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+                assert child.exitcode == -signal.SIGKILL
+                killed += 1
+                continue
+        child.join()
+        assert child.exitcode == 0
+        break
+    assert killed >= 1
+    survived = outcome_of(path)
+    assert_equal_outcomes(whole, survived, "after kills")
+    assert survived.bytes_of_records == whole.bytes_of_records
+    times = {"train_seconds", "eval_seconds", "peak_rss_mib"}
+    assert {key: value for key, value in survived.summary.items() if key not in times} == {
+        key: value for key, value in whole.summary.items() if key not in times
+    }
+    other = finish(experiment_of(STACKS[stack], tmp_path / "other", seed=1, **SETTINGS))
+    assert_different_weights(whole, other, "another seed")
+
+
+def test_every_registered_strategy_was_killed() -> None:
+    assert set(NAMES) >= {"er", "der", "derpp", "joint", "cumulative"}
+    assert set(NAMES) < set(STACKS)
+
+
+class SignalsItsProcess(Listener):
+    """Sends a signal while the second event trains, however fast the machine is."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def on_progress(self, progress: Progress) -> None:
+        if progress.position.event_index == 1:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_first(number: signal.Signals, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "epochs": 60, "checkpoint": {"every_seconds": 1e9}}
+    experiment = experiment_of({"er": {}}, tmp_path, **settings)
+    path = path_of(experiment)
+    child = in_a_child(go_on, experiment, path, SignalsItsProcess(number))
+    child.join()
+    assert child.exitcode == 3
+    (checkpoint,) = CheckpointStore(path / "ckpt").paths()[-1:]
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["inside"] is not None
+    assert state["inside"]["tally"]["steps"] > 0
+    child = in_a_child(go_on, experiment, path)
+    child.join()
+    assert child.exitcode == 0
+    whole = finish(experiment_of({"er": {}}, tmp_path / "whole", **settings))
+    assert_equal_outcomes(whole, outcome_of(path), f"after {number.name}")
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def on_warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def stopped(tmp_path: Path) -> Path:
+    """A run that stopped in its second event, with two checkpoints."""
+    experiment = experiment_of({"er": {}}, tmp_path / "stopped", **{**SETTINGS, "epochs": 1})
+    result = run(experiment, stop_requested=lambda step: step == 7)
+    assert result.status == "stopped"
+    assert len(list((result.path / "ckpt").iterdir())) == 2
+    return result.path
+
+
+@pytest.mark.parametrize("harm", ["flip a bit", "cut the end", "empty"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(harm: str, count: int, tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    newest_first = sorted((path / "ckpt").iterdir(), reverse=True)
+    for checkpoint in newest_first[:count]:
+        data = bytearray(checkpoint.read_bytes())
+        data[len(data) // 2] ^= 1
+        checkpoint.write_bytes({"flip a bit": bytes(data), "cut the end": bytes(data[:-100]), "empty": b""}[harm])
+    heard = Heard()
+    result = resume(path, listeners=[heard])
+    assert len(heard.warnings) == count
+    for checkpoint, text in zip(newest_first, heard.warnings, strict=False):
+        assert str(checkpoint) in text
+        assert "is damaged" in text
+    assert heard.warnings[-1].endswith("the one before is used." if count == 1 else "the run is repeated from its beginning.")
+    whole = finish(experiment_of({"er": {}}, tmp_path / "whole", **{**SETTINGS, "epochs": 1}))
+    assert_equal_outcomes(whole, outcome_of(result.path), harm)
+
+
+def test_rows_that_a_checkpoint_counts_on_and_are_gone(tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    (path / "records.jsonl").write_text("")
+    with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on \d+: rows are lost"):
+        resume(path)
+
+
+def test_what_differs_in_the_environment_is_named(tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    text = (path / "env.json").read_text()
+    (path / "env.json").write_text(text.replace('"threads": 1', '"threads": 8'))
+    heard = Heard()
+    resume(path, listeners=[heard])
+    assert heard.warnings == ["resume: threads was 8 and is 1; figures may differ in their last bits."]
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    with RunDirectory(path).lock(), pytest.raises(ConfigurationError, match="is being run by another process"):
+        resume(path)
+    assert resume(path).status == "done"
+
+
+def test_a_full_disk_ends_with_one_sentence_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cl_framework.records as records
+
+    experiment = experiment_of({"er": {}}, tmp_path / "full", **{**SETTINGS, "epochs": 1})
+    flush, calls = os.fsync, 0
+
+    def full_after_a_while(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 16:
+            raise OSError(28, "No space left on device")
+        flush(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "fsync", full_after_a_while)
+        with pytest.raises(
+            FrameworkError, match=r"cannot be written: No space left on device. Free some space; nothing written before is lost"
+        ):
+            run(experiment)
+    path = path_of(experiment)
+    assert RunDirectory(path).records()  # what was written before is there
+    result = resume(path)
+    whole = finish(experiment_of({"er": {}}, tmp_path / "whole", **{**SETTINGS, "epochs": 1}))
+    assert_equal_outcomes(whole, outcome_of(result.path), "after a full disk")

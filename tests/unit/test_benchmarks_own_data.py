@@ -1,0 +1,229 @@
+"""A user's own data: any map-style data set, folders of images; memory and workers alike, errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import Benchmark, BenchmarkContext, ConfigurationError, FrameworkError, from_datasets, from_task_datasets
+from cl_framework.benchmarks import sources
+from cl_framework.benchmarks.image_folder import ImageFolderOptions, image_folder
+from cl_framework.benchmarks.sources import DatasetSource, fits_in_memory, materialise, targets_of
+from tests.unit.made_up import write_images
+
+
+def all_rows(source: Any) -> torch.Tensor:
+    return source.read(torch.arange(len(source)))
+
+
+# --- own data ---
+
+
+class Pairs:
+    """A map-style data set without `targets`."""
+
+    def __init__(self, count: int, classes: int = 4, shift: int = 0) -> None:
+        generator = torch.Generator().manual_seed(count)
+        self.items = torch.randint(0, 256, (count, 1, 3, 3), dtype=torch.uint8, generator=generator)
+        self.labels = (torch.arange(count) % classes + shift).tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.items[row], self.labels[row]
+
+
+def test_any_map_style_data_set() -> None:
+    benchmark = from_datasets(Pairs(40), Pairs(8), tasks=2)
+    assert benchmark.classes == ((0, 1), (2, 3))
+    assert benchmark.input_shape == (1, 3, 3)
+    assert torch.equal(all_rows(benchmark.train[1])[0], Pairs(40).items[2])
+
+
+def test_workers_read_what_memory_holds() -> None:
+    held, read = (from_datasets(Pairs(40), Pairs(8), tasks=2, in_memory=how) for how in ("always", "never"))
+    assert held.train[0].in_memory
+    assert not read.train[0].in_memory
+    for task in range(2):
+        assert torch.equal(all_rows(held.train[task]), all_rows(read.train[task]))
+        assert torch.equal(held.train[task].targets, read.train[task].targets)
+    assert not torch.equal(all_rows(held.train[0]), all_rows(read.train[1]))
+
+
+def test_auto_holds_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fits_in_memory(1)
+    assert not fits_in_memory(1 << 60)
+    assert from_datasets(Pairs(40), Pairs(8), tasks=2).train[0].in_memory
+    monkeypatch.setattr(sources, "fits_in_memory", lambda size: size < 40 * 9)  # the training set is one byte too large
+    benchmark = from_datasets(Pairs(40), Pairs(8), tasks=2)
+    assert (benchmark.train[0].in_memory, benchmark.test[0].in_memory) == (False, True)
+
+
+def test_pil_images_become_channels_first() -> None:
+    from PIL import Image
+
+    class Pictures(Pairs):
+        def __getitem__(self, row: int) -> tuple[Any, int]:
+            return Image.fromarray(self.items[row, 0].numpy()).convert("RGB"), self.labels[row]
+
+    benchmark = from_datasets(Pictures(8), Pictures(8), tasks=2)
+    assert benchmark.input_shape == (3, 3, 3)
+    items = all_rows(benchmark.train[0])
+    assert items.dtype == torch.uint8
+    assert torch.equal(items, Pairs(8).items[[0, 1, 4, 5]].expand(-1, 3, -1, -1))
+
+
+def test_float_items_are_taken_as_they_are() -> None:
+    class Floats(Pairs):
+        def __getitem__(self, row: int) -> tuple[Any, int]:
+            return self.items[row].float() * 3, self.labels[row]
+
+    benchmark = from_datasets(Floats(8), Floats(8), tasks=2)
+    items = all_rows(benchmark.train[0])
+    assert torch.equal(benchmark.transform(items, None), items)
+    scaled = from_datasets(Pairs(8), Pairs(8), tasks=2)
+    assert float(scaled.transform(all_rows(scaled.train[0]), None).max()) <= 1.0
+
+
+def test_task_by_task() -> None:
+    apart = from_task_datasets([(Pairs(8, 2), Pairs(4, 2)), (Pairs(8, 2, shift=2), Pairs(4, 2, shift=2))])
+    assert (apart.classes, apart.num_classes, apart.scenarios[0]) == (((0, 1), (2, 3)), 4, "class_il")
+    shared = from_task_datasets([(Pairs(8, 2), Pairs(4, 2)), (Pairs(12, 2), Pairs(4, 2))])
+    assert (shared.num_classes, shared.scenarios[0]) == (2, "domain_il")
+
+
+def test_what_own_data_must_be() -> None:
+    class Ragged(Pairs):
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            return (self.items[row] if row else self.items[row, :, :2]), self.labels[row]
+
+    with pytest.raises(FrameworkError, match=r"sample 1 has shape \(1, 3, 3\), sample 0 \(1, 2, 3\): all must have one shape"):
+        materialise(Ragged(4), targets_of(Ragged(4)), "always")
+    with pytest.raises(FrameworkError, match="the test set has label 4, but the training set ends at 3"):
+        from_datasets(Pairs(8), Pairs(8, shift=1), tasks=2)
+    with pytest.raises(FrameworkError, match="the data set Pairs has no samples"):
+        from_datasets(Pairs(0), Pairs(8))
+    with pytest.raises(FrameworkError, match=r"task 0 \(classes 0\) has no training samples. Number the labels 0 .. C - 1 without a gap"):
+        from_datasets(Pairs(8, shift=1), Pairs(8, shift=1))
+    with pytest.raises(FrameworkError, match=r"task 1 \(classes 2, 3\) has no test samples"):
+        from_datasets(Pairs(8), Pairs(8, classes=2), tasks=2)
+    with pytest.raises(ConfigurationError, match="in_memory must be one of auto, always, never, got 'perhaps'"):
+        from_datasets(Pairs(8), Pairs(8), in_memory="perhaps")
+    with pytest.raises(ConfigurationError, match="own_data: there are no tasks"):
+        from_task_datasets([])
+    with pytest.raises(FrameworkError, match="the test set has label 2, but the training set ends at 1"):
+        from_task_datasets([(Pairs(8, 2), Pairs(8, 3))])
+    with pytest.raises(ConfigurationError, match="own_data: tasks must be between 1 and the number of classes 4, got 9"):
+        from_datasets(Pairs(8), Pairs(8), tasks=9)
+
+
+def labelled(labels: Any) -> Pairs:
+    pairs = Pairs(2)
+    pairs.labels = labels
+    return pairs
+
+
+def test_what_labels_must_be() -> None:
+    assert targets_of(labelled([torch.tensor([1]).numpy(), torch.tensor([0]).numpy()])).tolist() == [1, 0]
+    narrow = torch.tensor([1, 0], dtype=torch.int16).numpy().astype("uint16")
+    assert targets_of(labelled(list(narrow))).tolist() == [1, 0]
+    for wrong, text in (([0, -1], "got -1 for sample 1"), ([0.5, 1.0], "got 0.5 for sample 0"), (["ant", "bee"], "got 'ant' for sample 0")):
+        with pytest.raises(FrameworkError, match=rf"labels must be whole numbers 0 .. C - 1, {text}"):
+            targets_of(labelled(wrong))
+    with pytest.raises(FrameworkError, match=r"2 samples, but targets of shape \(2, 2\): one label a sample is needed"):
+        targets_of(labelled([(0, 1), (1, 0)]))
+
+
+def test_tasks_of_different_shapes_are_refused() -> None:
+    class Wide(Pairs):
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            return self.items[row].repeat(1, 1, 2), self.labels[row]
+
+    with pytest.raises(FrameworkError, match=r"task 1 has items of shape \(1, 3, 6\), task 0 of shape \(1, 3, 3\)"):
+        from_task_datasets([(Pairs(4), Pairs(4)), (Wide(4), Wide(4))])
+
+
+# --- folders of images ---
+
+
+def folder_of(root: Path, in_memory: str = "auto", **options: Any) -> Benchmark:
+    return image_folder(ImageFolderOptions(path=str(root), size=6, tasks=2, **options), BenchmarkContext(root, False, 0, "", in_memory))
+
+
+def test_a_folder_with_a_split(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", ["ant", "bee", "cat", "dog"], 3)
+    write_images(tmp_path / "test", ["ant", "bee", "cat", "dog"], 2)
+    benchmark = folder_of(tmp_path)
+    assert benchmark.classes == ((0, 1), (2, 3))
+    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [6, 6, 4, 4]
+    assert all_rows(benchmark.train[0]).shape == (6, 3, 6, 6)
+    assert folder_of(tmp_path, channels=1).input_shape == (1, 6, 6)
+    assert benchmark.notes["classes"] == "ant, bee | cat, dog"
+    read = folder_of(tmp_path, in_memory="never")
+    assert not read.train[0].in_memory
+    assert torch.equal(all_rows(read.train[1]), all_rows(benchmark.train[1]))
+
+
+def test_an_image_that_needs_no_resizing_is_its_file(tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_images(tmp_path, ["ant", "bee"], 4, size=6)
+    benchmark = folder_of(tmp_path, test_fraction=0.25)
+    compared = [(*pair, name) for pair, name in zip(zip(benchmark.train, benchmark.test, strict=True), ("ant", "bee"), strict=True)]
+    for train, test, name in compared:
+        ours = {bytes(item.permute(1, 2, 0).flatten().tolist()) for item in torch.cat([all_rows(train), all_rows(test)])}
+        assert ours == {Image.open(path).tobytes() for path in (tmp_path / name).iterdir()}
+        assert len(ours) == 4
+
+
+def test_a_folder_without_a_split_holds_out_a_seeded_share(tmp_path: Path) -> None:
+    write_images(tmp_path, ["ant", "bee"], 10)
+    benchmark = folder_of(tmp_path, test_fraction=0.3)
+    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [7, 7, 3, 3]
+    assert torch.equal(all_rows(benchmark.test[0]), all_rows(folder_of(tmp_path, test_fraction=0.3).test[0]))
+
+
+def test_a_train_folder_alone_is_no_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", ["ant", "bee"], 10)
+    benchmark = folder_of(tmp_path)
+    assert benchmark.notes["classes"] == "ant | bee"
+    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [8, 8, 2, 2]
+
+
+def test_a_class_in_one_split_only_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", ["ant", "bee"], 2)
+    write_images(tmp_path / "test", ["ant", "bee", "cow"], 2)
+    with pytest.raises(ConfigurationError, match=r"hold different classes: cow is in one of them only. Add or remove it"):
+        folder_of(tmp_path)
+
+
+def test_bad_folders_and_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere holds no class folders. Expected"):
+        folder_of(tmp_path / "nowhere")
+    write_images(tmp_path, ["ant", "bee"], 2)
+    (tmp_path / "cow").mkdir()
+    with pytest.raises(ConfigurationError, match=r"cow holds no images"):
+        folder_of(tmp_path)
+    (tmp_path / "cow" / "0.png").write_bytes((tmp_path / "ant" / "0.png").read_bytes())
+    with pytest.raises(ConfigurationError, match=r"cow holds one image, but needs one to train and one to test. Add images"):
+        folder_of(tmp_path)
+    (tmp_path / "cow" / "1.png").write_text("no image")
+    with pytest.raises(ConfigurationError, match=r"cow/1.png is no readable image .*Remove or replace it"):
+        folder_of(tmp_path)
+    (tmp_path / "cow" / "1.png").unlink()
+    (tmp_path / "cow" / "2.ppm").write_bytes(b"P6 9 9 255 cut short")  # Pillow raises ValueError here, not OSError
+    with pytest.raises(ConfigurationError, match=r"cow/2.ppm is no readable image .*Remove or replace it"):
+        folder_of(tmp_path)
+    with pytest.raises(ValueError, match="path is missing: name the folder of images"):
+        ImageFolderOptions()
+
+
+def test_dataset_source_selects_rows() -> None:
+    pairs = Pairs(6)
+    chosen = DatasetSource(pairs, targets_of(pairs)).select(torch.tensor([4, 1]))
+    assert torch.equal(all_rows(chosen), pairs.items[[4, 1]])
+    assert chosen.targets.tolist() == [0, 1]

@@ -1,0 +1,60 @@
+"""The core's optimizers: the short way of plain SGD is torch's own, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_framework.config import OptimizerConfig
+from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(*shape, generator=generator)) for shape in ((7, 5), (5,), (3, 5))]
+
+
+def gradients(step: int) -> list[Tensor | None]:
+    """The last parameter is reached in every second step only."""
+    generator = torch.Generator().manual_seed(step)
+    made: list[Tensor | None] = [torch.randn(*shape, generator=generator) for shape in ((7, 5), (5,), (3, 5))]
+    return made if step % 2 else [*made[:2], None]
+
+
+def test_plain_sgd_is_torchs_bit_for_bit() -> None:
+    ours, theirs, slower = parameters(), parameters(), parameters()
+    optimizer = torch.optim.SGD(theirs, lr=0.1)
+    for step in range(6):
+        apply_plain_sgd(0.1, ours, tuple(gradients(step)))
+        apply_plain_sgd(0.0999, slower, tuple(gradients(step)))
+        for parameter, gradient in zip(theirs, gradients(step), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(slower, theirs, strict=True))
+    assert all(parameter.grad is None for parameter in ours)
+
+
+def test_plain_sgd_moves_nothing_where_nothing_is_reached() -> None:
+    ours, before = parameters(), parameters()
+    apply_plain_sgd(0.1, ours, (None, None, None))
+    apply_plain_sgd(0.1, [], ())
+    assert all(torch.equal(one, other) for one, other in zip(ours, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        (OptimizerConfig(name="sgd", lr=0.1), True),
+        (OptimizerConfig(name="sgd", lr=0.1, momentum=0.9), False),
+        (OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.01), False),
+        (OptimizerConfig(name="adam", lr=0.1), False),
+        (OptimizerConfig(name="adamw", lr=0.1), False),
+    ],
+)
+def test_what_counts_as_plain(config: OptimizerConfig, plain: bool) -> None:
+    some = parameters()
+    assert is_plain_sgd(build_optimizer(config, {}, some, ["a", "b", "c"], {})) is plain
+    if plain:
+        assert not is_plain_sgd(build_optimizer(config, {"momentum": 0.5}, some, ["a", "b", "c"], {}))
