@@ -57,8 +57,11 @@ class Host(lightning.LightningModule):
             )
             trainer.fit(self, train_dataloaders=loader)
 
-    def on_fit_start(self) -> None:
-        """Lightning has put its own SIGTERM handler before ours, which would end the fit without our checkpoint: put ours back."""
+    def on_train_start(self) -> None:
+        """Lightning has put its own SIGTERM handler before ours, which would end the fit without our checkpoint: put ours back.
+
+        It does so after `on_fit_start`; this is the first hook that comes later.
+        """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._sigterm)
 
