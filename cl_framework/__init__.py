@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cl_framework.config import load_experiment
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
     from cl_framework.memory import Memory
+    from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
     from cl_framework.plan import Plan
     from cl_framework.registry import register, register_benchmark, register_model
     from cl_framework.runner import resume, run
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         Output,
         Phase,
         Rows,
+        Setting,
         StepFn,
         Strategy,
         Term,
@@ -44,6 +46,7 @@ _HOMES = {
     "config": ("load_experiment",),
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
     "memory": ("Memory",),
+    "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
     "plan": ("Plan",),
     "registry": ("register", "register_benchmark", "register_model"),
     "runner": ("resume", "run"),
@@ -59,6 +62,7 @@ _HOMES = {
         "Output",
         "Phase",
         "Rows",
+        "Setting",
         "StepFn",
         "Strategy",
         "Term",
@@ -89,9 +93,11 @@ __all__ = [
     "Phase",
     "Plan",
     "Rows",
+    "Setting",
     "StepFn",
     "Strategy",
     "Stream",
+    "TaskConditionedModel",
     "TaskId",
     "Term",
     "Traits",
@@ -101,6 +107,8 @@ __all__ = [
     "from_datasets",
     "from_task_datasets",
     "load_experiment",
+    "mean_squared_distance",
+    "random_subset",
     "register",
     "register_benchmark",
     "register_model",

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, strong_of
 from cl_framework.config import Experiment, GivenOptions, Named, RunConfig
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.rng import seeded
 from cl_framework.stack import Stack
-from cl_framework.stream import Stream
+from cl_framework.strategy import Setting
+from cl_framework.stream import Learn, Stream
 
 _DIGESTED = 64  # items at either end of each source that go into the digest of a given benchmark
 
@@ -23,9 +24,16 @@ _DIGESTED = 64  # items at either end of each source that go into the digest of 
 def make_stack(experiment: Experiment) -> Stack:
     """The strategies of an experiment in slot order, checked against what its stream asks for."""
     stack = Stack((slot.slot, slot.strategy_class(slot.options)) for slot in experiment.strategies)
-    for event in Stream.parse(experiment.run.stream).unlearns:
+    stream = Stream.parse(experiment.run.stream)
+    for event in stream.unlearns:
         stack.unlearner_of(event)
+    stack.check_setting(setting_of(experiment.run, stack, stream))
     return stack
+
+
+def setting_of(run: RunConfig, stack: Stack, stream: Stream) -> Setting:
+    """What is known of a run before its benchmark is there."""
+    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, sum(isinstance(event, Learn) for event in stream), stack.traits)
 
 
 def make_benchmark(experiment: Experiment) -> Benchmark:
@@ -66,6 +74,16 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
     stack.check(stream, run.scenario, benchmark.modality, blurry=run.blurry > 0)
     with seeded(run.seed, "model"):
         model = experiment.model.builder(experiment.model.options, benchmark)
+        known = replace(
+            setting_of(run, stack, stream),
+            num_classes=benchmark.num_classes,
+            num_tasks=benchmark.num_tasks,
+            input_shape=benchmark.input_shape,
+            model=model,
+            augmented=benchmark.transform.random,
+            strongly=strong_of(benchmark.transform) is not None,
+        )
+        stack.check_setting(known)
         learner = Learner(run, benchmark, model, stack, stream, device)
     for event in stream.unlearns:
         learner.forgotten(event)

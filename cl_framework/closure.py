@@ -41,14 +41,29 @@ class Criterion:
         return functional.cross_entropy(self.masked(logits, tasks), targets, reduction="none")
 
 
+def conditioning(model: nn.Module, rows: Rows) -> tuple[Tensor, ...]:
+    """What a model is given beside the inputs: the task of each row, if it asks for that; on the host where it is known there."""
+    if not getattr(model, "task_conditioned", False):
+        return ()
+    tasks = rows.tasks  # refused where no strategy of the stack declares that it needs them
+    return (tasks if rows.host_tasks is None else rows.host_tasks,)
+
+
 def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
-    """Features (None if the model has no `features` and `head`) and logits of one forward pass."""
-    conditioning = (rows.task_of_row,) if getattr(model, "task_conditioned", False) else ()
+    """Features (None if the model has no `features` and `head`) and logits of one forward pass.
+
+    A task-conditioned model, whose head depends on the task, gives both at once by `features_and_logits`.
+    """
+    beside = conditioning(model, rows)
+    both = getattr(model, "features_and_logits", None)
+    if callable(both):
+        answers: tuple[Tensor | None, Tensor] = both(rows.inputs, *beside)
+        return answers
     extract, head = getattr(model, "features", None), getattr(model, "head", None)
     if callable(extract) and callable(head):
-        features = extract(rows.inputs, *conditioning)
+        features = extract(rows.inputs, *beside)
         return features, head(features)
-    return None, model(rows.inputs, *conditioning)
+    return None, model(rows.inputs, *beside)
 
 
 class LazyPass:
@@ -349,7 +364,10 @@ def concatenate(members: Sequence[Rows]) -> Rows:
     targets = torch.cat([rows.targets for rows in members])
     ids = torch.cat([rows.ids for rows in members])
     tasks = torch.cat([rows.task_of_row for rows in members])
-    return Rows(members[0].items, targets, ids, tasks, inputs)
+    known = [rows.host_tasks for rows in members if rows.host_tasks is not None]
+    host_tasks = torch.cat(known) if len(known) == len(members) else None
+    readable = all(rows.tasks_readable for rows in members)
+    return Rows(members[0].items, targets, ids, tasks, inputs, tasks_readable=readable, host_tasks=host_tasks)
 
 
 def weighted_values(terms: Mapping[str, Term], values: dict[str, Tensor]) -> Iterator[Tensor]:

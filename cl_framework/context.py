@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cl_framework.closure import differentiate, run_model, untouched
+from cl_framework.closure import conditioning, differentiate, run_model, untouched
 from cl_framework.errors import ContractError
+from cl_framework.fisher import squared_gradients
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Gradients, Position, Rows, Traits
 from cl_framework.stream import Learn, TaskId
@@ -92,6 +93,10 @@ class SlotContext:
         return self.learner.run.epochs
 
     @property
+    def learning_rate(self) -> float:
+        return self.learner.learning_rate
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return self.learner.parameters_in_play
 
@@ -144,15 +149,18 @@ class SlotContext:
 
     # --- the model, without a trace ---
 
-    def forward(self, rows: Rows, parameters: Sequence[Tensor] | None = None) -> Tensor:
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def forward(self, rows: Rows, at: Sequence[Tensor] | Mapping[str, Tensor] | None = None) -> Tensor:
         model = self.model
         rows = self._readable(rows)
-        with torch.no_grad(), untouched(model), self.learner.own_randomness(self.slot):
-            if parameters is None:
+        mode = evaluation_mode(model) if isinstance(at, Mapping) else nullcontext()
+        with torch.no_grad(), mode, untouched(model), self.learner.own_randomness(self.slot):
+            if at is None:
                 return run_model(model, rows)[1]
-            replaced = dict(zip(self.parameter_names, parameters, strict=True))
-            conditioning = (rows.task_of_row,) if getattr(model, "task_conditioned", False) else ()
-            return functional_call(model, replaced, (rows.inputs, *conditioning))
+            replaced = dict(at) if isinstance(at, Mapping) else dict(zip(self.parameter_names, at, strict=True))
+            return functional_call(model, replaced, (rows.inputs, *conditioning(model, rows)))
 
     def features(self, rows: Rows) -> Tensor:
         with torch.no_grad(), evaluation_mode(self.model):
@@ -167,6 +175,27 @@ class SlotContext:
             _, logits = run_model(self.model, rows)
             loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
             return differentiate(loss, self.parameters)
+
+    def squared_gradients(self, rows: Rows, labels: str = "given") -> tuple[Tensor, ...]:
+        model = self.model
+        rows = self._readable(rows)
+        assert isinstance(rows.inputs, Tensor)
+
+        def log_probabilities(values: tuple[Tensor, ...], inputs: Tensor, tasks: Tensor) -> Tensor:
+            replaced = dict(zip(self.parameter_names, values, strict=True))
+            one = replace(rows, inputs=inputs, task_of_row=tasks)
+            logits = functional_call(model, replaced, (inputs, *conditioning(model, one)))
+            return self.learner.criterion.masked(logits, tasks).log_softmax(1)
+
+        totals = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
+        tasks = rows.task_of_row.unique().tolist()  # a pass for each: in a pass over one task's data, one
+        with evaluation_mode(model), untouched(model):
+            for task in tasks:
+                mine = rows.task_of_row == task
+                one_task = rows.task_of_row[mine][:1]
+                part = squared_gradients(log_probabilities, self.parameters, rows.inputs[mine], rows.targets[mine], one_task, labels)
+                totals = tuple(total + found for total, found in zip(totals, part, strict=True))
+        return totals
 
     def _readable(self, rows: Rows) -> Rows:
         """Rows out of a memory hold raw items only: the same rows with inputs as in evaluation; a draw of them is augmented later."""

@@ -17,6 +17,14 @@ def each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return function(inputs)
 
 
+def combined(function: Callable[[Tensor, Tensor], Tensor], one: Inputs, other: Inputs) -> Inputs:
+    """`function` of both tensors, or of both tensors of each name."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {name: function(value, other[name]) for name, value in one.items()}
+    assert isinstance(one, Tensor) and isinstance(other, Tensor)
+    return function(one, other)
+
+
 def concatenated(parts: Sequence[Inputs]) -> Inputs:
     """Rows of all parts, one part after another."""
     first = parts[0]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.base import Benchmark, strong_of
 from cl_framework.closure import Criterion, StepClosure, StepEvaluation
 from cl_framework.config import RunConfig
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.errors import ContractError
-from cl_framework.inputs import each
+from cl_framework.inputs import Inputs, combined, each
 from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, optimizer_state_by_name
 from cl_framework.plan import Plan, blurred
 from cl_framework.requests import requested_ids
@@ -133,7 +133,8 @@ class Learner:
         remembered = self._optimizer_memory if phase.owner is None else {}
         self.optimizer = build_optimizer(self.run.optimizer, phase.optimizer, self.parameters_in_play, self.names_in_play, remembered)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._plain_sgd = is_plain_sgd(self.optimizer) and not self._partial_masks and self.run.optimizer.clip is None
+        self._clip = phase.optimizer.get("clip", self.run.optimizer.clip)
+        self._plain_sgd = is_plain_sgd(self.optimizer) and not self._partial_masks and self._clip is None
         unlearning = isinstance(self.position.event, Unlearn)
         self._phase_stack = self.stack.compile(phase, self._apply, unlearning=unlearning)
         self._without = self.forgotten(self.position.event).ids if isinstance(self.position.event, Unlearn) else None
@@ -156,19 +157,19 @@ class Learner:
     # --- one step ---
 
     def step(self, batch: Batch) -> Evaluation:
-        """Draw, evaluate and apply, commit: see the head of `strategy.py`."""
+        """Draw, evaluate and apply, commit: see the head of `strategy.py`. The rate is set first: a draw may look a step ahead (MIR)."""
         stack, position = self._phase_stack, self.position
         assert stack is not None and position.phase is not None and self.optimizer is not None
+        if stack.has_rate:
+            factor = self.stack.rate(position.phase, position.step, position.phase.steps)
+            for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+                group["lr"] = base * factor
         if stack.draws:
             stack.draw(batch)
         if stack.lenders:
             stack.lend(batch, self._without)
         if batch.draws:
             self._make_inputs(batch)
-        if stack.has_rate:
-            factor = self.stack.rate(position.phase, position.step, position.phase.steps)
-            for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-                group["lr"] = base * factor
         self._applied = None
         evaluation = stack.step(StepClosure(self, batch, stack.losses, stack.replaces_task))
         if self._partial_masks:
@@ -180,6 +181,14 @@ class Learner:
         position.step += 1
         position.stream_step += 1
         return evaluation
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the step under way."""
+        if self.optimizer is None:
+            raise ContractError("the learning rate was read outside of a phase: there is no optimizer.")
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
 
     def _apply(self, closure: Closure) -> StepEvaluation:
         """The innermost step: evaluate, clip, apply. Only this evaluation is live."""
@@ -196,8 +205,8 @@ class Learner:
         for parameter, part, _ in self._partial_masks:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad * part
-        if self.run.optimizer.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.run.optimizer.clip)
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self._clip)
         self.optimizer.step()
         for parameter in parameters:
             parameter.grad = None
@@ -210,14 +219,26 @@ class Learner:
             parameter.copy_(torch.where(part, parameter, frozen))
 
     def _make_inputs(self, batch: Batch) -> None:
-        transform = self.benchmark.transform
         readable = self.stack.reads_tasks
         for named in batch.draws.values():
             for draw in named.values():
                 rows = draw.rows
                 rows.tasks_readable = readable
                 if rows.inputs is None:
-                    rows.inputs = transform(rows.items, self.augmentation(draw.key) if transform.random else None)
+                    rows.inputs = self.inputs_of(rows.items, draw.key, rows.strong)
+
+    def inputs_of(self, items: Inputs, purpose: str, strong: Tensor | None) -> Inputs:
+        """What the model reads of these items in training, augmented as the benchmark does it, strongly where `strong` (B,) says so."""
+        transform = self.benchmark.transform
+        inputs = transform(items, self.augmentation(purpose) if transform.random else None)
+        if strong is None:
+            return inputs
+        strengthen = strong_of(transform)
+        if strengthen is None:
+            raise ContractError("strongly augmented rows were asked for, but this benchmark has no strong augmentation.")
+        # Of all rows, so that no step waits to learn which they are; what a row gets must not depend on which others are strong.
+        strengthened = strengthen(items, self.augmentation(f"{purpose}/strong"))
+        return combined(lambda one, other: torch.where(strong.view(-1, *([1] * (one.ndim - 1))), other, one), inputs, strengthened)
 
     def augmentation(self, purpose: str) -> torch.Generator:
         """The generator of this step's augmentations for one set of rows."""

@@ -101,8 +101,9 @@ class StepReader:
             self._read(step, chunk)
         place = step - self._window[0]
         items = self._items[place]
-        transform = self._learner.benchmark.transform
-        inputs = transform(items, self._learner.augmentation("stream")) if transform.random else self._inputs[place]
+        strong = self._of_step(self._plan.strong, step)
+        augmented = self._learner.benchmark.transform.random or strong is not None
+        inputs = self._learner.inputs_of(items, "stream", strong) if augmented else self._inputs[place]
         return Batch(
             items,
             self._targets[place],
@@ -114,6 +115,7 @@ class StepReader:
             host_tasks=self._host_tasks[place],
             view=self._of_step(self._plan.view, step),
             group=self._of_step(self._plan.group, step),
+            strong=strong,
         )
 
     def _of_step(self, column: Tensor | None, step: int) -> Tensor | None:
@@ -131,7 +133,7 @@ class StepReader:
         self._targets, self._ids, self._tasks = (column.to(device).split(sizes) for column in (targets, ids, tasks))
         self._host_targets, self._host_tasks = targets.split(sizes), tasks.split(sizes)
         transform = learner.benchmark.transform
-        self._inputs = [] if transform.random else parted(transform(moved, None), sizes)
+        self._inputs = [] if transform.random or self._plan.strong is not None else parted(transform(moved, None), sizes)
         self._window = (first, last)
 
     def _without_rows(self) -> Batch:

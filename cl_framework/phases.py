@@ -29,7 +29,8 @@ def phase_from_state(state: Mapping[str, Any], recompute: Callable[[], Phase]) -
 def plan_state(plan: Plan | int) -> int | dict[str, Any]:
     if isinstance(plan, int):
         return plan
-    return {"ids": plan.ids, "offsets": plan.offsets, "view": plan.view, "group": plan.group, "epochs": plan.epochs}
+    columns = {"ids": plan.ids, "offsets": plan.offsets, "view": plan.view, "group": plan.group, "strong": plan.strong}
+    return {**columns, "epochs": plan.epochs}
 
 
 def plan_from_state(state: int | Mapping[str, Any]) -> Plan | int:

@@ -17,6 +17,7 @@ class Plan:
     offsets: Tensor  # (S + 1,) int64, from 0 to V
     view: Tensor | None = None  # (V,) int64
     group: Tensor | None = None  # (V,) int64, equal for the views of one sample within a step
+    strong: Tensor | None = None  # (V,) bool: visits that are augmented strongly
     epochs: int = 1  # passes over the data it was made for
 
     @property
@@ -50,7 +51,8 @@ class Plan:
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[wanted]
 
-        return Plan(self.ids[wanted], before[self.offsets], pick(self.view), pick(self.group), self.epochs)
+        columns = (pick(self.view), pick(self.group), pick(self.strong))
+        return Plan(self.ids[wanted], before[self.offsets], *columns, epochs=self.epochs)
 
 
 def blurred(ids_of_task: Sequence[Tensor], fraction: float, generator: torch.Generator) -> list[Tensor]:

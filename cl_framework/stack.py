@@ -1,7 +1,8 @@
 """How strategies combine: the only file that knows the laws of composition.
 
-plan: pipe · mask: intersection · rate: product · draw: own slot · loss: sum of named terms · step: onion, first slot outermost ·
-commit, begin, forget: broadcast in slot order · end: broadcast in reverse · build, predict: at most one · unlearn: exactly one.
+check: all are asked · plan, arrange: pipe · mask: intersection · rate: product · draw: own slot · loss: sum of named terms ·
+step: onion, first slot outermost · commit, begin, forget: broadcast in slot order · end: broadcast in reverse ·
+build, predict: at most one · unlearn: exactly one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from cl_framework.closure import StepClosure
 from cl_framework.errors import ConfigurationError, ContractError
-from cl_framework.inputs import each
 from cl_framework.plan import Plan
 from cl_framework.strategy import (
     Batch,
@@ -25,8 +25,10 @@ from cl_framework.strategy import (
     Output,
     Phase,
     Rows,
+    Setting,
     StepFn,
     Strategy,
+    Traits,
     seams_of,
 )
 from cl_framework.stream import Stream, Unlearn
@@ -73,6 +75,18 @@ class Stack:
                 )
         for event in stream.unlearns:
             self.unlearner_of(event)
+
+    def check_setting(self, setting: Setting) -> None:
+        """Ask every strategy whether it can work in this run; a refusal is a ConfigurationError that names its slot."""
+        for member in self._with("check"):
+            try:
+                member.strategy.check(setting)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"strategies.{member.slot}.{error}") from error
+
+    @property
+    def traits(self) -> dict[str, Traits]:
+        return {member.slot: member.strategy.traits for member in self.members}
 
     def unlearner_of(self, event: Unlearn) -> Member:
         """The one strategy that answers `event`; none or several is a ConfigurationError."""
@@ -187,6 +201,7 @@ class Stack:
         lenders = [member for member in self.members if member not in acting] if unlearning else []
         return PhaseStack(
             draws=bound("draw"),
+            arrangers=bound("arrange"),
             losses=bound("loss"),
             commits=bound("commit"),
             lenders=bound("draw", lenders),
@@ -239,6 +254,8 @@ class Stack:
         lines.append("    batch = load(ids)")
         for member in self._with("draw"):
             lines.append(f"    batch.draws[{member.slot!r}] = {member.slot}.draw(batch)")
+        if self._with("draw"):
+            lines.extend(f"    batch.draws = {member.slot}.arrange(batch.draws)" for member in self._with("arrange"))
         terms = ["task", *(f"{member.slot}.loss" for member in self._with("loss"))]
         if any(member.strategy.traits.replaces_task_term for member in self.members):
             terms = terms[1:]
@@ -260,6 +277,7 @@ class PhaseStack:
     """A stack bound for one phase: what a step calls, in order."""
 
     draws: Sequence[tuple[str, Strategy, Context]]
+    arrangers: Sequence[tuple[str, Strategy, Context]]
     losses: Sequence[tuple[str, Strategy, Context]]
     commits: Sequence[tuple[str, Strategy, Context]]
     lenders: Sequence[tuple[str, Strategy, Context]]  # in an owned phase: the others, whose draws can be asked for by name
@@ -269,11 +287,13 @@ class PhaseStack:
 
     def draw(self, batch: Batch) -> None:
         for slot, strategy, context in self.draws:
-            named = strategy.draw(batch, context)
-            for name, draw in named.items():
-                draw.key = f"{slot}/{name}"
+            named = dict(strategy.draw(batch, context))
+            for name in named:
+                named[name].key = f"{slot}/{name}"
+                for _, arranger, own in self.arrangers:
+                    named[name] = arranger.arrange(named[name], batch, own)
             if named:
-                batch.draws[slot] = dict(named)
+                batch.draws[slot] = named
 
     def lend(self, batch: Batch, without: Tensor | None) -> None:
         """Draws of strategies that do not act, as references, without the rows to be forgotten."""
@@ -306,10 +326,7 @@ def intersection(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
 
 def rows_without(rows: Rows, ids: Tensor) -> Rows:
     """`rows` without those whose sample id is among `ids`."""
-    keep = ~torch.isin(rows.ids, ids.to(rows.ids.device))
-    items = each(lambda part: part[keep], rows.items)
-    extras = {name: value[keep] for name, value in rows.extras.items()}
-    return Rows(items, rows.targets[keep], rows.ids[keep], rows.task_of_row[keep], extras=extras, tasks_readable=rows.tasks_readable)
+    return rows.take(~torch.isin(rows.ids, ids.to(rows.ids.device)))
 
 
 __all__ = ["Member", "PhaseStack", "Stack", "StepClosure", "intersection", "owned", "rows_without"]

@@ -2,6 +2,7 @@
 
 The life of a stream, with the seams in capitals::
 
+    CHECK(setting)                                        # what cannot work is refused before any data is read
     model = BUILD(model)                                  # at most one structural strategy
     for event in stream:                                  # Learn(task) or Unlearn(task)
         run(BEGIN(event))                                 # phases before it, first slot first
@@ -16,7 +17,7 @@ The life of a stream, with the seams in capitals::
             optimizer = configured(MASK())                # intersection of what may move
             for step, ids in enumerate(plan):
                 batch = load(ids)                         # one indexed read
-                batch.draws = DRAW(batch)                 # the only reads of memories and of randomness
+                batch.draws = DRAW(batch)                 # the only reads of memories and of randomness; ARRANGE may make views of rows
                 closure = Closure(task term + LOSS terms) # pure: call it any number of times
                 evaluation = STEP(closure) * RATE(step)   # onion, first slot outermost; innermost evaluates and applies
                 COMMIT(batch, evaluation.output)          # the only writes to memories, once a step
@@ -34,76 +35,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from cl_framework.batch import Batch, Draw, Rows
 from cl_framework.errors import ContractError
-from cl_framework.inputs import Inputs
 from cl_framework.plan import Plan
 from cl_framework.stream import Event, TaskId, Unlearn
 
-# --- what flows through a step ---
-
-
-@dataclass(slots=True)
-class Rows:
-    """Samples as tensors: row i of every field belongs to sample i.
-
-    `items` are raw and un-augmented (uint8 images, token ids): what a memory may keep. `inputs` are what the model reads; the
-    framework makes them from the items of a batch or a draw, augmentation included. `extras` are tensors stored beside the sample.
-    """
-
-    items: Inputs  # (B, ...)
-    targets: Tensor  # (B,) int64
-    ids: Tensor  # (B,) int64, global sample ids
-    task_of_row: Tensor  # (B,) int64; strategies read `tasks`
-    inputs: Inputs | None = None  # (B, ...)
-    extras: dict[str, Tensor] = field(default_factory=dict)
-    tasks_readable: bool = True
-    host_targets: Tensor | None = None  # copies on the host where the rows came from there, so that no step waits for the device
-    host_tasks: Tensor | None = None
-
-    @property
-    def tasks(self) -> Tensor:
-        """The task of each row, (B,) int64. Raises ContractError unless a strategy of the stack declares `needs_task_id`."""
-        if not self.tasks_readable:
-            raise ContractError("a strategy read batch.tasks, but none in this stack declares Traits(needs_task_id=True).")
-        return self.task_of_row
-
-    def __len__(self) -> int:
-        return self.targets.shape[0]
-
-
-@dataclass(slots=True)
-class Draw:
-    """Rows that a strategy adds to a step, and how they meet the batch.
-
-    `joined`: one forward pass over batch and rows; the rows get their own term, and it and `task` are weighted by their share of
-    the rows. `separate`: a pass of their own, run when a term reads it. `reference`: a pass of their own and no weight in the
-    objective; the closure evaluates its mean loss when it is asked for by the name "slot/name".
-    """
-
-    rows: Rows
-    kind: str  # joined, separate or reference
-    key: str = ""  # "slot/name", set by the stack
-
-    @classmethod
-    def joined(cls, rows: Rows) -> Draw:
-        return cls(rows, "joined")
-
-    @classmethod
-    def separate(cls, rows: Rows) -> Draw:
-        return cls(rows, "separate")
-
-    @classmethod
-    def reference(cls, rows: Rows) -> Draw:
-        return cls(rows, "reference")
-
-
-@dataclass(slots=True)
-class Batch(Rows):
-    """The stream's rows of one step. `draws[slot][name]` is what the strategies drew for it."""
-
-    view: Tensor | None = None  # (B,) which view of its sample a row is, where a plan makes views
-    group: Tensor | None = None  # (B,) rows of one group show the same sample
-    draws: dict[str, dict[str, Draw]] = field(default_factory=dict)
+# --- what a strategy is given of a step ---
 
 
 class Pass(Protocol):
@@ -230,6 +167,27 @@ class Traits:
 # --- what a strategy may look at ---
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a run when a strategy is asked whether it can work in it.
+
+    It is asked twice: before the benchmark is there (then what it would say is None), and with it, still before any training.
+    """
+
+    scenario: str  # class_il, task_il, domain_il, or "" before the benchmark has chosen its default
+    batch_size: int
+    epochs: int
+    blurry: float
+    learns: int  # Learn events of the stream; 0 if the benchmark decides
+    slots: Mapping[str, Traits]  # every strategy of the stack, itself included
+    num_classes: int | None = None
+    num_tasks: int | None = None
+    input_shape: tuple[int, ...] | None = None  # of one model input
+    model: nn.Module | None = None  # as configured, before `build`
+    augmented: bool | None = None  # whether the benchmark augments training batches
+    strongly: bool | None = None  # whether it has a strong augmentation for views
+
+
 @dataclass
 class Position:
     """Where a run is; one object shared by all contexts, moved by the runner and the host."""
@@ -284,6 +242,9 @@ class Context(Protocol):
     def epochs(self) -> int: ...
 
     @property
+    def learning_rate(self) -> float: ...  # of the step under way, what the `rate` seam makes of it included
+
+    @property
     def parameters(self) -> list[nn.Parameter]: ...  # trainable in this phase, in the order of every Gradients tuple
 
     @property
@@ -309,8 +270,15 @@ class Context(Protocol):
         """The samples with these ids, inputs included (without augmentation). The same rule as for `ids_of`."""
         ...
 
-    def forward(self, rows: Rows, parameters: Sequence[Tensor] | None = None) -> Tensor:
-        """Logits (B, C) without a trace: no gradient, no BatchNorm update, no random number used; at other parameters if given."""
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the model's present weights and statistics by name, detached: a teacher for `forward`."""
+        ...
+
+    def forward(self, rows: Rows, at: Sequence[Tensor] | Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (B, C) without a trace: no gradient, no BatchNorm update, no random number used.
+
+        `at` other parameters, in the order of `parameters` and the model's mode; or `at` a snapshot, in evaluation mode.
+        """
         ...
 
     def features(self, rows: Rows) -> Tensor:
@@ -319,6 +287,15 @@ class Context(Protocol):
 
     def gradient(self, rows: Rows) -> Gradients:
         """Gradient of the mean loss on `rows`, without a trace: for draws that look ahead (MIR)."""
+        ...
+
+    def squared_gradients(self, rows: Rows, labels: str = "given") -> tuple[Tensor, ...]:
+        """The squared gradient of each row's log-likelihood, summed over the rows: one tensor for each of `parameters`.
+
+        In evaluation mode, without a trace. `labels`: given (empirical Fisher), expected (over the model's own answers: the Fisher
+        information), weighted (given, each gradient times the probability of its label). Divided by the number of rows it is the
+        diagonal of the Fisher information on them.
+        """
         ...
 
     def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
@@ -342,6 +319,9 @@ class Strategy:
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def check(self, setting: Setting) -> None:
+        """Raise ConfigurationError, naming an option of this strategy, if it cannot work in this run. All are asked."""
+
     def build(self, model: nn.Module, context: Context) -> nn.Module:
         """Change the model's structure. At most one strategy of a stack."""
         return model
@@ -361,6 +341,10 @@ class Strategy:
     def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
         """Read memories and randomness for this step: draws by name."""
         return {}
+
+    def arrange(self, draw: Draw, batch: Batch, context: Context) -> Draw:
+        """Arrange anew what some strategy drew, say as views of fewer samples; the rows stay rows of that draw. Piped in slot order."""
+        return draw
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         """Terms of the objective by name. Pure: reads the batch and the output, nothing that moves."""
@@ -401,11 +385,13 @@ class Strategy:
 
 
 SEAMS = (
+    "check",
     "build",
     "plan",
     "mask",
     "rate",
     "draw",
+    "arrange",
     "loss",
     "step",
     "commit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, concatenated, each
 
 
@@ -34,13 +35,21 @@ class Transform(Protocol):
     """Raw items to model inputs for a whole batch, on the items' device.
 
     `generator` is None in evaluation and where a plain reading is meant: then nothing random may be done. `random` says whether
-    training batches are augmented; if it is False the result must not depend on the generator.
+    training batches are augmented; if it is False the result must not depend on the generator. A transform may have a second method,
+    `strong(items, generator)`, for rows that are marked as strongly augmented views; `strong_of` finds it.
     """
 
     @property
     def random(self) -> bool: ...
 
     def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs: ...
+
+
+def strong_of(transform: Transform) -> Callable[[Inputs, torch.Generator], Inputs] | None:
+    """The transform's strong augmentation, or None if it has none."""
+    if getattr(transform, "strengthen", True) is None:
+        return None
+    return getattr(transform, "strong", None)
 
 
 @dataclass(frozen=True)
@@ -117,13 +126,23 @@ class Scale:
     maximum: float = 255.0
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
+    strengthen: Callable[[Tensor, torch.Generator], Tensor] | None = None  # strong augmentation of inputs in [0, 1]
     random: bool = False
 
     def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
         assert isinstance(items, Tensor)
-        inputs = items.to(torch.float32).div_(self.maximum)
+        return self._normalised(items.to(torch.float32).div_(self.maximum))
+
+    def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
+        """As in training, with the strong augmentation."""
+        assert isinstance(items, Tensor)
+        if self.strengthen is None:
+            raise ContractError("strongly augmented rows were asked for, but this benchmark has no strong augmentation.")
+        return self._normalised(self.strengthen(items.to(torch.float32).div_(self.maximum), generator))
+
+    def _normalised(self, inputs: Tensor) -> Tensor:
         if not self.mean:
             return inputs
-        shape = (1, -1, *([1] * (items.ndim - 2)))
-        mean = torch.tensor(self.mean, device=items.device).view(shape)
-        return inputs.sub_(mean).div_(torch.tensor(self.deviation, device=items.device).view(shape))
+        shape = (1, -1, *([1] * (inputs.ndim - 2)))
+        mean = torch.tensor(self.mean, device=inputs.device).view(shape)
+        return inputs.sub_(mean).div_(torch.tensor(self.deviation, device=inputs.device).view(shape))

@@ -15,9 +15,9 @@ from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark, Source
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import Experiment, Slot, load_experiment
+from cl_framework.inputs import Inputs
 from cl_framework.records import RunDirectory
 from cl_framework.runner import resume, run
-from cl_framework.strategy import Inputs
 
 PLAIN = {"name": "mlp", "hidden": [16]}
 ROUGH = {"name": "mlp", "hidden": [16], "dropout": 0.2, "batch_norm": True}  # shows calls that leave a trace

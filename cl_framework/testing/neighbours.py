@@ -121,7 +121,7 @@ class TwoViews(Neighbour):
     def plan(self, plan: Plan, context: Context) -> Plan:
         self.journal.append(plan.visits)
         group = torch.arange(plan.visits).repeat_interleave(2)
-        return Plan(plan.ids.repeat_interleave(2), plan.offsets * 2, torch.arange(2).repeat(plan.visits), group, plan.epochs)
+        return Plan(plan.ids.repeat_interleave(2), plan.offsets * 2, torch.arange(2).repeat(plan.visits), group, epochs=plan.epochs)
 
 
 class Freezing(Neighbour):

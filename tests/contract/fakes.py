@@ -434,7 +434,7 @@ class Views(Strategy):
             return plan
         group = torch.arange(plan.visits).repeat_interleave(count)
         views = torch.arange(count).repeat(plan.visits)
-        return Plan(plan.ids.repeat_interleave(count), plan.offsets * count, views, group, plan.epochs)
+        return Plan(plan.ids.repeat_interleave(count), plan.offsets * count, views, group, epochs=plan.epochs)
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if batch.view is None or not len(batch):
