@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, strong_of
+from cl_framework.benchmarks.sources import held_on
 from cl_framework.config import Experiment, GivenOptions, Named, RunConfig
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
@@ -72,6 +73,9 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
     if not len(stream):
         raise ConfigurationError(f"the stream is empty: benchmark {benchmark.name!r} has no tasks.")
     stack.check(stream, run.scenario, benchmark.modality, blurry=run.blurry > 0)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        benchmark = on_device(benchmark, device, free // 2)
     with seeded(run.seed, "model"):
         model = experiment.model.builder(experiment.model.options, benchmark)
         known = replace(
@@ -88,6 +92,13 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
     for event in stream.unlearns:
         learner.forgotten(event)
     return learner
+
+
+def on_device(benchmark: Benchmark, device: torch.device, room: int) -> Benchmark:
+    """The benchmark with the data that is in memory held on `device`, if that takes at most `room` bytes."""
+    count = len(benchmark.train)
+    sources = held_on([*benchmark.train, *benchmark.test], device, room)
+    return replace(benchmark, train=sources[:count], test=sources[count:])
 
 
 def choose_scenario(asked: str, benchmark: Benchmark) -> str:

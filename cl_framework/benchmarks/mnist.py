@@ -80,7 +80,7 @@ def perm_mnist(options: DomainOptions, context: BenchmarkContext) -> Benchmark:
 
     def permuted(task: int) -> Callable[[Tensor], Tensor]:
         order = torch.randperm(_PIXELS, generator=RandomStream("perm_mnist", seed, task).generator())
-        return lambda images: images.flatten(1).index_select(1, order).view(-1, 1, 28, 28)
+        return lambda images: images.flatten(1).index_select(1, order.to(images.device)).view(-1, 1, 28, 28)
 
     changes = [permuted(task) for task in range(options.tasks)]
     return _domains("perm_mnist", changes, options, context, {"permutations": f"of all pixels, seed {seed}"})
@@ -120,7 +120,7 @@ def _domains(
         test=[LazySource(test, change) for change in changes],
         transform=Scale(),
         input_shape=(1, 28, 28),
-        scenarios=("domain_il",),
+        scenarios=("domain_il", "task_il"),  # the task known or not; its candidates are all digits either way
         notes={**notes, **_limit_note(options.train_limit)},
     )
 

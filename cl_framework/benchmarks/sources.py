@@ -27,11 +27,15 @@ class TensorSource:
         return self.targets.shape[0]
 
     def read(self, rows: Tensor) -> Tensor:
-        return self.items.index_select(0, rows)
+        return self.items.index_select(0, rows.to(self.items.device))
 
     def select(self, rows: Tensor) -> Self:
         """Some of the samples as a source of their own."""
         return type(self)(self.items[rows], self.targets[rows])
+
+    def on(self, device: torch.device) -> TensorSource:
+        """The same samples held on `device`; labels stay on the host, where decisions are made."""
+        return TensorSource(self.items.to(device), self.targets)
 
 
 class LazySource:
@@ -64,10 +68,18 @@ class LazySource:
             return self._change(self._base.read(rows))
         if self._items is None:
             self._items = self._change(self._base.items)
-        return self._items.index_select(0, rows)
+        return self._items.index_select(0, rows.to(self._items.device))
 
     def release(self) -> None:
         self._items = None
+
+    def on(self, device: torch.device, base: TensorSource) -> LazySource:
+        """The same samples, made and held on `device` from `base`, which is there."""
+        return LazySource(base, self._change, self._turns)
+
+    @property
+    def base(self) -> TensorSource:
+        return self._base
 
 
 class Turns:
@@ -123,6 +135,7 @@ class Selectable(Protocol):
 
 
 AnySource = TypeVar("AnySource", bound=Selectable)
+AnyKind = TypeVar("AnyKind")
 
 
 def as_tensor(item: Any) -> Tensor:
@@ -164,6 +177,31 @@ def targets_of(dataset: Any) -> Tensor:
 def fits_in_memory(size: int) -> bool:
     """Whether `size` bytes take at most half of this machine's memory."""
     return size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def held_on(sources: Sequence[AnyKind], device: torch.device, room: int) -> list[AnyKind | TensorSource | LazySource]:
+    """The sources, with what is held as tensors held on `device` as long as it takes at most `room` bytes; else all as they are.
+
+    Sources that share their tensors share them there too. What workers read stays with them.
+    """
+    tensors = {id(base): base for base in map(_tensors_of, sources) if base is not None}
+    if sum(base.items.numel() * base.items.element_size() for base in tensors.values()) > room:
+        return list(sources)
+    moved = {key: base.on(device) for key, base in tensors.items()}
+
+    def there(source: AnyKind) -> AnyKind | TensorSource | LazySource:
+        base = _tensors_of(source)
+        if base is None:
+            return source
+        return source.on(device, moved[id(base)]) if isinstance(source, LazySource) else moved[id(base)]
+
+    return [there(source) for source in sources]
+
+
+def _tensors_of(source: object) -> TensorSource | None:
+    if isinstance(source, LazySource):
+        return source.base
+    return source if isinstance(source, TensorSource) else None
 
 
 def materialise(dataset: Any, targets: Tensor, in_memory: str) -> TensorSource | DatasetSource:
