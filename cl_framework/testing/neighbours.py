@@ -6,13 +6,14 @@ Each keeps a journal of what it saw: `slot(kind)` gives a fresh one in a slot of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cl_framework.config import Slot
+from cl_framework.inputs import each
 from cl_framework.plan import Plan
 from cl_framework.strategy import (
     Batch,
@@ -192,6 +193,20 @@ class Repeating(Neighbour):
             self._kept, self._logits = batch, output.logits
 
 
+class Reversing(Repeating):
+    """Turns round the rows of whatever is drawn: they stay rows of their draw, and a sum over them stays what it was."""
+
+    def arrange(self, draw: Draw, batch: Batch, context: Context) -> Draw:
+        self.journal.append(draw.key)
+        rows = draw.rows
+        extras = {name: value.flip(0) for name, value in rows.extras.items()}
+        columns = (column.flip(0) for column in (rows.targets, rows.ids, rows.task_of_row))
+        turned = Rows(each(lambda part: part.flip(0), rows.items), *columns)
+            each(lambda part: part.flip(0), rows.items), *(column.flip(0) for column in (rows.targets, rows.ids, rows.task_of_row))
+        )
+        return replace(draw, rows=replace(turned, extras=extras, tasks_readable=rows.tasks_readable))
+
+
 class FurtherPhases(Neighbour):
     """Asks for two steps without data before an event and two after it, in which it pulls the weights towards 0."""
 
@@ -278,6 +293,7 @@ SEAM_NEIGHBOURS: Mapping[str, type[Neighbour]] = {
     "mask": Freezing,
     "rate": HalfRate,
     "draw, loss, commit": Repeating,
+    "arrange": Reversing,
     "step": Thrice,
     "begin, end": FurtherPhases,
     "predict": Doubling,
