@@ -202,8 +202,6 @@ class Reversing(Repeating):
         extras = {name: value.flip(0) for name, value in rows.extras.items()}
         columns = (column.flip(0) for column in (rows.targets, rows.ids, rows.task_of_row))
         turned = Rows(each(lambda part: part.flip(0), rows.items), *columns)
-            each(lambda part: part.flip(0), rows.items), *(column.flip(0) for column in (rows.targets, rows.ids, rows.task_of_row))
-        )
         return replace(draw, rows=replace(turned, extras=extras, tasks_readable=rows.tasks_readable))
 
 
