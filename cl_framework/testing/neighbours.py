@@ -200,9 +200,9 @@ class Reversing(Repeating):
         self.journal.append(draw.key)
         rows = draw.rows
         extras = {name: value.flip(0) for name, value in rows.extras.items()}
-        columns = (column.flip(0) for column in (rows.targets, rows.ids, rows.task_of_row))
-        turned = Rows(each(lambda part: part.flip(0), rows.items), *columns)
-        return replace(draw, rows=replace(turned, extras=extras, tasks_readable=rows.tasks_readable))
+        items = each(lambda part: part.flip(0), rows.items)
+        turned = Rows(items, rows.targets.flip(0), rows.ids.flip(0), rows.task_of_row.flip(0), extras=extras)
+        return replace(draw, rows=replace(turned, tasks_readable=rows.tasks_readable))
 
 
 class FurtherPhases(Neighbour):
