@@ -60,9 +60,13 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
 
 
 def reported_scenarios(learner: Learner) -> tuple[str, ...]:
-    """The scenarios whose figures one run gives, its own first: class- and task-incremental together, domain-incremental alone."""
+    """The scenarios whose figures one run gives, its own first: class- and task-incremental together, domain-incremental alone.
+
+    A task-conditioned model is told the task of every test sample, so it has no class-incremental answer.
+    """
     own = learner.run.scenario
-    others = {"class_il": ("task_il",), "task_il": ("class_il",)}.get(own, ())
+    told = getattr(learner.model, "task_conditioned", False)
+    others = {"class_il": ("task_il",), "task_il": () if told else ("class_il",)}.get(own, ())
     return (own, *(name for name in others if name in learner.benchmark.scenarios))
 
 
@@ -86,4 +90,5 @@ def _batches(learner: Learner, source: Source, task: TaskId) -> Iterator[Rows]:
         # Test samples have no training id: -1 is nobody's.
         ids = torch.full_like(targets, -1)
         inputs = learner.benchmark.transform(moved, None)
-        yield Rows(moved, targets, ids, torch.full_like(targets, task), inputs, tasks_readable=readable)
+        tasks = torch.full((len(rows),), task)
+        yield Rows(moved, targets, ids, tasks.to(learner.device), inputs, tasks_readable=readable, host_tasks=tasks)
