@@ -58,3 +58,28 @@ def test_what_counts_as_plain(config: OptimizerConfig, plain: bool) -> None:
     assert is_plain_sgd(build_optimizer(config, {}, some, ["a", "b", "c"], {})) is plain
     if plain:
         assert not is_plain_sgd(build_optimizer(config, {"momentum": 0.5}, some, ["a", "b", "c"], {}))
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_and_adamw_are_the_published_updates(decoupled: bool) -> None:
+    config = OptimizerConfig(name="adamw" if decoupled else "adam", lr=0.05, weight_decay=0.1)
+    ours = parameters()[:2]
+    theirs = [parameter.detach().double() for parameter in ours]
+    untouched = [value.clone() for value in theirs]
+    first, second = [torch.zeros_like(value) for value in theirs], [torch.zeros_like(value) for value in theirs]
+    optimizer = build_optimizer(config, {}, ours, ["a", "b"], {})
+    for step in range(1, 6):
+        for place, (parameter, gradient) in enumerate(zip(ours, gradients(step)[:2], strict=True)):
+            assert gradient is not None
+            parameter.grad = gradient
+            slope = gradient.double() if decoupled else gradient.double() + 0.1 * theirs[place]
+            if decoupled:
+                theirs[place] *= 1 - 0.05 * 0.1
+            first[place] = 0.9 * first[place] + 0.1 * slope
+            second[place] = 0.999 * second[place] + 0.001 * slope**2
+            mean, spread = first[place] / (1 - 0.9**step), second[place] / (1 - 0.999**step)
+            theirs[place] -= 0.05 * mean / (spread.sqrt() + 1e-8)
+        optimizer.step()
+    for one, other, before in zip(ours, theirs, untouched, strict=True):
+        torch.testing.assert_close(one.detach().double(), other, rtol=1e-5, atol=1e-6)
+        assert float((other - before).abs().max()) > 0.1
