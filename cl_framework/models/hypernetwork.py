@@ -1,0 +1,246 @@
+"""A model whose weights are written by a chunked hypernetwork, one set of weights a task.
+
+    W_t = offset + scale * (h([e_t, c_1]), ..., h([e_t, c_N])) without padding       h = output(trunk(.))
+
+e_t is the embedding of task t, c_i that of chunk i, shared by all tasks. Scale and offset belong to a tensor of the target and make
+the written weights start with the mean and variance the target starts with, whatever its initialisation.
+(von Oswald et al. 2020, "Continual learning with hypernetworks", section 2 and appendix C.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+
+from cl_framework.inputs import Inputs, each
+
+CONSTANT_SCALE = 0.1  # of tensors that the target starts as a constant: biases, gains and shifts of normalisation
+
+
+# --- the maths ---
+
+
+def mean_squared_distance(now: Tensor, then: Tensor, reduction: str = "sum") -> Tensor:
+    """Mean over tasks of the squared distance between two sets of weights, (S, d) each: summed or averaged over the weights."""
+    squared = (now - then).square()
+    return squared.mean() if reduction == "mean" else squared.sum(1).mean()
+
+
+def random_subset(uniforms: Sequence[float], size: int) -> list[int]:
+    """As many distinct numbers below `size` as there are uniforms in [0, 1), uniform as a set (Floyd). The cost is that of the subset."""
+    chosen: list[int] = []
+    for last, uniform in enumerate(uniforms, start=size - len(uniforms)):
+        pick = int(uniform * (last + 1))
+        chosen.append(last if pick in chosen else pick)
+    return chosen
+
+
+# --- what is written ---
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """Where each tensor of a target lies in the vector of its weights, and how it starts."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    offsets: tuple[float, ...]
+    scales: tuple[float, ...]
+
+    @classmethod
+    def of(cls, target: nn.Module) -> WeightLayout:
+        """The parameters of a freshly initialised target, in its own order."""
+        named = dict(target.named_parameters())
+        starts = [_start(parameter.detach()) for parameter in named.values()]
+        shapes = tuple(parameter.shape for parameter in named.values())
+        return cls(tuple(named), shapes, tuple(offset for offset, _ in starts), tuple(scale for _, scale in starts))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
+
+    def scaled(self, written: Tensor) -> Tensor:
+        """(S, d) numbers of unit variance to weights."""
+        parts = written.split(self.sizes, dim=1)
+        return torch.cat([part * scale + offset for part, scale, offset in zip(parts, self.scales, self.offsets, strict=True)], dim=1)
+
+    def named(self, weights: Tensor) -> dict[str, Tensor]:
+        """(d,) weights as the target's tensors by name."""
+        parts = weights.split(self.sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def _start(parameter: Tensor) -> tuple[float, float]:
+    """Offset and scale of a tensor: a constant keeps its value, anything else its deviation around 0."""
+    constant = bool((parameter == parameter.flatten()[0]).all())
+    return (float(parameter.mean()), CONSTANT_SCALE) if constant else (0.0, float(parameter.square().mean().sqrt()))
+
+
+# --- who writes ---
+
+
+class ChunkedHypernetwork(nn.Module):
+    """Task embeddings to weights, chunk by chunk. Its parameters are all that tasks share, chunk embeddings included."""
+
+    def __init__(self, layout: WeightLayout, embedding: int, chunk_embedding: int, hidden: Sequence[int], chunk_size: int) -> None:
+        super().__init__()
+        self.layout = layout
+        size = min(chunk_size, layout.total)
+        self.chunks = nn.Parameter(torch.randn(-(-layout.total // size), chunk_embedding))
+        widths = [embedding + chunk_embedding, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.output = nn.Linear(widths[-1], size)
+        for module in self.trunk:
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def calibrate(self, embeddings: Tensor) -> None:
+        """Draw the output layer so that what it writes for these tasks, (T, d_e), has unit variance."""
+        squared_norm = self._hidden(embeddings).square().sum(-1).mean()
+        nn.init.normal_(self.output.weight, std=float(squared_norm.rsqrt()))
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(S, d_e) -> (S, d) weights; what the last chunk writes beyond them is cut off."""
+        written = self.output(self._hidden(embeddings)).flatten(1)
+        return self.layout.scaled(written[:, : self.layout.total])
+
+    def _hidden(self, embeddings: Tensor) -> Tensor:
+        """(S, d_e) -> (S, N, H)."""
+        count, chunks = embeddings.shape[0], self.chunks.shape[0]
+        tasks = embeddings.unsqueeze(1).expand(-1, chunks, -1)
+        hidden: Tensor = self.trunk(torch.cat([tasks, self.chunks.unsqueeze(0).expand(count, -1, -1)], dim=2))
+        return hidden
+
+
+# --- the model ---
+
+
+class TaskConditionedModel(nn.Module):
+    """A target network that owns no weights and keeps normalisation statistics for each task."""
+
+    task_conditioned = True
+
+    def __init__(
+        self,
+        target: nn.Module,
+        num_tasks: int,
+        embedding: int = 32,
+        chunk_embedding: int = 32,
+        hidden: Sequence[int] = (128, 128),
+        chunk_size: int = 9000,
+    ) -> None:
+        super().__init__()
+        self.embeddings = nn.ParameterList(nn.Parameter(torch.randn(embedding)) for _ in range(num_tasks))
+        self.target = WithFeatures(target)
+        self.hypernetwork = ChunkedHypernetwork(WeightLayout.of(self.target), embedding, chunk_embedding, hidden, chunk_size)
+        self.hypernetwork.calibrate(self._stacked(range(num_tasks)))
+        give_up_weights(self.target, num_tasks)
+        self._statistics = [name for name, _ in self.target.named_buffers()]
+        self._fresh_statistics = {name: self.target.get_buffer(name)[0].clone() for name in self._statistics}
+
+    def forward(self, inputs: Inputs, tasks: Tensor) -> Tensor:
+        """Inputs (B, ...) and the task of each row (B,) -> logits (B, C)."""
+        return self.features_and_logits(inputs, tasks)[1]
+
+    def features_and_logits(self, inputs: Inputs, tasks: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Features (B, D), None if the target has none, and logits (B, C). Tasks on the host save a wait for the device."""
+        present = torch.unique(tasks).tolist()
+        weights = self.weights_of(present)
+        if len(present) == 1:
+            return self._run(inputs, present[0], weights[0])
+        places = [(tasks == task).nonzero().flatten().to(weights.device) for task in present]
+        parts = [self._run(at(inputs, place), task, row) for task, place, row in zip(present, places, weights, strict=True)]
+        back = torch.cat(places).argsort()
+        features = [part for part, _ in parts if part is not None]
+        return torch.cat(features)[back] if features else None, torch.cat([logits for _, logits in parts])[back]
+
+    def weights_of(self, tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(S, d): the weights of these tasks; with other shared parameters (those of a snapshot) if given."""
+        embeddings = self._stacked(tasks)
+        if shared is None:
+            weights: Tensor = self.hypernetwork(embeddings)
+            return weights
+        return functional_call(self.hypernetwork, dict(shared), (embeddings,))
+
+    def shared_parameters(self) -> dict[str, Tensor]:
+        """A copy of what writes the weights of all tasks: the snapshot that later weights are compared with."""
+        return {name: parameter.detach().clone() for name, parameter in self.hypernetwork.named_parameters()}
+
+    @torch.no_grad()
+    def reset_statistics(self, task: int) -> None:
+        """Normalisation statistics of a task as if it had never been seen."""
+        for name, fresh in self._fresh_statistics.items():
+            self.target.get_buffer(name)[task] = fresh
+
+    def _stacked(self, tasks: Sequence[int]) -> Tensor:
+        return torch.stack([self.embeddings[task] for task in tasks])
+
+    def _run(self, inputs: Inputs, task: int, weights: Tensor) -> tuple[Tensor | None, Tensor]:
+        statistics = {name: self.target.get_buffer(name)[task] for name in self._statistics}  # views: a live pass updates the task's own
+        replaced = self.hypernetwork.layout.named(weights) | statistics
+        with running_statistics_for_one_row(self.target, inputs):
+            result: tuple[Tensor | None, Tensor] = functional_call(self.target, replaced, (inputs,), tie_weights=False)
+        return result
+
+
+def at(inputs: Inputs, places: Tensor) -> Inputs:
+    """Some rows of the inputs."""
+    return each(lambda part: part[places], inputs)
+
+
+class WithFeatures(nn.Module):
+    """A model that answers with features (None if it has none) and logits of one pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
+        extract, head = getattr(self.model, "features", None), getattr(self.model, "head", None)
+        if callable(extract) and callable(head):
+            features = extract(inputs)
+            return features, head(features)
+        return None, self.model(inputs)
+
+
+def give_up_weights(target: nn.Module, num_tasks: int) -> None:
+    """Leave a model without parameters of its own, and with `num_tasks` copies of each buffer, stacked."""
+    for module in target.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter is not None:
+                module.register_parameter(name, None)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            stacked = buffer.expand(num_tasks, *buffer.shape).clone()
+            module.register_buffer(name, stacked, persistent=name not in module._non_persistent_buffers_set)
+
+
+@contextmanager
+def running_statistics_for_one_row(target: WithFeatures, inputs: Inputs) -> Iterator[None]:
+    """A single row has no batch statistics: normalise it as in evaluation. Replay brings single rows of many tasks."""
+    rows = next(iter(inputs.values())).shape[0] if isinstance(inputs, Mapping) else inputs.shape[0]
+    training = [norm for norm in target.norms if norm.training] if rows == 1 else []
+    for norm in training:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.training = True
