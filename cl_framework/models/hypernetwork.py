@@ -1,9 +1,10 @@
 """A model whose weights are written by a chunked hypernetwork, one set of weights a task.
 
-    W_t = offset + scale * (h([e_t, c_1]), ..., h([e_t, c_N])) without padding       h = output(trunk(.))
+    W_t = offset + scale * (h([e_t, c_1]), ..., h([e_t, c_N])) without padding       h([e, c_i]) = output(gain_i * trunk([e, c_i]))
 
-e_t is the embedding of task t, c_i that of chunk i, shared by all tasks. Scale and offset belong to a tensor of the target and make
-the written weights start with the mean and variance the target starts with, whatever its initialisation.
+e_t is the embedding of task t, c_i that of chunk i, shared by all tasks. A scale and an offset for each tensor of the target make the
+written weights start with the mean and variance the target starts with, whatever its initialisation; the gain makes all chunks alike.
+Offsets, scales and gains are fixed.
 (von Oswald et al. 2020, "Continual learning with hypernetworks", section 2 and appendix C.)
 """
 
@@ -47,20 +48,16 @@ def random_subset(uniforms: Sequence[float], size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """Where each tensor of a target lies in the vector of its weights, and how it starts."""
+    """Where each tensor of a target lies in the vector of its weights."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
-    offsets: tuple[float, ...]
-    scales: tuple[float, ...]
 
     @classmethod
     def of(cls, target: nn.Module) -> WeightLayout:
-        """The parameters of a freshly initialised target, in its own order."""
+        """The parameters of a target, in its own order."""
         named = dict(target.named_parameters())
-        starts = [_start(parameter.detach()) for parameter in named.values()]
-        shapes = tuple(parameter.shape for parameter in named.values())
-        return cls(tuple(named), shapes, tuple(offset for offset, _ in starts), tuple(scale for _, scale in starts))
+        return cls(tuple(named), tuple(parameter.shape for parameter in named.values()))
 
     @property
     def sizes(self) -> list[int]:
@@ -70,21 +67,21 @@ class WeightLayout:
     def total(self) -> int:
         return sum(self.sizes)
 
-    def scaled(self, written: Tensor) -> Tensor:
-        """(S, d) numbers of unit variance to weights."""
-        parts = written.split(self.sizes, dim=1)
-        return torch.cat([part * scale + offset for part, scale, offset in zip(parts, self.scales, self.offsets, strict=True)], dim=1)
-
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """(d,) weights as the target's tensors by name."""
         parts = weights.split(self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
 
-def _start(parameter: Tensor) -> tuple[float, float]:
-    """Offset and scale of a tensor: a constant keeps its value, anything else its deviation around 0."""
-    constant = bool((parameter == parameter.flatten()[0]).all())
-    return (float(parameter.mean()), CONSTANT_SCALE) if constant else (0.0, float(parameter.square().mean().sqrt()))
+def starts(target: nn.Module) -> tuple[Tensor, Tensor]:
+    """Offsets and scales of a freshly initialised target's tensors, (L,) each: a constant keeps its value, others vary around 0."""
+    offsets, scales = [], []
+    for parameter in target.parameters():
+        values = parameter.detach().flatten()
+        constant = bool((values == values[0]).all())
+        offsets.append(float(values[0]) if constant else 0.0)
+        scales.append(CONSTANT_SCALE if constant else float(values.square().mean().sqrt()))
+    return torch.tensor(offsets), torch.tensor(scales)
 
 
 # --- who writes ---
@@ -93,9 +90,16 @@ def _start(parameter: Tensor) -> tuple[float, float]:
 class ChunkedHypernetwork(nn.Module):
     """Task embeddings to weights, chunk by chunk. Its parameters are all that tasks share, chunk embeddings included."""
 
-    def __init__(self, layout: WeightLayout, embedding: int, chunk_embedding: int, hidden: Sequence[int], chunk_size: int) -> None:
+    offsets: Tensor
+    scales: Tensor
+    gains: Tensor
+
+    def __init__(self, target: nn.Module, embedding: int, chunk_embedding: int, hidden: Sequence[int], chunk_size: int) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout = layout = WeightLayout.of(target)
+        offsets, scales = starts(target)
+        self.register_buffer("offsets", offsets)
+        self.register_buffer("scales", scales)
         size = min(chunk_size, layout.total)
         self.chunks = nn.Parameter(torch.randn(-(-layout.total // size), chunk_embedding))
         widths = [embedding + chunk_embedding, *hidden]
@@ -103,6 +107,7 @@ class ChunkedHypernetwork(nn.Module):
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
+        self.register_buffer("gains", torch.ones(self.chunks.shape[0], 1))
         self.output = nn.Linear(widths[-1], size)
         for module in self.trunk:
             if isinstance(module, nn.Linear):
@@ -111,22 +116,25 @@ class ChunkedHypernetwork(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, embeddings: Tensor) -> None:
-        """Draw the output layer so that what it writes for these tasks, (T, d_e), has unit variance."""
-        squared_norm = self._hidden(embeddings).square().sum(-1).mean()
-        nn.init.normal_(self.output.weight, std=float(squared_norm.rsqrt()))
+        """Draw the output layer and fix the gains so that every chunk has unit variance on average over these tasks, (T, d_e)."""
+        squared_norms = self._hidden(embeddings).square().sum(2).mean(0)  # (N,)
+        self.gains = (squared_norms.mean() / squared_norms).sqrt().unsqueeze(1)
+        nn.init.normal_(self.output.weight, std=float(squared_norms.mean().rsqrt()))
         nn.init.zeros_(self.output.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(S, d_e) -> (S, d) weights; what the last chunk writes beyond them is cut off."""
-        written = self.output(self._hidden(embeddings)).flatten(1)
-        return self.layout.scaled(written[:, : self.layout.total])
+        """(S, d_e) -> (S, d) weights; what the last chunk writes beyond them is cut off. In full precision: old ones are held closely."""
+        with torch.autocast(self.chunks.device.type, enabled=False):
+            written = self.output(self._hidden(embeddings)).flatten(1)[:, : self.layout.total]
+            parts = zip(self.offsets.unbind(), written.split(self.layout.sizes, dim=1), self.scales.unbind(), strict=True)
+            return torch.cat([torch.addcmul(offset, part, scale) for offset, part, scale in parts], dim=1)
 
     def _hidden(self, embeddings: Tensor) -> Tensor:
         """(S, d_e) -> (S, N, H)."""
         count, chunks = embeddings.shape[0], self.chunks.shape[0]
         tasks = embeddings.unsqueeze(1).expand(-1, chunks, -1)
         hidden: Tensor = self.trunk(torch.cat([tasks, self.chunks.unsqueeze(0).expand(count, -1, -1)], dim=2))
-        return hidden
+        return hidden * self.gains
 
 
 # --- the model ---
@@ -149,7 +157,7 @@ class TaskConditionedModel(nn.Module):
         super().__init__()
         self.embeddings = nn.ParameterList(nn.Parameter(torch.randn(embedding)) for _ in range(num_tasks))
         self.target = WithFeatures(target)
-        self.hypernetwork = ChunkedHypernetwork(WeightLayout.of(self.target), embedding, chunk_embedding, hidden, chunk_size)
+        self.hypernetwork = ChunkedHypernetwork(self.target, embedding, chunk_embedding, hidden, chunk_size)
         self.hypernetwork.calibrate(self._stacked(range(num_tasks)))
         give_up_weights(self.target, num_tasks)
         self._statistics = [name for name, _ in self.target.named_buffers()]
