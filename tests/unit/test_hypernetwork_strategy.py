@@ -15,10 +15,11 @@ from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import BenchmarkContext
 from cl_framework.benchmarks.mnist import DomainOptions, perm_mnist
 from cl_framework.config import Experiment
+from cl_framework.context import evaluation_mode
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.evaluation import reported_scenarios
 from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance
-from cl_framework.strategy import Batch, Context, Output, Strategy, Term
+from cl_framework.strategy import Batch, Context, Output, Phase, Strategy, Term
 from cl_framework.testing.laboratory import (
     ROUGH,
     Outcome,
@@ -262,3 +263,43 @@ def test_permuted_digits_can_be_run_with_the_task_known(tmp_path: Path) -> None:
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         experiment(tmp_path, options)
+
+
+# --- what others ask of the model ---
+
+
+def test_a_snapshot_answers_and_squared_gradients_are_those_of_single_rows(tmp_path: Path) -> None:
+    checked: list[int] = []
+
+    class Looking(Neighbour):
+        teacher: dict[str, Tensor]
+
+        def end(self, context: Context) -> Sequence[Phase]:
+            model, parameters = context.model, [*context.model.parameters()]
+            task = context.position.event.task
+            rows = context.read(context.ids_of(task)[:5])
+            if task == 0:
+                self.teacher = context.snapshot()
+                self.said = context.forward(rows, self.teacher)
+                self.rows = rows
+            else:
+                assert torch.equal(context.forward(self.rows, self.teacher), self.said)
+                assert not torch.allclose(context.forward(self.rows, context.snapshot()), self.said)
+            squares = dict(zip(context.parameter_names, context.squared_gradients(rows), strict=True))
+            brute = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+            with evaluation_mode(model):
+                for row in range(5):
+                    assert isinstance(rows.inputs, Tensor)
+                    logits = model(rows.inputs[row : row + 1], rows.tasks[row : row + 1])
+                    one = replace(rows, targets=rows.targets[row : row + 1], task_of_row=rows.tasks[row : row + 1])
+                    gradients = torch.autograd.grad(context.criterion(logits, one).sum(), parameters, allow_unused=True)
+                    for name, gradient in zip(brute, gradients, strict=True):
+                        brute[name] += 0 if gradient is None else gradient.square()
+            for name, value in squares.items():
+                torch.testing.assert_close(value, brute[name], rtol=1e-3, atol=1e-6)
+            assert float(squares[f"embeddings.{task}"].sum()) > 0
+            checked.append(task)
+            return ()
+
+    finish(beside(experiment(tmp_path, model=ROUGH), after=[slot(Looking)]))
+    assert checked == [0, 1]
