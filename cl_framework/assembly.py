@@ -37,6 +37,12 @@ def setting_of(run: RunConfig, stack: Stack, stream: Stream) -> Setting:
     return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, sum(isinstance(event, Learn) for event in stream), stack.traits)
 
 
+def classes_shown(benchmark: Benchmark, stream: Stream, blurry: float) -> int:
+    """How many classes a stream shows; blurred tasks hold samples of all."""
+    tasks = range(benchmark.num_tasks) if blurry else stream.tasks
+    return len({label for task in tasks for label in benchmark.classes[task]})
+
+
 def make_benchmark(experiment: Experiment) -> Benchmark:
     """Build the benchmark that the experiment names; reads its data."""
     run = experiment.run
@@ -81,6 +87,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         known = replace(
             setting_of(run, stack, stream),
             num_classes=benchmark.num_classes,
+            classes_shown=classes_shown(benchmark, stream, run.blurry),
             num_tasks=benchmark.num_tasks,
             input_shape=benchmark.input_shape,
             model=model,

@@ -5,7 +5,8 @@ So a step costs a few indexed reads and writes, whatever the size of the memory.
 
 Policies. `reservoir`: every visit so far is in memory with equal probability (Vitter 1985). `ring`: each class seen has an equal share
 of the slots and keeps its newest visits (Chaudhry et al. 2019). `balanced`: the same shares, a reservoir within each class. When a new
-class appears the shares shrink, and capacity % classes slots stay empty.
+class appears the shares shrink, and capacity % classes slots stay empty. `greedy`: no shares, a full memory gives up a sample of its
+largest class for a smaller one (Prabhu et al. 2020).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_framework.greedy import GreedyBalance
 from cl_framework.inputs import Inputs, each
 from cl_framework.rng import BLOCK
 from cl_framework.shares import ClassShares
 from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
 from cl_framework.strategy import Rows, StepRandom
 
-POLICIES = ("reservoir", "ring", "balanced")
+POLICIES = ("reservoir", "ring", "balanced", "greedy")
 _STREAMS = 8  # random streams whose current block is kept; a memory is read through one or two
 
 
@@ -59,7 +61,7 @@ class Memory:
         self.policy = policy
         self.seen = 0  # visits to samples that were not forgotten since
         self._count = 0  # filled slots: the first ones (reservoir), or those of the shares
-        self._shares = None if policy == "reservoir" else ClassShares(capacity, newest=policy == "ring")
+        self._shares = _shares(capacity, policy)
         self._columns: dict[str, Tensor] = {}  # field -> (allocated slots, ...)
         self._visits_of_task = torch.empty(0, dtype=torch.int64)  # on the host, like every decision
         self._owed = torch.empty(0, dtype=torch.bool)  # see `forget`
@@ -330,6 +332,13 @@ class Memory:
     def _moved(self, indices: Tensor) -> Tensor:
         device = self._device()
         return indices if device.type == "cpu" else indices.to(device, non_blocking=True)
+
+
+def _shares(capacity: int, policy: str) -> ClassShares | GreedyBalance | None:
+    """What decides the slots of classes; None where the reservoir's rule does."""
+    if policy == "reservoir":
+        return None
+    return GreedyBalance(capacity) if policy == "greedy" else ClassShares(capacity, newest=policy == "ring")
 
 
 def first_views(batch: Rows, extras: Mapping[str, Tensor]) -> tuple[Rows, Mapping[str, Tensor]]:

@@ -180,7 +180,8 @@ class Setting:
     blurry: float
     learns: int  # Learn events of the stream; 0 if the benchmark decides
     slots: Mapping[str, Traits]  # every strategy of the stack, itself included
-    num_classes: int | None = None
+    num_classes: int | None = None  # of the whole benchmark
+    classes_shown: int | None = None  # how many of them the stream shows
     num_tasks: int | None = None
     input_shape: tuple[int, ...] | None = None  # of one model input
     model: nn.Module | None = None  # as configured, before `build`
