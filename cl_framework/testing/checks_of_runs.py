@@ -81,8 +81,9 @@ def resumes_exactly_after_a_stop_at_any_step(subject: Subject, folder: Path) -> 
     assert stops == -(-steps // stride), f"{steps} steps, but {stops} stops"
     assert_equal_outcomes(undisturbed, pieces, "stopped at every step and resumed it ends elsewhere")
     assert undisturbed.bytes_of_records == pieces.bytes_of_records
-    every_third, _ = finish_in_pieces(subject.experiment(folder / "thirds", **settings), lambda step: step % 3 == 2, data)
-    assert_equal_outcomes(undisturbed, every_third, "stopped before every third step it ends elsewhere")
+    third = 3 * stride
+    every_third, _ = finish_in_pieces(subject.experiment(folder / "thirds", **settings), lambda step: step % third == third - 1, data)
+    assert_equal_outcomes(undisturbed, every_third, "stopped at every third of these places it ends elsewhere")
     assert_different_weights(undisturbed, finish(subject.experiment(folder / "seed", seed=1, **settings), data), "another seed")
 
 
