@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_framework.cost import Cost
 from cl_framework.errors import ContractError
 from cl_framework.inputs import concatenated
 from cl_framework.strategy import Batch, Context, Draw, Gradients, Rows, Strategy, Term
@@ -101,6 +102,7 @@ class LazyPass:
         if self._machinery is None:
             raise ContractError("a pass was read after the step, but no term had run it: read it in a term, or use Context.forward.")
         self._machinery.restart_randomness(self._key)
+        self._machinery.cost.forward(len(self._rows))
         self._features, self._logits = run_model(self._machinery.model, self._rows)
 
     def close(self) -> None:
@@ -195,6 +197,7 @@ class Machinery(Protocol):
     model: nn.Module
     parameters_in_play: list[nn.Parameter]
     criterion: Criterion
+    cost: Cost
 
     def restart_randomness(self, purpose: str = "") -> None: ...
 
@@ -240,8 +243,7 @@ class StepClosure:
             terms = self._terms(output)
             wanted = self._select(terms, names)
             values = {name: terms[name].value() for name in wanted}
-            parameters = self._machinery.parameters_in_play
-            result = {name: differentiate(value, parameters, retain=True) for name, value in values.items()}
+            result = {name: self._differentiate(value, retain=True) for name, value in values.items()}
             output.close()
             return result
 
@@ -277,7 +279,7 @@ class StepClosure:
             total = self._objective(output, values)
         if total is None:
             total = torch.zeros((), device=self._batch.targets.device)
-        gradients = differentiate(total, machinery.parameters_in_play) if want_gradients else None
+        gradients = self._differentiate(total) if want_gradients else None
         output.close()
 
         def name_terms() -> dict[str, Tensor]:
@@ -286,6 +288,10 @@ class StepClosure:
             return {name: value.detach() for name, value in (together | values).items()}
 
         return StepEvaluation(total.detach(), gradients, output, name_terms)
+
+    def _differentiate(self, value: Tensor, retain: bool = False) -> Gradients:
+        self._machinery.cost.backward_passes += value.requires_grad
+        return differentiate(value, self._machinery.parameters_in_play, retain)
 
     def _objective(self, output: StepOutput, values: dict[str, Tensor]) -> Tensor | None:
         """The weighted sum of all terms. One mean over all joined rows is what their weighted terms add up to, in one operation."""

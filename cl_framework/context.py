@@ -156,6 +156,7 @@ class SlotContext:
         model = self.model
         rows = self._readable(rows)
         mode = evaluation_mode(model) if isinstance(at, Mapping) else nullcontext()
+        self.learner.cost.forward(len(rows))
         with torch.no_grad(), mode, untouched(model), self.learner.own_randomness(self.slot):
             if at is None:
                 return run_model(model, rows)[1]
@@ -163,6 +164,7 @@ class SlotContext:
             return functional_call(model, replaced, (rows.inputs, *conditioning(model, rows)))
 
     def features(self, rows: Rows) -> Tensor:
+        self.learner.cost.forward(len(rows))
         with torch.no_grad(), evaluation_mode(self.model):
             features, _ = run_model(self.model, self._readable(rows))
         if features is None:
@@ -171,6 +173,8 @@ class SlotContext:
 
     def gradient(self, rows: Rows) -> Gradients:
         rows = self._readable(rows)
+        self.learner.cost.forward(len(rows))
+        self.learner.cost.backward_passes += 1
         with torch.enable_grad(), untouched(self.model), self.learner.own_randomness(self.slot):
             _, logits = run_model(self.model, rows)
             loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
@@ -183,7 +187,7 @@ class SlotContext:
 
         def log_probabilities(values: tuple[Tensor, ...], inputs: Tensor, tasks: Tensor) -> Tensor:
             replaced = dict(zip(self.parameter_names, values, strict=True))
-            one = replace(rows, inputs=inputs, task_of_row=tasks)
+            one = replace(rows, inputs=inputs, task_of_row=tasks, host_tasks=None)
             logits = functional_call(model, replaced, (inputs, *conditioning(model, one)))
             return self.learner.criterion.masked(logits, tasks).log_softmax(1)
 
@@ -195,6 +199,9 @@ class SlotContext:
                 one_task = rows.task_of_row[mine][:1]
                 part = squared_gradients(log_probabilities, self.parameters, rows.inputs[mine], rows.targets[mine], one_task, labels)
                 totals = tuple(total + found for total, found in zip(totals, part, strict=True))
+                passes = self.num_classes if labels == "expected" else 1
+                self.learner.cost.forward(int(mine.sum()), passes)
+                self.learner.cost.backward_passes += passes
         return totals
 
     def _readable(self, rows: Rows) -> Rows:

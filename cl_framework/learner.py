@@ -13,6 +13,7 @@ from cl_framework.benchmarks.base import Benchmark, strong_of
 from cl_framework.closure import Criterion, StepClosure, StepEvaluation
 from cl_framework.config import RunConfig
 from cl_framework.context import SlotContext, stream_key
+from cl_framework.cost import Cost
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, combined, each
 from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, optimizer_state_by_name
@@ -34,6 +35,7 @@ class Learner:
         self.stream = stream
         self.device = device
         self.position = Position(stream.events[0])
+        self.cost = Cost()  # of the event under way
         self.deleted = torch.empty(0, dtype=torch.int64)  # ids unlearned one by one: they stay deleted when their task is learned again
         self.parameters_in_play: list[nn.Parameter] = []
         self.names_in_play: list[str] = []
@@ -223,6 +225,7 @@ class Learner:
         for named in batch.draws.values():
             for draw in named.values():
                 rows = draw.rows
+                self.cost.drawn_rows += len(rows)
                 rows.tasks_readable = readable
                 if rows.inputs is None:
                     rows.inputs = self.inputs_of(rows.items, draw.key, rows.strong)

@@ -176,8 +176,20 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "eval_seconds": sum(row["eval_seconds"] for row in events),
         "steps": sum(row["steps"] for row in events),
         "samples": sum(row["samples"] for row in events),
+        "samples_new": _total(events, "samples_new"),
+        "samples_replayed": _total(events, "samples_past", "samples_drawn"),
+        "forward_passes": _total(events, "forward_passes"),
+        "backward_passes": _total(events, "backward_passes"),
+        "stored_bytes": max((row.get("stored_bytes") for row in events), key=lambda size: size or 0),
         "peak_rss_mib": max(row["peak_rss_mib"] for row in events),
     }
+
+
+def _total(events: Sequence[Mapping[str, Any]], *columns: str) -> int | None:
+    """The sum of some columns over events; None where records do not have them all."""
+    values = [row.get(column) for row in events for column in columns]
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def run_scenario(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:

@@ -30,7 +30,10 @@ FIGURES = {
     "fwt": "FWT",
     "train_seconds": "train s",
     "steps": "steps",
+    "samples_new": "new samples",
+    "samples_replayed": "replayed",
 }
+_COUNTS = ("steps", "samples_new", "samples_replayed")  # whole numbers
 _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 # Keys of a configuration in which two runs may differ without being of different settings; a test holds them to the fingerprint's.
 # Reports are made without the plug-ins that a run needed, so configurations are read as they stand.
@@ -290,8 +293,9 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
             for row in csv.DictReader(file):
                 run: dict[str, Any] = dict(row)
                 for key in (*FIGURES, "eval_seconds"):
-                    run[key] = float(row[key]) if row[key] else None
-                run |= {"seed": int(row["seed"]), "steps": int(row["steps"]), "strategies": row["strategies"].split()}
+                    kind = int if key in _COUNTS else float
+                    run[key] = kind(row[key]) if row.get(key) else None  # files written before there was a column have none
+                run |= {"seed": int(row["seed"]), "strategies": row["strategies"].split()}
                 run["settings"] = row.get("settings", "")
                 runs.append({key: run[key] for key in (*_IDENTITY, *FIGURES, "eval_seconds")})
     except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:

@@ -8,10 +8,9 @@ for event in stream:
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from cl_framework.assembly import assemble, given
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, Experiment, GivenOptions, load_experiment
+from cl_framework.cost import Cost, EventTally, cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
@@ -36,16 +36,6 @@ Stages = Sequence[Callable[[], list[Phase]]]
 
 class Stopped(Exception):
     """A stop was requested; a checkpoint was written."""
-
-
-@dataclass
-class EventTally:
-    """What one event has cost so far; survives a resume."""
-
-    steps: int = 0
-    samples: int = 0
-    train_seconds: float = 0.0
-    phases: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -211,6 +201,7 @@ class Runner:
         position.event, position.event_index, position.phase, position.step = event, index, None, 0
         learner.new_streams()
         inside = state is not None and state["inside"] is not None
+        learner.cost = Cost()
         self.tally = EventTally(**state["inside"]["tally"]) if state is not None and inside else EventTally()
         stages: Stages = (learner.stack.begin, self._own_phases, self._forget_and_end)
         first = state["inside"]["stage"] if state is not None and inside else 0
@@ -262,6 +253,7 @@ class Runner:
         self.learner.new_streams()
         self.learner.begin_phase(replace(phase, fresh_model=False))
         self.learner.load_optimizer(state["learner"]["optimizer"])
+        self.learner.cost = Cost(**state["inside"]["cost"])  # only now: what a phase begins with was counted before the stop
         self._fit(phase)
 
     def _fit(self, phase: Phase) -> None:
@@ -280,6 +272,7 @@ class Runner:
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
+        cost = cost_row(self.tally, learner.cost)  # before the evaluation, which looks at the model too
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
         self.directory.append_events(
             [
@@ -288,12 +281,10 @@ class Runner:
                     "event": str(event),
                     "kind": "learn" if isinstance(event, Learn) else "unlearn",
                     "task": event.task,
-                    "steps": self.tally.steps,
-                    "samples": self.tally.samples,
                     "stream_step": learner.position.stream_step,
-                    "phases": self.tally.phases,
-                    "train_seconds": self.tally.train_seconds,
+                    **cost,
                     "eval_seconds": seconds,
+                    "stored_bytes": stored_bytes(learner.stack.state_dict()),
                     "peak_rss_mib": peak_rss_mib(),
                     "status": "done",
                 }
@@ -356,7 +347,8 @@ class Runner:
             "queue": [
                 phase_state(phase, recomputable=untouched and isinstance(event, Learn) and phase.owner is None) for phase in self.queue
             ],
-            "tally": dict(self.tally.__dict__),
+            "tally": asdict(self.tally),
+            "cost": asdict(self.learner.cost),
         }
 
     def _after_chunk(self, evaluation: Evaluation, batch: Batch) -> None:
@@ -375,22 +367,10 @@ class Runner:
         """Add to the tally what was done since it was last counted."""
         position, now = self.learner.position, time.monotonic()
         assert position.phase is not None
-        self.tally.train_seconds += now - self._clock
-        self.tally.steps += position.step - self._counted
-        self.tally.samples += _visits(position.phase, self._counted, position.step)
+        own = self.learner.training_ids(position.event.task)
+        self.tally.count(position.phase.plan, own, self._counted, position.step, now - self._clock)
         self._clock, self._counted = now, position.step
 
     def _tell(self, what: str, *news: Any) -> None:
         for listener in self.listeners:
             getattr(listener, what)(*news)
-
-
-def _visits(phase: Phase, first: int, last: int) -> int:
-    if isinstance(phase.plan, int):
-        return 0
-    return int(phase.plan.offsets[last] - phase.plan.offsets[first])
-
-
-def peak_rss_mib() -> float:
-    """Peak resident memory of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

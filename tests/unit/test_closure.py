@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_framework.closure import Criterion, StepClosure
+from cl_framework.cost import Cost
 from cl_framework.errors import ContractError
 from cl_framework.strategy import Batch, Draw, Rows, Strategy, Term, Traits
 
@@ -43,6 +44,7 @@ class Bench:
         self.model = model
         self.parameters_in_play = list(model.parameters())
         self.criterion = Criterion(class_mask)
+        self.cost = Cost()
 
     def restart_randomness(self, purpose: str = "") -> None:
         torch.default_generator.manual_seed(7 + sum(purpose.encode()))

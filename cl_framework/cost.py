@@ -1,0 +1,88 @@
+"""What an event costs, counted in plain numbers: no count waits for the device or looks at a single sample."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_framework.plan import Plan
+
+
+@dataclass(slots=True)
+class Cost:
+    """What the model was run for in an event, and what was drawn beside the stream. Evaluation is not part of it.
+
+    Passes are those that the framework runs: of a step's objective, however often it is called, and of looks at the model through
+    the context. What a strategy computes by itself is not seen.
+    """
+
+    forward_passes: int = 0
+    forward_rows: int = 0  # rows of all these passes
+    backward_passes: int = 0  # gradients of a scalar; one for each term where they are asked for term by term
+    drawn_rows: int = 0  # rows of all draws, whether or not a term reads them
+
+    def forward(self, rows: int, passes: int = 1) -> None:
+        """Note forward passes over so many rows each."""
+        self.forward_passes += passes
+        self.forward_rows += rows * passes
+
+
+@dataclass
+class EventTally:
+    """What one event has cost so far, beside `Cost`; survives a resume."""
+
+    steps: int = 0
+    samples: int = 0  # visits of the plan: samples_new + samples_past
+    samples_new: int = 0  # visits to the event's own task
+    samples_past: int = 0  # visits to earlier tasks that a plan shows
+    train_seconds: float = 0.0
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, plan: Plan | int, own_ids: Tensor, first: int, last: int, seconds: float) -> None:
+        """Add the steps from `first` to `last` of a phase; `own_ids` are the training samples of the event's task."""
+        self.steps += last - first
+        self.train_seconds += seconds
+        if isinstance(plan, int):
+            return
+        ids = plan.ids[int(plan.offsets[first]) : int(plan.offsets[last])]
+        new = int(torch.isin(ids, own_ids).sum())
+        self.samples += len(ids)
+        self.samples_new += new
+        self.samples_past += len(ids) - new
+
+
+def cost_row(tally: EventTally, cost: Cost) -> dict[str, Any]:
+    """Its part of a row in events.jsonl."""
+    return {
+        "steps": tally.steps,
+        "samples": tally.samples,
+        "samples_new": tally.samples_new,
+        "samples_past": tally.samples_past,
+        "samples_drawn": cost.drawn_rows,
+        "forward_passes": cost.forward_passes,
+        "forward_rows": cost.forward_rows,
+        "backward_passes": cost.backward_passes,
+        "phases": tally.phases,
+        "train_seconds": tally.train_seconds,
+    }
+
+
+def stored_bytes(state: Any) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(stored_bytes(part) for part in state.values())
+    if isinstance(state, list | tuple):
+        return sum(stored_bytes(part) for part in state)
+    return 0
+
+
+def peak_rss_mib() -> float:
+    """Peak resident memory of this process, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,170 @@
+"""Costs in records: passes and rows of known steps, samples new and replayed, the same after stops, and what a report shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_framework import Context, Plan, Rows, StepFn, Traits
+from cl_framework.config import Experiment
+from cl_framework.cost import Cost, EventTally, cost_row, stored_bytes
+from cl_framework.metrics import summarise
+from cl_framework.records import RunDirectory
+from cl_framework.report import collect, comparison, read_csv, to_csv
+from cl_framework.testing.laboratory import STEPS_A_TASK, augmented, beside, experiment_of, finish, finish_in_pieces
+from cl_framework.testing.neighbours import FurtherPhases, Neighbour, Thrice, slot
+
+ROWS_A_TASK = 36  # of the laboratory's benchmark
+COUNTS = ("steps", "samples", "samples_new", "samples_past", "samples_drawn", "forward_passes", "forward_rows", "backward_passes")
+
+
+def counts(experiment: Experiment, benchmark: Any = None) -> list[tuple[int, ...]]:
+    """The columns `COUNTS` of every event of a run."""
+    events = RunDirectory(finish(experiment, benchmark).path).events()
+    return [tuple(row[column] for column in COUNTS) for row in events]
+
+
+def test_fine_tuning_shows_new_samples_and_runs_a_pass_a_step(tmp_path: Path) -> None:
+    steps = 2 * STEPS_A_TASK
+    rows = 2 * ROWS_A_TASK
+    assert counts(experiment_of({}, tmp_path, epochs=2)) == [(steps, rows, rows, 0, 0, steps, rows, steps)] * 2
+
+
+def test_a_joined_memory_shares_the_pass_and_its_rows_are_counted(tmp_path: Path) -> None:
+    first, second = counts(experiment_of({"er": {"capacity": 20, "minibatch": 4}}, tmp_path))
+    drawn = 4 * (STEPS_A_TASK - 1)  # nothing is drawn from an empty memory in the first step
+    assert first == (STEPS_A_TASK, ROWS_A_TASK, ROWS_A_TASK, 0, drawn, STEPS_A_TASK, ROWS_A_TASK + drawn, STEPS_A_TASK)
+    assert second[4:6] == (4 * STEPS_A_TASK, STEPS_A_TASK)
+
+
+def test_a_separate_memory_takes_a_pass_of_its_own(tmp_path: Path) -> None:
+    _, second = counts(experiment_of({"der": {"capacity": 20, "minibatch": 4}}, tmp_path))
+    assert second[4:] == (4 * STEPS_A_TASK, 2 * STEPS_A_TASK, ROWS_A_TASK + 4 * STEPS_A_TASK, STEPS_A_TASK)
+
+
+def test_samples_of_earlier_tasks_that_a_plan_shows_are_no_new_ones(tmp_path: Path) -> None:
+    first, second = counts(experiment_of({"cumulative": {}}, tmp_path))
+    assert first[1:5] == (ROWS_A_TASK, ROWS_A_TASK, 0, 0)
+    assert second[1:5] == (2 * ROWS_A_TASK, ROWS_A_TASK, ROWS_A_TASK, 0)
+
+
+def test_every_call_of_a_closure_is_a_pass(tmp_path: Path) -> None:
+    """Beside the live one: values, gradients, and the gradients of one term."""
+    plain = counts(experiment_of({}, tmp_path / "plain"))
+    wrapped = counts(beside(experiment_of({}, tmp_path / "wrapped"), before=[slot(Thrice)]))
+    for alone, thrice in zip(plain, wrapped, strict=True):
+        assert thrice[:5] == alone[:5]
+        assert (thrice[5], thrice[7]) == (4 * alone[5], 3 * alone[7])
+
+
+def test_looks_through_the_context_are_passes_and_evaluation_is_none(tmp_path: Path) -> None:
+    class Looking(Neighbour):
+        """One forward, one features, one gradient and one Fisher pass before each event."""
+
+        traits = Traits(reads_past_data=True, no_neutral="a fixture")
+
+        def end(self, context: Context) -> tuple[()]:
+            rows = context.read(context.ids_of(context.position.event.task)[:7])
+            context.forward(rows)
+            context.features(rows)
+            context.forward(rows, at=context.snapshot())
+            return ()
+
+        def step(self, inner: StepFn, context: Context) -> StepFn:
+            rows = context.read(context.ids_of(context.position.event.task)[:3])
+            context.gradient(rows)
+            context.squared_gradients(rows)
+            context.squared_gradients(rows, "expected")
+            return inner
+
+        def predict(self, features: Tensor | None, logits: Tensor, rows: Rows, context: Context) -> Tensor:
+            return context.forward(rows)
+
+    plain = counts(experiment_of({}, tmp_path / "plain"))
+    looking = counts(beside(experiment_of({}, tmp_path / "looking"), before=[slot(Looking)]))
+    classes = 6
+    for alone, looked in zip(plain, looking, strict=True):
+        assert looked[:5] == alone[:5]
+        assert looked[5] == alone[5] + 3 + 2 + classes
+        assert looked[6] == alone[6] + 3 * 7 + (2 + classes) * 3
+        assert looked[7] == alone[7] + 2 + classes
+
+
+def test_steps_without_rows_show_no_samples(tmp_path: Path) -> None:
+    (first, _) = counts(beside(experiment_of({}, tmp_path), before=[slot(FurtherPhases)]))
+    assert first[:4] == (STEPS_A_TASK + 4, ROWS_A_TASK, ROWS_A_TASK, 0)
+    assert first[5] == STEPS_A_TASK
+    assert first[7] == STEPS_A_TASK + 4
+
+
+@pytest.mark.parametrize("strategies", [{}, {"er": {"capacity": 20}}, {"cumulative": {}, "derpp": {"capacity": 20}}])
+def test_stopped_before_every_step_an_event_has_cost_the_same(strategies: Mapping[str, Any], tmp_path: Path) -> None:
+    whole = experiment_of(strategies, tmp_path / "whole", stream="L0 L1 L0")
+    data = augmented(whole)
+    undisturbed = counts(whole, data)
+    pieces, stops = finish_in_pieces(experiment_of(strategies, tmp_path / "pieces", stream="L0 L1 L0"), lambda step: True, data)
+    events = RunDirectory(pieces.path).events()
+    assert stops >= 3 * STEPS_A_TASK
+    assert [tuple(row[column] for column in COUNTS) for row in events] == undisturbed
+    assert counts(experiment_of(strategies, tmp_path / "longer", stream="L0 L1 L0", epochs=2)) != undisturbed
+
+
+def test_the_state_of_strategies_is_weighed(tmp_path: Path) -> None:
+    assert stored_bytes({"a": [torch.zeros(3), torch.zeros(2, dtype=torch.int64)], "b": 7, "c": "text"}) == 12 + 16
+    assert stored_bytes({}) == 0
+    plain = finish(experiment_of({}, tmp_path)).summary
+    small, large = (finish(experiment_of({"er": {"capacity": size}}, tmp_path)).summary["stored_bytes"] for size in (10, 20))
+    assert plain["stored_bytes"] == 0
+    assert small < large < 2 * small + 1000
+
+
+def test_a_tally_counts_part_of_a_plan() -> None:
+    plan = Plan(torch.tensor([0, 5, 1, 6, 7, 2]), torch.tensor([0, 2, 4, 6]))
+    tally = EventTally()
+    tally.count(plan, torch.tensor([0, 1, 2]), 0, 1, 0.5)
+    assert (tally.steps, tally.samples, tally.samples_new, tally.samples_past) == (1, 2, 1, 1)
+    tally.count(plan, torch.tensor([0, 1, 2]), 1, 3, 0.5)
+    assert (tally.steps, tally.samples, tally.samples_new, tally.samples_past, tally.train_seconds) == (3, 6, 3, 3, 1.0)
+    tally.count(4, torch.tensor([0]), 0, 4, 0.0)
+    assert (tally.steps, tally.samples) == (7, 6)
+    cost = Cost()
+    cost.forward(10)
+    cost.forward(2, passes=3)
+    assert cost_row(tally, cost)["forward_rows"] == 16
+    assert cost_row(tally, cost)["forward_passes"] == 4
+
+
+def test_a_summary_adds_up_and_says_nothing_where_records_are_older(tmp_path: Path) -> None:
+    outcome = finish(experiment_of({"cumulative": {}, "er": {"capacity": 20}}, tmp_path))
+    directory = RunDirectory(outcome.path)
+    events, config = directory.events(), {"experiment": "x", "seed": 0, "scenario": "", "benchmark": {"name": "b"}, "strategies": {}}
+    summary = summarise(config, events, directory.records())
+    assert summary["samples_new"] == 2 * ROWS_A_TASK
+    assert summary["samples_replayed"] == ROWS_A_TASK + sum(row["samples_drawn"] for row in events)
+    assert summary["backward_passes"] == summary["steps"]
+    older = [{key: value for key, value in row.items() if key not in COUNTS[2:] and key != "stored_bytes"} for row in events]
+    found = summarise(config, older, directory.records())
+    names = ("samples_new", "samples_replayed", "forward_passes", "backward_passes", "stored_bytes")
+    assert [found[name] for name in names] == [None] * 5
+    assert (found["steps"], found["average_accuracy"]) == (summary["steps"], summary["average_accuracy"])
+
+
+def test_budgets_stand_beside_accuracies(tmp_path: Path) -> None:
+    finish(experiment_of({"er": {"capacity": 20}}, tmp_path))
+    summaries = collect([tmp_path]).summaries
+    header, (row,) = comparison(summaries)
+    assert header[-4:] == ["steps", "new samples", "replayed", "seeds"]
+    assert row[-3:-1] == [str(2 * ROWS_A_TASK), str(summaries[0]["samples_replayed"])]
+    file = tmp_path / "records.csv"
+    file.write_text(to_csv(summaries))
+    assert comparison(read_csv(file)) == (header, [row])
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    kept = [index for index, column in enumerate(lines[0]) if not column.startswith("samples")]
+    file.write_text("".join(",".join(line[index] for index in kept) + "\n" for line in lines))  # as before there were such columns
+    older, _ = comparison(read_csv(file))
+    assert older == [title for title in header if title not in ("new samples", "replayed")]
