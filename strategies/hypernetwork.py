@@ -1,7 +1,7 @@
 """Hypernetwork: the weights of every task are written by one network from the task's embedding, and held where they were.
 
-Source: von Oswald et al. 2020 "Continual learning with hypernetworks", eq. 2 without look-ahead, over a random subset of the old tasks
-(their appendix on long streams); Adhikari et al. 2025 "An Unlearning Framework for Continual Learning", the learning objective.
+Source: von Oswald et al. 2020 "Continual learning with hypernetworks", the loss with output regularisation, over a random subset of the
+old tasks a step as their longest stream has it; Adhikari et al. 2025 "An Unlearning Framework for Continual Learning", R_learn.
 Uses: build, mask, loss, begin, forget, state_dict, load_state_dict
 Cost: writing the weights of the batch's task, and forward and backward those of `sampled_tasks` old ones, once more forward for where
 they were; no pass over data. The same for a stream of any length. State: one copy of the shared parameters.

@@ -5,7 +5,7 @@
 e_t is the embedding of task t, c_i that of chunk i, shared by all tasks. A scale and an offset for each tensor of the target make the
 written weights start with the mean and variance the target starts with, whatever its initialisation; the gain makes all chunks alike.
 Offsets, scales and gains are fixed.
-(von Oswald et al. 2020, "Continual learning with hypernetworks", section 2 and appendix C.)
+(After von Oswald et al. 2020, "Continual learning with hypernetworks", whose hypernetwork has neither scales nor gains.)
 """
 
 from __future__ import annotations
