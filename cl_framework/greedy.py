@@ -79,9 +79,10 @@ class GreedyBalance:
 
 
 def tallest(labels: Tensor, spared: int, count: int, generator: torch.Generator) -> Tensor:
-    """Pile the samples of each class up in random order, the first `spared` of (N,) at the bottom: the `count` topmost, ties at random.
+    """Pile the samples of each class up in random order, the first `spared` of (N,) at the bottom: the `count` topmost.
 
-    To take them away is to take a random sample of the largest class away, `count` times.
+    To take them away is to take a random sample of the largest class away, `count` times. Among equally tall piles those without a
+    spared sample come first: a visit never takes the place of its own class while another is as large.
     """
     chance = torch.rand(len(labels), dtype=torch.float64, generator=generator)
     lower = chance.clone()
@@ -91,4 +92,5 @@ def tallest(labels: Tensor, spared: int, count: int, generator: torch.Generator)
     _, sizes = labels[order].unique_consecutive(return_counts=True)
     height = torch.empty_like(labels)
     height[order] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    return (height + chance).topk(count).indices
+    others = ~torch.isin(labels, labels[:spared])
+    return (height + (others + chance) / 2).topk(count).indices

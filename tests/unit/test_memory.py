@@ -45,7 +45,7 @@ def walked(policy: str, steps: int, capacity: int = 10, seed: int = 0) -> Walk:
     return walk
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced"])
+@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced", "greedy"])
 def test_never_more_than_its_capacity_and_rows_stay_together(policy: str) -> None:
     walk = walked(policy, 60)
     stored = walk.memory.rows()
@@ -58,7 +58,7 @@ def test_never_more_than_its_capacity_and_rows_stay_together(policy: str) -> Non
     assert walk.memory.nbytes == len(stored) * (4 + 8 + 8 + 8 + 4)
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced"])
+@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced", "greedy"])
 def test_draws_are_distinct_stored_samples(policy: str) -> None:
     walk = walked(policy, 60)
     assert walk.drawn[0] == []
@@ -121,7 +121,7 @@ def test_more_classes_than_slots_is_refused() -> None:
         Walk(Memory(2, "ring")).step(rows(0))
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced"])
+@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced", "greedy"])
 @pytest.mark.parametrize("stop", [1, 2, 7, 31, 32, 33, 50])
 def test_resumed_at_any_step_it_is_the_same(policy: str, stop: int) -> None:
     whole = walked(policy, 60)
@@ -181,7 +181,7 @@ def test_a_sample_is_stored_once_however_many_views_it_has() -> None:
     assert walk.memory.seen == 3
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced"])
+@pytest.mark.parametrize("policy", ["reservoir", "ring", "balanced", "greedy"])
 def test_forget_leaves_no_byte(policy: str) -> None:
     walk = Walk(Memory(12, policy))
     canary = torch.tensor([[[[0xC4, 0x17], [0x9E, 0x3B]]]], dtype=torch.uint8)
