@@ -153,6 +153,7 @@ class Traits:
     needs_boundaries: bool = False  # must know when a task ends; refused on blurry streams
     reads_past_data: bool = False  # visits data of earlier tasks through the plan or `Context.read`
     stores_data: bool = False  # keeps samples or what is derived from single samples
+    stores_with: Mapping[str, Any] | None = None  # settings at which it does, where it does not at its defaults
     keeps: str | None = None  # what its plan keeps: "steps", "epochs" or None
     inner_calls: str = "once"  # how often its step calls inward: "once", "many" or "never"
     replaces_task_term: bool = False  # `loss` returns a term named "task" in place of the framework's

@@ -56,7 +56,8 @@ def unlearn_canaries(subject: Subject, folder: Path, event: str) -> tuple[Outcom
     scenario = subject.traits.scenarios[0]
     benchmark = canary_benchmark(scenario)
     witness = Witness()
-    experiment = in_place_of(subject.experiment(folder, stream=f"L1 L2 {event}", evaluate="seen"), witness.beside(subject.strategy))
+    options, stream = subject.traits.stores_with, f"L1 L2 {event}"
+    experiment = in_place_of(subject.experiment(folder, options, stream=stream, evaluate="seen"), witness.beside(subject.strategy))
     granularity = "sample" if ":" in event else "task"
     able = granularity in subject.traits.unlearns
     outcome = finish(experiment if able else beside(experiment, after=[slot(Oblivious)]), benchmark)
