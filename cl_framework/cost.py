@@ -50,10 +50,16 @@ class EventTally:
         if isinstance(plan, int):
             return
         ids = plan.ids[int(plan.offsets[first]) : int(plan.offsets[last])]
-        new = int(torch.isin(ids, own_ids).sum())
-        self.samples += len(ids)
+        new, past = new_and_past(ids, own_ids)
+        self.samples += new + past
         self.samples_new += new
-        self.samples_past += len(ids) - new
+        self.samples_past += past
+
+
+def new_and_past(ids: Tensor, own_ids: Tensor) -> tuple[int, int]:
+    """How many visits of a plan (V,) are to the event's own training samples, and how many to earlier tasks'."""
+    new = int(torch.isin(ids, own_ids).sum())
+    return new, len(ids) - new
 
 
 def cost_row(tally: EventTally, cost: Cost) -> dict[str, Any]:
