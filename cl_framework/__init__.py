@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from cl_framework.checks import check_choice, check_range
     from cl_framework.config import load_experiment
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
+    from cl_framework.fisher import FisherPass
     from cl_framework.memory import Memory
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
+    from cl_framework.penalty import weighted_squares
     from cl_framework.plan import Plan
     from cl_framework.registry import register, register_benchmark, register_model
     from cl_framework.runner import resume, run
@@ -45,6 +47,8 @@ _HOMES = {
     "checks": ("check_choice", "check_range"),
     "config": ("load_experiment",),
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
+    "fisher": ("FisherPass",),
+    "penalty": ("weighted_squares",),
     "memory": ("Memory",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
     "plan": ("Plan",),
@@ -84,6 +88,7 @@ __all__ = [
     "Draw",
     "Evaluation",
     "Event",
+    "FisherPass",
     "Forgotten",
     "FrameworkError",
     "Gradients",
@@ -114,6 +119,7 @@ __all__ = [
     "register_model",
     "resume",
     "run",
+    "weighted_squares",
 ]
 
 

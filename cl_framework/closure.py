@@ -8,13 +8,13 @@ Only a live evaluation, the innermost step's, may leave a trace in BatchNorm sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cl_framework.calls import run_model, untouched
 from cl_framework.cost import Cost
 from cl_framework.errors import ContractError
 from cl_framework.inputs import concatenated
@@ -40,31 +40,6 @@ class Criterion:
 
     def rows(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
         return functional.cross_entropy(self.masked(logits, tasks), targets, reduction="none")
-
-
-def conditioning(model: nn.Module, rows: Rows) -> tuple[Tensor, ...]:
-    """What a model is given beside the inputs: the task of each row, if it asks for that; on the host where it is known there."""
-    if not getattr(model, "task_conditioned", False):
-        return ()
-    tasks = rows.tasks  # refused where no strategy of the stack declares that it needs them
-    return (tasks if rows.host_tasks is None else rows.host_tasks,)
-
-
-def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
-    """Features (None if the model has no `features` and `head`) and logits of one forward pass.
-
-    A task-conditioned model, whose head depends on the task, gives both at once by `features_and_logits`.
-    """
-    beside = conditioning(model, rows)
-    both = getattr(model, "features_and_logits", None)
-    if callable(both):
-        answers: tuple[Tensor | None, Tensor] = both(rows.inputs, *beside)
-        return answers
-    extract, head = getattr(model, "features", None), getattr(model, "head", None)
-    if callable(extract) and callable(head):
-        features = extract(rows.inputs, *beside)
-        return features, head(features)
-    return None, model(rows.inputs, *beside)
 
 
 class LazyPass:
@@ -397,15 +372,3 @@ def differentiate(value: Tensor, parameters: Sequence[nn.Parameter], retain: boo
     if not value.requires_grad or not parameters:
         return (None,) * len(parameters)
     return torch.autograd.grad(value, parameters, retain_graph=retain, allow_unused=True)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers (BatchNorm statistics) back afterwards."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in saved:
-                buffer.copy_(before)

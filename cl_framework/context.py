@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from cl_framework.closure import conditioning, differentiate, run_model, untouched
+from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model, untouched
+from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
 from cl_framework.rng import RandomStream
@@ -161,7 +161,7 @@ class SlotContext:
             if at is None:
                 return run_model(model, rows)[1]
             replaced = dict(at) if isinstance(at, Mapping) else dict(zip(self.parameter_names, at, strict=True))
-            return functional_call(model, replaced, (rows.inputs, *conditioning(model, rows)))
+            return call_at(model, replaced, rows.inputs, *conditioning(model, rows))
 
     def features(self, rows: Rows) -> Tensor:
         self.learner.cost.forward(len(rows))
@@ -188,7 +188,7 @@ class SlotContext:
         def log_probabilities(values: tuple[Tensor, ...], inputs: Tensor, tasks: Tensor) -> Tensor:
             replaced = dict(zip(self.parameter_names, values, strict=True))
             one = replace(rows, inputs=inputs, task_of_row=tasks, host_tasks=None)
-            logits = functional_call(model, replaced, (inputs, *conditioning(model, one)))
+            logits = call_at(model, replaced, inputs, *conditioning(model, one))
             return self.learner.criterion.masked(logits, tasks).log_softmax(1)
 
         totals = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
@@ -212,15 +212,3 @@ class SlotContext:
 
     def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
         return self.learner.criterion.rows(logits, rows.targets, rows.task_of_row)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

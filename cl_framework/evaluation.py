@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.benchmarks.base import Source
-from cl_framework.closure import run_model
-from cl_framework.context import evaluation_mode
+from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.inputs import each
 from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.strategy import Rows

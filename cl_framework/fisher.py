@@ -1,12 +1,18 @@
-"""Squared gradients of the log-likelihood, sample by sample: the diagonal of the Fisher information."""
+"""The diagonal of the Fisher information: squared gradients of the log-likelihood, sample by sample, in a phase of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+
+from cl_framework.batch import Batch
+from cl_framework.plan import Plan
+from cl_framework.strategy import Context, Phase
 
 LABELS = ("given", "expected", "weighted")
 _LARGEST = 1 << 26  # gradient entries held at once: 256 MiB in float32
@@ -22,7 +28,7 @@ def squared_gradients(
     `inputs` (B, ...), `targets` (B,), `task` (1,) the task of all rows. `labels`:
     given: y is the row's label, the empirical Fisher (Kirkpatrick et al. 2017 as commonly implemented);
     expected: the mean over y ~ p(y|x), the Fisher information itself (one backward pass a class);
-    weighted: y is the label and each gradient is multiplied by p(y|x), as in the released code of Buzzega et al. 2020.
+    weighted: y is the label and each square is multiplied by p(y|x), as in the released code of Buzzega et al. 2020.
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
@@ -36,7 +42,7 @@ def squared_gradients(
 
     def of_row(row: Tensor, label: Tensor) -> tuple[Tensor, ...]:
         gradients, log_p = grad(of_label, has_aux=True)(held, row, label)
-        weight = {"given": torch.ones_like(log_p), "weighted": log_p.exp() ** 2, "expected": log_p.exp()}[labels]
+        weight = {"given": torch.ones_like(log_p), "weighted": log_p.exp(), "expected": log_p.exp()}[labels]
         return tuple(weight * gradient.square() for gradient in gradients)
 
     entries = sum(parameter.numel() for parameter in held)
@@ -56,3 +62,54 @@ def _summed(of_row: Callable[[Tensor, Tensor], tuple[Tensor, ...]], inputs: Tens
         total = part if total is None else tuple(one + other for one, other in zip(total, part, strict=True))
     assert total is not None
     return total
+
+
+PHASE = "fisher"
+
+
+class FisherPass:
+    """The mean of squared gradients over the data of the task just learned, as a phase that a strategy asks for when an event ends.
+
+    The strategy's `end` returns `phase`; its `step` never calls inward while `under_way`; its `commit` calls `add`. What was summed
+    so far is state, so that a pass resumes where it stopped.
+    """
+
+    def __init__(self, labels: str = "given", samples: int | None = None) -> None:
+        self.labels = labels
+        self.samples = samples  # how many of the task's, chosen at random; None: all
+        self._sums: dict[str, Tensor] = {}
+        self._rows = 0
+
+    def phase(self, context: Context) -> Phase:
+        """One pass over the event's task, without augmentation."""
+        generator = context.random(PHASE).generator()
+        plan = Plan.over(context.ids_of(context.position.event.task), context.batch_size, 1, generator)
+        if self.samples is not None and plan.visits > self.samples:
+            plan = Plan.over(plan.ids[: self.samples], context.batch_size, 1, generator)
+        return Phase(PHASE, plan)
+
+    @staticmethod
+    def under_way(context: Context) -> bool:
+        """Whether the phase that runs is this strategy's pass."""
+        phase = context.position.phase
+        return phase is not None and phase.owner == context.slot and phase.name.endswith(f"/{PHASE}")
+
+    def add(self, batch: Batch, context: Context) -> dict[str, Tensor] | None:
+        """Add a step's rows; after the last step of the pass, the mean over all rows by parameter name."""
+        found = context.squared_gradients(replace(batch, inputs=None), self.labels)
+        for name, part in zip(context.parameter_names, found, strict=True):
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        self._rows += len(batch)
+        phase = context.position.phase
+        assert phase is not None
+        if context.position.step < phase.steps - 1:
+            return None
+        mean = {name: total / self._rows for name, total in self._sums.items()}
+        self._sums, self._rows = {}, 0
+        return mean
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "rows": self._rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._rows = dict(state["sums"]), state["rows"]

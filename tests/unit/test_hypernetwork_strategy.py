@@ -14,8 +14,8 @@ from torch import Tensor
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import BenchmarkContext
 from cl_framework.benchmarks.mnist import DomainOptions, perm_mnist
+from cl_framework.calls import evaluation_mode
 from cl_framework.config import Experiment
-from cl_framework.context import evaluation_mode
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.evaluation import reported_scenarios
 from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance
