@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cl_framework.augment import digit_views
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, Scale
 from cl_framework.benchmarks.sources import TensorSource, divide_classes, split_by_class
 from cl_framework.errors import ConfigurationError
@@ -43,7 +44,7 @@ def split_digits(options: SplitOptions, context: BenchmarkContext) -> Benchmark:
         classes=tuple(classes),
         train=split_by_class(TensorSource(items[~is_test], targets[~is_test]), classes),
         test=split_by_class(TensorSource(items[is_test], targets[is_test]), classes),
-        transform=Scale(maximum=16.0),
+        transform=Scale(maximum=16.0, strengthen=digit_views),
         input_shape=(1, 8, 8),
         scenarios=("class_il", "task_il"),
         notes={"classes": " | ".join(",".join(map(str, held)) for held in classes)},

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cl_framework.augment import digit_views, pixel_views
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, Scale
 from cl_framework.benchmarks.digits import SplitOptions
 from cl_framework.benchmarks.sources import LazySource, TensorSource, Turns, divide_classes, split_by_class
@@ -66,7 +67,7 @@ def _split(name: str, data: str, options: SplitMNISTOptions, context: BenchmarkC
         classes=tuple(classes),
         train=[_limited(source, options.train_limit, context.seed, task) for task, source in enumerate(split_by_class(train, classes))],
         test=split_by_class(test, classes),
-        transform=Scale(),
+        transform=Scale(strengthen=digit_views),
         input_shape=(1, 28, 28),
         scenarios=("class_il", "task_il"),
         notes={"classes": " | ".join(",".join(map(str, held)) for held in classes), **_limit_note(options.train_limit)},
@@ -83,7 +84,7 @@ def perm_mnist(options: DomainOptions, context: BenchmarkContext) -> Benchmark:
         return lambda images: images.flatten(1).index_select(1, order.to(images.device)).view(-1, 1, 28, 28)
 
     changes = [permuted(task) for task in range(options.tasks)]
-    return _domains("perm_mnist", changes, options, context, {"permutations": f"of all pixels, seed {seed}"})
+    return _domains("perm_mnist", changes, pixel_views, options, context, {"permutations": f"of all pixels, seed {seed}"})
 
 
 @register_benchmark("rot_mnist", DomainOptions)
@@ -102,11 +103,16 @@ def rot_mnist(options: DomainOptions, context: BenchmarkContext) -> Benchmark:
         return change
 
     notes = {"angles": ", ".join(f"{angle:.1f}" for angle in angles), "seed": str(seed)}
-    return _domains("rot_mnist", [rotated(angle) for angle in angles], options, context, notes)
+    return _domains("rot_mnist", [rotated(angle) for angle in angles], digit_views, options, context, notes)
 
 
 def _domains(
-    name: str, changes: list[Callable[[Tensor], Tensor]], options: DomainOptions, context: BenchmarkContext, notes: dict[str, str]
+    name: str,
+    changes: list[Callable[[Tensor], Tensor]],
+    strengthen: Callable[[Tensor, torch.Generator], Tensor],
+    options: DomainOptions,
+    context: BenchmarkContext,
+    notes: dict[str, str],
 ) -> Benchmark:
     """Tasks that show the same images changed. Of the training sets, 47 MB each, only the one in use is held; all test sets are."""
     train, test = load_mnist("MNIST", context)
@@ -118,7 +124,7 @@ def _domains(
         classes=(_DIGITS,) * len(changes),
         train=[LazySource(base, change, turns) for base, change in zip(bases, changes, strict=True)],
         test=[LazySource(test, change) for change in changes],
-        transform=Scale(),
+        transform=Scale(strengthen=strengthen),
         input_shape=(1, 28, 28),
         scenarios=("domain_il", "task_il"),  # the task known or not; its candidates are all digits either way
         notes={**notes, **_limit_note(options.train_limit)},
