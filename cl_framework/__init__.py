@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
     from cl_framework.penalty import weighted_squares
     from cl_framework.plan import Plan
+    from cl_framework.recall import best_interval, decay_exponent, first_rows, recall_intervals, retained
     from cl_framework.registry import register, register_benchmark, register_model
     from cl_framework.runner import resume, run
     from cl_framework.strategy import (
@@ -52,6 +53,7 @@ _HOMES = {
     "memory": ("Memory",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
     "plan": ("Plan",),
+    "recall": ("best_interval", "decay_exponent", "first_rows", "recall_intervals", "retained"),
     "registry": ("register", "register_benchmark", "register_model"),
     "runner": ("resume", "run"),
     "strategy": (
@@ -107,17 +109,22 @@ __all__ = [
     "Term",
     "Traits",
     "Unlearn",
+    "best_interval",
     "check_choice",
     "check_range",
+    "decay_exponent",
+    "first_rows",
     "from_datasets",
     "from_task_datasets",
     "load_experiment",
     "mean_squared_distance",
     "random_subset",
+    "recall_intervals",
     "register",
     "register_benchmark",
     "register_model",
     "resume",
+    "retained",
     "run",
     "weighted_squares",
 ]

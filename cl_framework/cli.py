@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
     part = command("show", show, "the resolved configuration, the step as it will run, the schedule; no training")
     _experiment(part)
+    part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw when samples come back")
 
     part = command("run", run, "run an experiment")
     _experiment(part)
@@ -106,7 +107,7 @@ def show(arguments: argparse.Namespace) -> int:
     from cl_framework.config import load_experiment
     from cl_framework.show import describe
 
-    print(describe(load_experiment(arguments.experiment, arguments.overrides)))
+    print(describe(load_experiment(arguments.experiment, arguments.overrides), arguments.plot))
     return 0
 
 

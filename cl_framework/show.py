@@ -1,18 +1,43 @@
-"""What `clu show` prints: the configuration as it will be used, the step as it will run, the schedule."""
+"""What `clu show` prints: the configuration as it will be used, the step as it will run, the schedule, and when samples come back."""
 
 from __future__ import annotations
 
-from cl_framework.assembly import make_stack
+from pathlib import Path
+
+from cl_framework.assembly import assemble, make_stack
 from cl_framework.config import Experiment
 from cl_framework.errors import ConfigurationError
+from cl_framework.learner import Learner
+from cl_framework.plan import Plan
+from cl_framework.plots import png
+from cl_framework.recall import recall_figure, recall_lines
+from cl_framework.records import atomic_write
 from cl_framework.strategy import seams_of
+from cl_framework.stream import Learn
 
 
-def describe(experiment: Experiment) -> str:
-    """The whole description; where data is missing it says so in place of the schedule. Trains nothing, writes nothing."""
+def describe(experiment: Experiment, plot: Path | None = None) -> str:
+    """The whole description; where data is missing it says so in place of the schedule. Trains nothing, writes nothing but the plot.
+
+    plot: a .png file for the recall schedule. Raises ConfigurationError if the data for it is missing.
+    """
+    if plot is not None and plot.suffix != ".png":
+        raise ConfigurationError(f"--plot writes PNG files, so its name must end with .png, got {plot}.")
     stack = make_stack(experiment)
     parts = ["# configuration", experiment.to_yaml().rstrip(), "", "# strategies, outermost first", *_strategies(experiment)]
-    parts += ["", "# one step", stack.describe(), "", "# schedule", *_schedule(experiment)]
+    parts += ["", "# one step", stack.describe(), "", "# schedule"]
+    try:
+        learner = assemble(experiment)
+    except ConfigurationError as error:
+        if "data.root" not in str(error) or plot is not None:
+            raise
+        return "\n".join([*parts, f"not known: {error}"])
+    lines, plans = _schedule(learner)
+    parts += [*lines, "", "# recall: what a Learn shows of its task, and after how many slots (rows of the plan) a sample comes back"]
+    parts += [f"{event}: {line}" for event, plan in plans for line in recall_lines(plan, learner.training_ids(event.task))]
+    if plot is not None:
+        atomic_write(plot, png(recall_figure([(str(event), plan) for event, plan in plans])))
+        parts += ["", f"written: {plot}"]
     return "\n".join(parts)
 
 
@@ -34,20 +59,14 @@ def _strategies(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _schedule(experiment: Experiment) -> list[str]:
-    from cl_framework.assembly import assemble
-    from cl_framework.stream import Learn
-
-    try:
-        learner = assemble(experiment)
-    except ConfigurationError as error:
-        if "data.root" not in str(error):
-            raise
-        return [f"not known: {error}"]
+def _schedule(learner: Learner) -> tuple[list[str], list[tuple[Learn, Plan]]]:
+    """A line for each note of the benchmark and each event; and each Learn with its plan."""
     lines = [f"{name}: {text}" for name, text in learner.benchmark.notes.items()]
+    plans = []
     for index, event in enumerate(learner.stream):
         position = learner.position
         position.event, position.event_index, position.phase, position.step = event, index, None, 0
+        learner.new_streams()
         if not isinstance(event, Learn):
             lines.append(f"{event}: unlearn, answered by {learner.stack.unlearner_of(event).slot}")
             continue
@@ -57,4 +76,5 @@ def _schedule(experiment: Experiment) -> list[str]:
         assert not isinstance(plan, int)
         classes = ",".join(map(str, learner.benchmark.classes[event.task]))
         lines.append(f"{event}: classes {classes}; {plan.visits} visits in {plan.steps} steps")
-    return lines
+        plans.append((event, plan))
+    return lines, plans
