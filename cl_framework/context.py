@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from cl_framework.benchmarks.base import strong_of
 from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model, untouched
 from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
@@ -95,6 +96,10 @@ class SlotContext:
     @property
     def learning_rate(self) -> float:
         return self.learner.learning_rate
+
+    @property
+    def strongly_augments(self) -> bool:
+        return strong_of(self.learner.benchmark.transform) is not None
 
     @property
     def parameters(self) -> list[nn.Parameter]:

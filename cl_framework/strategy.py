@@ -247,6 +247,9 @@ class Context(Protocol):
     def learning_rate(self) -> float: ...  # of the step under way, what the `rate` seam makes of it included
 
     @property
+    def strongly_augments(self) -> bool: ...  # whether the benchmark has a strong augmentation for views
+
+    @property
     def parameters(self) -> list[nn.Parameter]: ...  # trainable in this phase, in the order of every Gradients tuple
 
     @property
