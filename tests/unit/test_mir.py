@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_framework import Batch, Context, Draw
+from cl_framework import Batch, Context, ContractError, Draw, Phase
+from cl_framework.assembly import assemble
 from cl_framework.testing.laboratory import ROUGH, experiment_of, finish, first_difference, in_place_of
 from cl_framework.testing.neighbours import snapshot
 from strategies.mir import MIR, MIRConfig, most_interfered, virtual_step
@@ -144,3 +145,11 @@ def test_a_choice_among_many_is_not_a_draw_at_random(tmp_path: Path) -> None:
 def test_bad_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MIRConfig(**options)
+
+
+def test_a_learning_rate_is_known_within_a_phase_only(tmp_path: Path) -> None:
+    learner = assemble(experiment_of({"mir": {}}, tmp_path))
+    with pytest.raises(ContractError, match="the learning rate was read outside of a phase"):
+        _ = learner.stack.context("mir").learning_rate
+    learner.begin_phase(Phase("quick", 1, optimizer={"lr": 0.25}))
+    assert learner.stack.context("mir").learning_rate == 0.25
