@@ -118,12 +118,12 @@ def test_errors_name_the_remedy() -> None:
 
 
 SMALL = [
-    {"name": "resnet18", "width": 4},
-    {"name": "vit", "patch": 2, "depth": 1, "width": 6, "heads": 2, "dropout": 0.1},
+    pytest.param({"name": "resnet18", "width": 4}, marks=pytest.mark.slow, id="resnet18"),
+    pytest.param({"name": "vit", "patch": 2, "depth": 1, "width": 6, "heads": 2, "dropout": 0.1}, id="vit"),
 ]
 
 
-@pytest.mark.parametrize("model", SMALL, ids=lambda model: model["name"])
+@pytest.mark.parametrize("model", SMALL)
 def test_a_run_with_augmentation_resumes_bit_for_bit(model: dict[str, Any], tmp_path: Path) -> None:
     def prepared(folder: str, **transform: Any) -> tuple[Experiment, Benchmark]:
         experiment = experiment_of({"er": {"capacity": 10}}, tmp_path / folder, model=model)
