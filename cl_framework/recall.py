@@ -124,7 +124,7 @@ def recall_lines(plan: Plan, own: Tensor) -> list[str]:
         samples += f" and {recall.samples - shown} of earlier tasks"
     visits, rows = recall.step
     parts = (samples, f"{_spread(recall.visits, 'visit')} each", f"{_spread(recall.views, 'view')} a visit")
-    return [", ".join([*parts, f"most steps: {_spread((visits, visits), 'visit')} in {rows} rows"]), _intervals_line(recall.intervals)]
+    return [", ".join([*parts, f"most steps: {_amount(visits, 'visit')} in {_amount(rows, 'row')}"]), _intervals_line(recall.intervals)]
 
 
 def _intervals_line(intervals: Tensor) -> str:
@@ -136,8 +136,11 @@ def _intervals_line(intervals: Tensor) -> str:
 
 def _spread(numbers: tuple[int, int], what: str) -> str:
     low, high = numbers
-    amount = str(low) if low == high else f"{low} to {high}"
-    return f"{amount} {what}{'' if high == 1 else 's'}"
+    return _amount(high, what) if low == high else f"{low} to {_amount(high, what)}"
+
+
+def _amount(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 # --- as a picture ---
