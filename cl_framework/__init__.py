@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cl_framework.fisher import FisherPass
     from cl_framework.memory import Memory
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
+    from cl_framework.parameters import Matrix, matrices, trained_share
     from cl_framework.penalty import weighted_squares
     from cl_framework.plan import Plan
     from cl_framework.recall import best_interval, decay_exponent, first_rows, recall_intervals, retained
@@ -49,6 +50,7 @@ _HOMES = {
     "config": ("load_experiment",),
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
     "fisher": ("FisherPass",),
+    "parameters": ("Matrix", "matrices", "trained_share"),
     "penalty": ("weighted_squares",),
     "memory": ("Memory",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
@@ -95,6 +97,7 @@ __all__ = [
     "FrameworkError",
     "Gradients",
     "Learn",
+    "Matrix",
     "Memory",
     "Output",
     "Phase",
@@ -117,6 +120,7 @@ __all__ = [
     "from_datasets",
     "from_task_datasets",
     "load_experiment",
+    "matrices",
     "mean_squared_distance",
     "random_subset",
     "recall_intervals",
@@ -126,6 +130,7 @@ __all__ = [
     "resume",
     "retained",
     "run",
+    "trained_share",
     "weighted_squares",
 ]
 

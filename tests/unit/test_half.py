@@ -1,0 +1,213 @@
+"""Half fine-tuning: which matrices learn, in which model, and that the others leave the optimizer and stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_framework import Matrix, matrices, trained_share
+from cl_framework.models.mlp import MLP
+from cl_framework.models.resnet import ResNet18
+from cl_framework.parameters import SELECTABLE as CATEGORIES
+from cl_framework.parameters import layer_of
+from cl_framework.strategy import Batch, Context, Output
+from cl_framework.testing.laboratory import beside, experiment_of, finish
+from cl_framework.testing.neighbours import Neighbour, slot
+from strategies.half import GRANULARITIES, SELECTABLE, select
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, kv: int) -> None:
+        super().__init__()
+        self.q_proj, self.o_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.k_proj, self.v_proj = nn.Linear(width, kv, bias=False), nn.Linear(width, kv, bias=False)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, 3 * width, bias=False)
+        self.down_proj = nn.Linear(3 * width, width, bias=False)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, kv: int) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.self_attn, self.mlp = Attention(width, kv), FeedForward(width)
+
+
+class Llama(nn.Module):
+    """The parameters of a small Llama, by the names that transformers gives them."""
+
+    def __init__(self, layers: int, width: int = 16, kv: int = 16) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(11, width)
+        self.layers = nn.ModuleList(Block(width, kv) for _ in range(layers))
+        self.norm = nn.RMSNorm(width)
+        self.lm_head = nn.Linear(width, 11, bias=False)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def chosen(model: nn.Module, granularity: str = "category", share: float = 0.5, balance: str = "count", seed: int = 0) -> list[Matrix]:
+    return select(matrices(model), granularity, share, balance, generator(seed))
+
+
+# --- what is what ---
+
+
+def test_a_llama_by_category_and_layer() -> None:
+    found = {matrix.module: (matrix.category, matrix.layer) for matrix in matrices(Llama(2))}
+    assert found["embed_tokens"] == ("embedding", "")
+    assert found["lm_head"] == ("head", "")
+    assert found["norm"] == ("other", "")
+    assert found["layers.1.self_attn.k_proj"] == ("attention", "layers.1")
+    assert found["layers.0.mlp.down_proj"] == ("feed_forward", "layers.0")
+    assert found["layers.0.input_layernorm"] == ("norm", "layers.0")
+    assert Counter(category for category, _ in found.values()) == {
+        "attention": 8,
+        "feed_forward": 6,
+        "norm": 4,
+        "embedding": 1,
+        "head": 1,
+        "other": 1,
+    }
+    assert SELECTABLE == CATEGORIES
+
+
+def test_other_families() -> None:
+    resnet = Counter(matrix.category for matrix in matrices(ResNet18(3, 10, 4)))
+    assert resnet["convolution"] == 20 and resnet["head"] == 1
+    mlp = {matrix.module: (matrix.category, matrix.layer, matrix.parameters) for matrix in matrices(MLP((1, 4, 4), 5, (8, 8)))}
+    assert mlp == {
+        "body.1": ("linear", "body.1", ("body.1.weight", "body.1.bias")),
+        "body.3": ("linear", "body.3", ("body.3.weight", "body.3.bias")),
+        "head": ("head", "", ("head.weight", "head.bias")),
+    }
+    encoder = nn.TransformerEncoderLayer(8, 2, 16)
+    torch_names = Counter(matrix.category for matrix in matrices(nn.Sequential(encoder)))
+    assert torch_names == {"attention": 2, "feed_forward": 2, "norm": 2}  # in_proj is fused: one matrix
+    layers = {"a.3.b": "a.3", "stages.0.1.conv1": "stages.0.1", "head": "", "body.1": "body.1", "a.1.b.2": "a.1"}
+    assert {path: layer_of(path) for path in layers} == layers
+
+
+def test_every_parameter_is_in_one_matrix() -> None:
+    for model in (Llama(3), ResNet18(3, 10, 4), MLP((1, 4, 4), 5, (8,), batch_norm=True)):
+        names = [name for matrix in matrices(model) for name in matrix.parameters]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+        assert sum(matrix.size for matrix in matrices(model)) == sum(parameter.numel() for parameter in model.parameters())
+
+
+# --- which half ---
+
+
+@pytest.mark.parametrize("layers", [2, 4, 5])
+def test_counts_a_layer_are_the_published_ones(layers: int) -> None:
+    for seed in range(5):
+        counts = Counter((matrix.layer, matrix.category) for matrix in chosen(Llama(layers), seed=seed))
+        names = [f"layers.{index}" for index in range(layers)]
+        assert all(counts[name, "attention"] == 2 and counts[name, "norm"] == 1 for name in names)
+        forward = sorted(counts[name, "feed_forward"] for name in names)
+        assert set(forward) <= {1, 2}
+        assert sum(forward) == round(1.5 * layers)
+
+
+def test_selections_differ_by_seed_and_reach_every_matrix_half_of_the_time() -> None:
+    model = Llama(4)
+    assert chosen(model, seed=3) == chosen(model, seed=3)
+    assert chosen(model, seed=3) != chosen(model, seed=4)
+    often: Counter[str] = Counter()
+    for seed in range(400):
+        often.update(matrix.module for matrix in chosen(model, seed=seed))
+    assert len(often) == 4 * 9
+    assert all(abs(count / 400 - 0.5) < 0.12 for count in often.values())  # 4.8 standard errors
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_ends_of_the_share(granularity: str) -> None:
+    model = Llama(3)
+    assert len(chosen(model, granularity, 1.0)) == 27
+    assert chosen(model, granularity, 0.0) == []
+    assert 0 < len(chosen(model, granularity, 0.5)) < 27
+
+
+def test_layers_are_whole_and_models_are_not() -> None:
+    by_layer = Counter(matrix.layer for matrix in chosen(Llama(4), "layer"))
+    assert sorted(by_layer.values()) == [9, 9]
+    whole = chosen(Llama(4), "model")
+    assert len(whole) == 18
+    assert any(value not in (0, 9) for value in Counter(matrix.layer for matrix in whole).values())
+
+
+def test_grouped_queries_by_parameters_and_by_count() -> None:
+    model = Llama(4, width=16, kv=4)  # keys and values are a quarter: a fifth of the attention's parameters
+    attention = [matrix for matrix in matrices(model) if matrix.category == "attention"]
+    total, largest = sum(matrix.size for matrix in attention), max(matrix.size for matrix in attention)
+    counted = set()
+    for seed in range(20):
+        balanced = sum(matrix.size for matrix in chosen(model, balance="params", seed=seed) if matrix.category == "attention")
+        assert abs(balanced - total / 2) <= largest
+        counted.add(sum(matrix.size for matrix in chosen(model, seed=seed) if matrix.category == "attention") / total)
+    assert max(counted) > 0.55 or min(counted) < 0.45  # the control: by count the share of the parameters wanders
+
+
+def test_the_share_that_learns() -> None:
+    model = Llama(2)
+    frozen = [name for name, _ in model.named_parameters() if "mlp" in name]
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert trained_share(model, frozen) == pytest.approx(1 - sum(sizes[name] for name in frozen) / sum(sizes.values()))
+    assert trained_share(model, []) == 1.0
+
+
+# --- in a run ---
+
+
+class Looking(Neighbour):
+    """Notes after each step what is in play, what moved since the phase began, and how much state the optimizer has."""
+
+    def mask(self, context: Context) -> dict[str, bool | Tensor]:
+        self._before = context.snapshot()
+        return {}
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        optimizer = context.learner.optimizer  # type: ignore[attr-defined]
+        moments = sum(value.numel() for state in optimizer.state.values() for value in state.values() if value.ndim)
+        moved = {name for name, p in context.model.named_parameters() if not torch.equal(p.detach(), self._before[name])}
+        trained = sum(parameter.numel() for parameter in context.parameters)
+        self.journal.append((context.position.event_index, set(context.parameter_names), moved, moments, trained))
+
+
+def looked_at(folder: Path, options: dict[str, Any], **settings: Any) -> list[Any]:
+    looking = slot(Looking)
+    model = {"name": "mlp", "hidden": [16, 16, 16, 16]}
+    finish(beside(experiment_of({"half": options}, folder, model=model, stream="L0 L1 L2", **settings), after=[looking]))
+    return looking.strategy_class.journal
+
+
+def test_what_is_frozen_leaves_the_optimizer_and_stays(tmp_path: Path) -> None:
+    adam = {"name": "adam", "lr": 0.01, "weight_decay": 0.1, "clip": 1.0, "reset": "never"}
+    journal = looked_at(tmp_path / "half", {}, optimizer=adam)
+    assert len(journal) == 15
+    for _, in_play, moved, *_ in journal:
+        assert {"head.weight", "head.bias"} <= in_play
+        assert len(in_play) == 2 + 2 * 2
+        assert moved == in_play
+    whole = looked_at(tmp_path / "whole", {"share": 1.0}, optimizer=adam)
+    assert all(len(in_play) == 10 for _, in_play, *_ in whole)
+    for *_, moments, trained in (*journal, *whole):
+        assert moments == 2 * trained  # two moments of each entry that learns, none of the others
+    assert journal[0][3] < whole[0][3]
+
+
+def test_each_task_has_its_own_half(tmp_path: Path) -> None:
+    halves = {index: in_play for index, in_play, *_ in looked_at(tmp_path, {})}
+    assert len(halves) == 3
+    assert len({frozenset(half) for half in halves.values()}) > 1
