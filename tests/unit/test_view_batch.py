@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cl_framework import Batch, ConfigurationError, Context, Draw, Plan, Rows, Setting, recall_intervals
 from cl_framework.rng import RandomStream
-from strategies.view_batch import ViewBatch, ViewBatchConfig, consistency, divergences, started, viewed_plan
+from strategies.view_batch import ViewBatch, ViewBatchConfig, consistency, divergences, started, viewed_plan, viewed_rows
 
 
 def host_plan(count: int, batch_size: int, epochs: int, seed: int = 0) -> Plan:
@@ -373,3 +373,16 @@ def test_what_can_work_is_not() -> None:
         check()
     ViewBatch(ViewBatchConfig(views=3, interval=1)).check(asking(7, False))
     assert len(checks) == 4
+
+
+# --- cost ---
+
+
+def test_no_step_waits_for_the_device() -> None:
+    """Tensors without values: whatever needs one on the host fails."""
+    logits, group = (part.to("meta") for part in case(0))
+    assert consistency([(logits, group), (logits, group)]).shape == ()
+    rows = viewed_rows(Rows(**{name: column.to("meta") for name, column in rows_of(8).items()}), torch.arange(2, device="meta"), 4, True)
+    assert rows.items.shape == (8, 1) and rows.strong is not None and rows.group is not None  # type: ignore[union-attr]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(group.any())
