@@ -110,6 +110,10 @@ class SlotContext:
         return self.learner.names_in_play
 
     @property
+    def movable(self) -> list[Tensor | None]:
+        return self.learner.movable
+
+    @property
     def live_tasks(self) -> tuple[TaskId, ...]:
         return self.learner.stream.learned_after[self.position.event_index]
 

@@ -185,6 +185,12 @@ class Learner:
         return evaluation
 
     @property
+    def movable(self) -> list[Tensor | None]:
+        """Of each parameter in play the entries that may move; None where all may."""
+        parts = {id(parameter): part for parameter, part, _ in self._partial_masks}
+        return [parts.get(id(parameter)) for parameter in self.parameters_in_play]
+
+    @property
     def learning_rate(self) -> float:
         """The rate of the step under way."""
         if self.optimizer is None:

@@ -256,6 +256,11 @@ class Context(Protocol):
     def parameter_names(self) -> list[str]: ...
 
     @property
+    def movable(self) -> list[Tensor | None]:
+        """Of each of `parameters` the entries that may move, a bool tensor of its shape; None where all may."""
+        ...
+
+    @property
     def live_tasks(self) -> tuple[TaskId, ...]: ...  # learned and not unlearned, the current one included, in order of learning
 
     @property
@@ -298,7 +303,7 @@ class Context(Protocol):
         """The squared gradient of each row's log-likelihood, summed over the rows: one tensor for each of `parameters`.
 
         In evaluation mode, without a trace. `labels`: given (empirical Fisher), expected (over the model's own answers: the Fisher
-        information), weighted (given, each gradient times the probability of its label). Divided by the number of rows it is the
+        information), weighted (given, each square times the probability of its label). Divided by the number of rows it is the
         diagonal of the Fisher information on them.
         """
         ...

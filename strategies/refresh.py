@@ -3,16 +3,18 @@
 Source: Wang et al. 2024 "A Unified and General Framework for Continual Learning", algorithm 1: J times
     theta <- theta + gamma P grad L(theta) + noise, P = (F + damping)^-1, noise ~ N(0, 2 gamma temperature P); then the host's own step.
 Uses: step, commit, end, forget, state_dict, load_state_dict
-Cost: `steps` more forward and backward passes a step of all the objective's rows (`released`: one of the stream's rows); when a Learn
-    event ends, one pass over its task with a gradient a sample. One copy of the weights.
-Differs: of the published text only the form of the ascent is known here, so three things are ours. With damping 1 an F of 0, as it is
-    until the first task ends, makes P the identity. F is the mean of squared gradients at the true labels. The noise of the equation
-    is that of a posterior with one sample: for a mean loss it drowns the weights, so `temperature` scales it; 1 is the literal equation.
-    `released` is the authors' code: ascent on the stream rows' cross-entropy alone, each tensor moved by delta times its own norm,
-    noise of the scale of delta, P = 1 / (1 + 0.001 F), F <- 0.00001 F + F_task weighted by the labels' probabilities.
-Interacts: sees the whole objective of the stack inside and outside of it. Statistics of BatchNorm, optimizer moments and memories are
-    untouched by the ascent; entries that a mask freezes are back after the step. The descent starts where the ascent led: this is not
-    SAM, which takes the ascent back.
+Cost: `steps` more forward and backward passes a step over all rows of the objective (`released`: over the stream's rows), and a random
+    number a weight; when a Learn event ends, one pass over its task with a gradient a sample. One copy of the weights.
+Differs: of the published text only the form of the ascent is known here, so `gamma`, `damping` and `temperature` are ours. With damping 1
+    an F of 0, as it is until the first task ends, makes P the identity, and `gamma` means the same before and after. F is the mean of
+    squared gradients at the true labels. Temperature 1 is the equation as it stands, whose noise is that of a single sample's posterior:
+    beside the gradient of a mean loss it drowns the weights.
+    `released` is the authors' code: one ascent on the stream rows' cross-entropy alone, each tensor moved by delta times its own norm
+    whatever the gradient's size, noise of 0.001 delta, P = 1 / (1 + 0.001 F), F <- 0.00001 F + F_task weighted by the labels'
+    probabilities; but that code takes F from augmented images in training mode, one by one, and this from plain ones in evaluation mode.
+Interacts: sees the whole objective of the stack, inside and outside of it. BatchNorm statistics, optimizer moments and memories are
+    untouched by the ascent, and what a mask freezes does not take part in it. The descent starts where the ascent led: this is not SAM,
+    which takes the ascent back. SI counts its own steps only if it stands inside of this. EWC makes its own pass for its own F.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from cl_framework import (
     Evaluation,
     FisherPass,
     Forgotten,
+    Gradients,
     Learn,
     Output,
     Phase,
@@ -43,9 +46,16 @@ from cl_framework import (
     register,
 )
 
+Tensors = list[Tensor]
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"gamma": 0.01, "steps": 1, "damping": 1.0, "temperature": 1e-6},
+    "released": {"delta": 1e-5},
+}
 SIGMA = 1e-3  # released: noise beside the direction, which has the tensor's own norm
 DAMP = 1e-3  # released: factor of F in the preconditioner
 DECAY = 1e-5  # released: of F from task to task
+TINY = 1e-20  # released: beside the gradient's norm
 
 
 def preconditioner(fisher: Tensor, damping: float) -> Tensor:
@@ -59,60 +69,77 @@ def released_preconditioner(fisher: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ascend(parameters: list[Tensor], gradients: list[Tensor], scales: list[Tensor], gamma: float, noise: list[Tensor] | None) -> None:
-    """theta += gamma * scale * gradient + sqrt(scale) * noise, in place; `noise` has the deviation at scale 1."""
+def ascend(parameters: Tensors, gradients: Tensors, scales: Tensors, gamma: float, temperature: float, noise: Tensors) -> None:
+    """theta += gamma * scale * gradient + sqrt(2 * gamma * temperature * scale) * noise, in place; the noise has variance 1."""
     torch._foreach_addcmul_(parameters, gradients, scales, value=gamma)
-    if noise is not None:
-        torch._foreach_addcmul_(parameters, torch._foreach_sqrt(scales), noise)
+    if temperature:
+        torch._foreach_addcmul_(parameters, torch._foreach_sqrt(scales), noise, value=math.sqrt(2 * gamma * temperature))
 
 
 @torch.no_grad()
-def ascend_released(parameters: list[Tensor], gradients: list[Tensor], scales: list[Tensor], delta: float, noise: list[Tensor]) -> None:
-    """theta += delta * scale * (the gradient at the tensor's own norm + 0.001 noise), in place; a zero gradient gives noise alone."""
-    ratios = torch._foreach_div(torch._foreach_norm(parameters), [norm + 1e-20 for norm in torch._foreach_norm(gradients)])
-    directions = torch._foreach_mul(gradients, ratios)
-    torch._foreach_add_(directions, noise, alpha=SIGMA)
+def ascend_released(parameters: Tensors, gradients: Tensors, scales: Tensors, delta: float, sigma: float, noise: Tensors) -> None:
+    """theta += delta * scale * (gradient * |theta| / |gradient| + sigma * noise), norms by tensor, in place; the noise has variance 1."""
+    norms = torch._foreach_add(torch._foreach_norm(gradients), TINY)
+    directions = torch._foreach_mul(gradients, torch._foreach_div(torch._foreach_norm(parameters), norms))
+    if sigma:
+        torch._foreach_add_(directions, noise, alpha=sigma)
     torch._foreach_addcmul_(parameters, directions, scales, value=delta)
+
+
+def noise_like(tensors: Sequence[Tensor], generator: torch.Generator) -> Tensors:
+    """Independent numbers of mean 0 and variance 1 in the shapes of `tensors`: a random byte each, a third of a normal number's cost."""
+    sizes = [tensor.numel() for tensor in tensors]
+    first, total = tensors[0], sum(sizes)
+    words = torch.empty(-(-total // 8), dtype=torch.int64, device=first.device).random_(-(2**63), None, generator=generator)
+    flat = words.view(torch.int8)[:total].to(first.dtype).add_(0.5).mul_((12 / (256**2 - 1)) ** 0.5)
+    return [part.view_as(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
+
+
+def reached(gradients: Gradients, *columns: Sequence[Tensor]) -> tuple[Tensors, ...]:
+    """The gradients that there are, and of each column the entries beside them."""
+    places = [place for place, gradient in enumerate(gradients) if gradient is not None]
+    found = [gradient for gradient in gradients if gradient is not None]
+    return (found, *([column[place] for place in places] for column in columns))
 
 
 @dataclass(frozen=True)
 class RefreshConfig:
     variant: str = "paper"  # paper or released
     gamma: float | None = None  # paper: rate of the ascent, >= 0, default 0.01; 0 is the host without refresh
-    steps: int = 1  # paper: ascent steps before each step, J >= 0; 0 is the host without refresh
-    damping: float = 1.0  # paper: added to F, > 0
-    temperature: float = 1e-6  # paper: of the noise, >= 0; 1 is the published equation
-    delta: float | None = None  # released: size of the move relative to each tensor's norm, >= 0, default 0.00001
-    samples: int | None = None  # of a task that F is taken from, >= 1; default: all
+    steps: int | None = None  # paper: ascent steps before each step, J >= 0, default 1; 0 is the host without refresh
+    damping: float | None = None  # paper: added to F, > 0, default 1
+    temperature: float | None = None  # paper: of the noise, >= 0, default 0.000001; 1 is the published equation, 0 is no noise
+    delta: float | None = None  # released: size of the move relative to each tensor's norm, >= 0, default 0.00001; 0 is the host alone
+    fisher_samples: int | None = None  # of a task that F is taken from, >= 1; default: all
 
     def __post_init__(self) -> None:
-        check_choice("variant", self.variant, ("paper", "released"))
-        if self.variant == "released" and self.gamma is not None:
-            raise ValueError("gamma belongs to variant=paper; with variant=released set delta")
-        if self.variant == "paper" and self.delta is not None:
-            raise ValueError("delta belongs to variant=released; with variant=paper set gamma")
-        if self.variant == "released" and self.steps != 1:
-            raise ValueError(f"steps must be 1 with variant=released, got {self.steps}")
-        for name in ("gamma", "delta"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low=0)
-        check_range("steps", self.steps, low=0)
-        check_range("damping", self.damping, above=0)
-        check_range("temperature", self.temperature, low=0)
-        if self.samples is not None:
-            check_range("samples", self.samples, low=1)
+        check_choice("variant", self.variant, tuple(DEFAULTS))
+        for variant, defaults in DEFAULTS.items():
+            for name in defaults:
+                value = getattr(self, name)
+                if value is None:
+                    continue
+                if variant != self.variant:
+                    instead = "delta" if self.variant == "released" else "gamma"
+                    raise ValueError(f"{name} belongs to variant={variant}; with variant={self.variant} set {instead}")
+                if name == "damping":
+                    check_range(name, value, above=0)
+                else:
+                    check_range(name, value, low=0)
+        if self.fisher_samples is not None:
+            check_range("fisher_samples", self.fisher_samples, low=1)
 
-    @property
-    def rate(self) -> float:
-        """gamma or delta, whichever the variant has."""
-        if self.variant == "paper":
-            return 0.01 if self.gamma is None else self.gamma
-        return 1e-5 if self.delta is None else self.delta
+    def value(self, name: str) -> Any:
+        """An option of the variant, its default where it is not set."""
+        given = getattr(self, name)
+        return DEFAULTS[self.variant][name] if given is None else given
 
     @property
     def idle(self) -> bool:
         """Whether these settings are the host without refresh."""
-        return self.rate == 0 or self.steps == 0
+        if self.variant == "released":
+            return bool(self.value("delta") == 0)
+        return self.value("gamma") == 0 or self.value("steps") == 0
 
 
 @register("refresh")
@@ -124,47 +151,50 @@ class Refresh(Strategy):
 
     def __init__(self, config: RefreshConfig) -> None:
         super().__init__(config)
-        self._pass = FisherPass("given" if config.variant == "paper" else "weighted", config.samples)
+        self._released = config.variant == "released"
+        self._pass = FisherPass("weighted" if self._released else "given", config.fisher_samples)
         self._fisher: dict[str, Tensor] = {}
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         if self._pass.under_way(context):
             return lambda closure: closure.values("task")
-        if self.config.idle:
+        if self.config.idle or not context.parameters:
             return inner
-        released = self.config.variant == "released"
-        scales = dict(zip(context.parameter_names, self._scales(context), strict=True))
-        parameters = dict(zip(context.parameter_names, context.parameters, strict=True))
+        parameters, scales = context.parameters, self._scales(context)
+        count = 1 if self._released else self.config.value("steps")
 
         def refreshed(closure: Closure) -> Evaluation:
             generator = self._generator(context)
-            for _ in range(self.config.steps):
-                found = closure.gradients("task") if released else closure.gradients()
-                reached = {name: g for name, g in zip(parameters, found.gradients or (), strict=True) if g is not None}
-                moving = [parameters[name].detach() for name in reached]
-                self._ascend(moving, list(reached.values()), [scales[name] for name in reached], generator)
+            for _ in range(count):
+                if not self._released:
+                    self._ascend(closure.gradients(), parameters, scales, generator)
+                elif "task" in closure.names:  # a step without stream rows has nothing to unlearn
+                    self._ascend(closure.gradients("task"), parameters, scales, generator)
             return inner(closure)
 
         return refreshed
 
-    def _ascend(self, moving: list[Tensor], gradients: list[Tensor], scales: list[Tensor], generator: torch.Generator) -> None:
-        config = self.config
-        deviation = 1.0 if config.variant == "released" else math.sqrt(2 * config.rate * config.temperature)
-        noise = None
-        if deviation:
-            noise = [torch.empty_like(tensor).normal_(0, deviation, generator=generator) for tensor in moving]
-        if config.variant == "released":
-            assert noise is not None
-            ascend_released(moving, gradients, scales, config.rate, noise)
+    def _ascend(self, found: Evaluation, parameters: Sequence[Tensor], scales: Sequence[Tensor], generator: torch.Generator) -> None:
+        value = self.config.value
+        noise: Sequence[Tensor] = parameters  # not read where there is none
+        if self._released or value("temperature"):
+            noise = noise_like(parameters, generator)
+        gradients, moving, scales, noise = reached(found.gradients or (), parameters, scales, noise)
+        if not gradients:  # no term reaches a parameter
+            return
+        if self._released:
+            ascend_released(moving, gradients, scales, value("delta"), SIGMA, noise)
         else:
-            ascend(moving, gradients, scales, config.rate, noise)
+            ascend(moving, gradients, scales, value("gamma"), value("temperature"), noise)
 
     def _scales(self, context: Context) -> list[Tensor]:
-        """The diagonal of P for each parameter in play."""
-        fishers = [self._fisher.get(name, torch.zeros_like(p)) for name, p in zip(context.parameter_names, context.parameters, strict=True)]
-        if self.config.variant == "released":
-            return [released_preconditioner(fisher) for fisher in fishers]
-        return [preconditioner(fisher, self.config.damping) for fisher in fishers]
+        """The diagonal of P for each parameter in play, 0 for entries that may not move."""
+        scales = []
+        for name, parameter, movable in zip(context.parameter_names, context.parameters, context.movable, strict=True):
+            fisher = self._fisher.get(name, torch.zeros_like(parameter, requires_grad=False))
+            scale = released_preconditioner(fisher) if self._released else preconditioner(fisher, self.config.value("damping"))
+            scales.append(scale if movable is None else scale * movable)
+        return scales
 
     def _generator(self, context: Context) -> torch.Generator:
         """This step's noise, on the device."""
@@ -180,9 +210,8 @@ class Refresh(Strategy):
             return
         found = self._pass.add(batch, context)
         if found is not None:
-            released = self.config.variant == "released"
-            kept = {name: DECAY * value for name, value in self._fisher.items()} if released else {}
-            self._fisher = {name: value + kept[name] if name in kept else value for name, value in found.items()}
+            decay = DECAY if self._released else 0.0
+            self._fisher = {name: value + decay * self._fisher[name] if name in self._fisher else value for name, value in found.items()}
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self._fisher = {}
