@@ -7,10 +7,12 @@ files looked like, so that other files make another one.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import pickle
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -122,8 +124,8 @@ def _members(folder: Path, files: list[Path], texts: Sequence[str], read: bool) 
                         if member.isfile() and wanted(member.name):
                             content = packed.extractfile(member) if read else None
                             yield member.name, content.read() if content else b""
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise ConfigurationError(f"{archive} cannot be read ({error}). Replace it.") from error
+        except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+            raise ConfigurationError(f"{archive} cannot be read ({str(error).partition(chr(10))[0]}). Replace it.") from error
 
 
 def _pixels(name: str, data: bytes, size: int, channels: int) -> Tensor:
