@@ -1,0 +1,261 @@
+"""LwF: the distillation term by its definition, who the teacher is and for which classes it answers, the warm-up of the head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import strategies.hypernetwork  # noqa: F401 - registers it
+from cl_framework import Batch, ConfigurationError, Context, Output, Setting
+from cl_framework.records import RunDirectory
+from cl_framework.testing.laboratory import ROUGH, beside, experiment_of, finish, first_difference, in_place_of
+from cl_framework.testing.neighbours import Oblivious, Thrice, slot, snapshot
+from strategies.lwf import LwF, LwFConfig, distillation
+
+# --- the term ---
+
+
+def softened(logits: Tensor, temperature: float) -> list[float]:
+    """Probabilities of one row raised to 1 / T and normalised again."""
+    powers = [probability ** (1 / temperature) for probability in logits.softmax(0).tolist()]
+    return [power / sum(powers) for power in powers]
+
+
+def test_the_term_is_the_cross_entropy_of_softened_probabilities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    swept = 0
+    for temperature in (0.5, 1.0, 2.0, 5.0):
+        for _ in range(5):
+            student, teacher = (3 * torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)).unbind()
+            rows = [
+                -sum(p * torch.tensor(q).log().item() for p, q in zip(softened(t, temperature), softened(s, temperature), strict=True))
+                for s, t in zip(student, teacher, strict=True)
+            ]
+            found = float(distillation(student, teacher, temperature))
+            assert found == pytest.approx(sum(rows) / 6)
+            assert found != pytest.approx(float(distillation(student, teacher, temperature + 1)))
+            swept += 1
+    assert swept == 20
+
+
+def test_at_temperature_one_it_is_the_cross_entropy_with_soft_labels() -> None:
+    student, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1)).unbind()
+    labels = teacher.softmax(1)
+    expected = -(labels * student.log_softmax(1)).sum(1).mean()
+    assert float(distillation(student, teacher, 1.0)) == pytest.approx(float(expected))
+    assert float(distillation(student, teacher, 2.0)) != pytest.approx(float(expected))
+
+
+def test_its_gradient_is_zero_where_the_student_is_the_teacher() -> None:
+    teacher = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def gradient(student: Tensor) -> float:
+        student = student.clone().requires_grad_()
+        distillation(student, teacher, 2.0).backward()
+        assert student.grad is not None
+        return float(student.grad.abs().max())
+
+    assert gradient(teacher) < 1e-12 and gradient(teacher + 3) < 1e-12  # logits count up to a constant
+    assert gradient(teacher * 1.1) > 1e-4
+
+
+# --- in runs ---
+
+
+class Spied(LwF):
+    """Notes of each step the model, the batch, the term and what the draw used; of each event's end what is known."""
+
+    journal: list[dict[str, Any]] = []  # noqa: RUF012 - one test at a time reads it
+
+    def begin(self, context: Context) -> Any:
+        self.weights = context.snapshot()
+        return super().begin(context)
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        with torch.no_grad():
+            terms = {name: (float(term.value()), term.weight) for name, term in self.loss(batch, output, context).items()}
+        position = context.position
+        entry = {"event": position.event_index, "phase": position.phase.name, "step": position.step, "terms": terms}  # type: ignore[union-attr]
+        state = snapshot(self.state_dict())
+        self.journal.append({**entry, "batch": batch, "logits": output.logits, "began": self.weights, "state": state})
+
+
+def run_spied(folder: Path, options: dict[str, Any], stream: str = "L0 L1 L2", **settings: Any) -> list[dict[str, Any]]:
+    Spied.journal.clear()
+    experiment = in_place_of(experiment_of({"lwf": options}, folder, stream=stream, **settings), Spied)
+    finish(beside(experiment, after=[slot(Oblivious)]))
+    return list(Spied.journal)
+
+
+def answers(model: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Of the plain two-layer model, written out: (B, C)."""
+    hidden = functional.relu(inputs.flatten(1) @ model["body.1.weight"].T + model["body.1.bias"])
+    return hidden @ model["head.weight"].T + model["head.bias"]
+
+
+HEADS = {
+    ("class_il", "joint"): {1: [[0, 1]], 2: [[0, 1, 2, 3]]},
+    ("class_il", "task"): {1: [[0, 1]], 2: [[0, 1], [2, 3]]},
+    ("task_il", "task"): {1: [[0, 1]], 2: [[0, 1], [2, 3]]},
+    ("domain_il", "joint"): {1: [[0, 1]], 2: [[0, 1]]},
+    ("domain_il", "task"): {1: [[0, 1]], 2: [[0, 1]]},
+}
+
+
+@pytest.mark.parametrize(("scenario", "heads"), HEADS)
+def test_the_teacher_is_the_model_before_the_task_and_answers_for_the_classes_before_it(scenario: str, heads: str, tmp_path: Path) -> None:
+    journal = run_spied(tmp_path, {"heads": heads, "temperature": 3.0, "weight": 0.5}, scenario=scenario)
+    swept = 0
+    for entry in journal:
+        if entry["event"] == 0:
+            assert not entry["terms"] and not entry["state"]["teacher"]
+            continue
+        teacher = answers(entry["began"], entry["batch"].inputs)
+        expected = sum(
+            -((teacher[:, head] / 3).softmax(1) * (entry["logits"][:, head] / 3).log_softmax(1)).sum(1).mean()
+            for head in HEADS[scenario, heads][entry["event"]]
+        )
+        assert entry["terms"]["distillation"] == (pytest.approx(float(expected), rel=1e-5), 0.5)
+        swept += 1
+    assert swept == 10
+
+
+def test_at_the_first_step_of_a_task_the_term_has_no_gradient(tmp_path: Path) -> None:
+    journal = run_spied(tmp_path, {}, "L0 L1")
+    values = {}
+    for entry in journal[5:]:
+        student = entry["logits"][:, :2].clone().requires_grad_()
+        teacher = answers(entry["began"], entry["batch"].inputs)[:, :2]
+        distillation(student, teacher, 2.0).backward()
+        assert student.grad is not None
+        values[entry["step"]] = float(student.grad.abs().max())
+    assert values[0] < 1e-7 and min(values[step] for step in (1, 2, 3, 4)) > 1e-5
+
+
+def test_a_wrapper_that_calls_often_pays_for_the_teacher_once(tmp_path: Path) -> None:
+    def forward_passes(name: str, weight: float, *others: Any) -> list[int]:
+        outcome = finish(beside(experiment_of({"lwf": {"weight": weight}}, tmp_path / name), before=list(others)))
+        return [row["forward_passes"] for row in RunDirectory(outcome.path).events()]
+
+    assert forward_passes("plain", 0.0) == [5, 5] and forward_passes("alone", 1.0) == [5, 10]
+    assert forward_passes("wrapped", 1.0, slot(Thrice)) == [20, 25], "four passes of the student a step, one of the teacher"
+
+
+def test_the_teacher_leaves_when_its_task_ends_and_what_is_forgotten_is_not_answered_for(tmp_path: Path) -> None:
+    def left(stream: str, name: str) -> Any:
+        experiment = experiment_of({"lwf": {}}, tmp_path / name, stream=stream)
+        return finish(beside(experiment, after=[slot(Oblivious)])).learner["strategies"]["lwf"]
+
+    assert left("L0 L1", "learned") == {"known": [0, 1, 2, 3], "heads": [], "teacher": {}}
+    assert left("L0 L1 U0", "task")["known"] == [2, 3]
+    assert left("L0 L1 U1:class=3", "class")["known"] == [0, 1, 2]
+    assert left("L0 L1 U1:fraction=0.5", "sample")["known"] == [0, 1, 2, 3]
+    journal = run_spied(tmp_path / "again", {}, "L0 L1 U0 L2 L1")
+    heads = {entry["event"]: [head.tolist() for head in entry["state"]["heads"]] for entry in journal}
+    assert heads == {0: [], 1: [[0, 1]], 3: [[2, 3]], 4: [[2, 3, 4, 5]]}, "known classes are held when they are learned again"
+
+
+def test_classes_that_another_task_has_are_not_forgotten_with_one(tmp_path: Path) -> None:
+    experiment = experiment_of({"lwf": {}}, tmp_path, stream="L0 L1 U0", scenario="domain_il")
+    outcome = finish(beside(experiment, after=[slot(Oblivious)]))
+    assert outcome.learner["strategies"]["lwf"]["known"] == [0, 1]
+
+
+# --- the warm-up ---
+
+
+def test_in_the_warm_up_only_the_heads_part_for_new_classes_moves(tmp_path: Path) -> None:
+    moved: list[dict[str, list[int]]] = []
+
+    class Watching(LwF):
+        """Notes which rows of each tensor moved from the start of an event to the end of its warm-up."""
+
+        def begin(self, context: Context) -> Any:
+            self.before = {name: value.detach().clone() for name, value in context.model.named_parameters()}
+            return super().begin(context)
+
+        def commit(self, batch: Batch, output: Output, context: Context) -> None:
+            phase, step = context.position.phase, context.position.step
+            assert phase is not None
+            if step != phase.steps - 1 or (phase.name != "lwf/warm_up" and context.position.event_index):
+                return
+            moving = {name: value != self.before[name] for name, value in context.model.named_parameters()}
+            rows = {name: part if part.ndim == 1 else part.any(1) for name, part in moving.items()}
+            moved.append({name: part.nonzero().flatten().tolist() for name, part in rows.items()})
+
+    experiment = experiment_of({"lwf": {"warm_up": 2}}, tmp_path, stream="L0 L1 L2")
+    outcome = finish(in_place_of(experiment, Watching))
+    first, *warm_ups = moved  # the first task's learning is the control
+    assert len(first["body.1.weight"]) > 8 and first["head.weight"] == list(range(6))
+    for event, found in enumerate(warm_ups, start=1):
+        new = [2 * event, 2 * event + 1]
+        assert found == {"body.1.weight": [], "body.1.bias": [], "head.weight": new, "head.bias": new}
+    assert len(warm_ups) == 2
+    phases = [[(phase["name"], phase["steps"]) for phase in row["phases"]] for row in RunDirectory(outcome.path).events()]
+    assert phases == [[("learn", 5)], [("lwf/warm_up", 10), ("learn", 5)], [("lwf/warm_up", 10), ("learn", 5)]]
+
+
+def test_the_teacher_is_of_before_the_warm_up_and_known_classes_have_none(tmp_path: Path) -> None:
+    journal = run_spied(tmp_path, {"warm_up": 1}, "L0 L1 L0", model=ROUGH)
+    phases = [(entry["event"], entry["phase"]) for entry in journal]
+    assert phases == [(0, "learn")] * 5 + [(1, "lwf/warm_up")] * 5 + [(1, "learn")] * 5 + [(2, "learn")] * 5
+    for entry in journal[5:]:
+        assert first_difference(entry["state"]["teacher"], entry["began"]) is None
+        assert bool(entry["terms"]) == (entry["phase"] == "learn")
+
+
+# --- with others, and what is refused ---
+
+
+SMALL = {"embedding": 4, "chunk_embedding": 4, "hidden": [8], "chunk_size": 40, "sampled_tasks": 1}
+
+
+def test_on_a_task_conditioned_model_both_answer_as_the_rows_own_task(tmp_path: Path) -> None:
+    Spied.journal.clear()
+    experiment = experiment_of({"lwf": {}, "hypernetwork": SMALL}, tmp_path, stream="L0 L1", scenario="task_il")
+    finish(in_place_of(experiment, Spied))
+    entries = [entry for entry in Spied.journal if entry["event"] == 1]
+    same = [torch.allclose(entry["batch"].extras["lwf"], entry["logits"], atol=1e-6) for entry in entries]
+    assert same == [True, False, False, False, False] and set(entries[0]["batch"].host_tasks.tolist()) == {1}
+
+
+def test_a_warm_up_on_a_model_whose_weights_are_written_is_refused_at_the_first_event(tmp_path: Path) -> None:
+    experiment = experiment_of({"lwf": {"warm_up": 1}, "hypernetwork": SMALL}, tmp_path, scenario="task_il")
+    with pytest.raises(ConfigurationError, match="warm_up=1 moves a part of the model's `head`"):
+        finish(experiment)
+    (path,) = tmp_path.glob("*/*")
+    assert RunDirectory(path).events() == []
+
+
+def test_a_warm_up_needs_a_linear_head() -> None:
+    def setting(model: nn.Module | None) -> Setting:
+        return Setting("class_il", 10, 1, 0.0, 2, {}, model=model)
+
+    headless = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    text = r"^warm_up=3 moves a part of the model's `head`, but this model has no linear one\. Set warm_up=0\.$"
+    with pytest.raises(ConfigurationError, match=text):
+        LwF(LwFConfig(warm_up=3)).check(setting(headless))
+    for options, model in ((LwFConfig(), headless), (LwFConfig(warm_up=3), None)):
+        LwF(options).check(setting(model))
+    with_head = nn.Module()
+    with_head.head = nn.Linear(4, 2)
+    LwF(LwFConfig(warm_up=3)).check(setting(with_head))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": -1.0}, "weight must be >= 0, got -1.0"),
+        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"heads": "all"}, "heads must be one of joint, task, got 'all'"),
+        ({"warm_up": -1}, "warm_up must be >= 0, got -1"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LwFConfig(**options)
