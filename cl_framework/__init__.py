@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cl_framework.checks import check_choice, check_range
     from cl_framework.config import load_experiment
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
+    from cl_framework.exemplars import herding
     from cl_framework.fisher import FisherPass
     from cl_framework.memory import Memory
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
@@ -49,6 +50,7 @@ _HOMES = {
     "checks": ("check_choice", "check_range"),
     "config": ("load_experiment",),
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
+    "exemplars": ("herding",),
     "fisher": ("FisherPass",),
     "parameters": ("Matrix", "matrices", "trained_share"),
     "penalty": ("weighted_squares",),
@@ -119,6 +121,7 @@ __all__ = [
     "first_rows",
     "from_datasets",
     "from_task_datasets",
+    "herding",
     "load_experiment",
     "matrices",
     "mean_squared_distance",

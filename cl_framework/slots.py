@@ -57,21 +57,3 @@ def rank_within(labels: Tensor) -> Tensor:
     """For each entry of (B,), how many earlier entries have the same label."""
     same = labels.unsqueeze(1) == labels.unsqueeze(0)
     return same.tril(-1).sum(1)
-
-
-def herding_order(features: Tensor, count: int) -> Tensor:
-    """The first `count` rows of (N, D) whose running mean follows the mean of all (iCaRL, Rebuffi et al. 2017, algorithm 4).
-
-    A prefix of the result for a larger count is the result for the smaller one.
-    """
-    mean = features.mean(0)
-    total = torch.zeros_like(mean)
-    free = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
-    order = []
-    for position in range(min(count, features.shape[0])):
-        distance = (mean - (total + features) / (position + 1)).norm(dim=1)
-        best = int(distance.masked_fill(~free, float("inf")).argmin())
-        free[best] = False
-        total = total + features[best]
-        order.append(best)
-    return torch.tensor(order, dtype=torch.int64, device=features.device)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cl_framework.slots import floyd, herding_order, last_wins, rank_within, reservoir_slots
+from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
 
 
 def chi_squared(counts: torch.Tensor, expected: float) -> float:
@@ -73,21 +72,3 @@ def test_the_last_of_a_row_wins_a_slot() -> None:
 
 def test_rank_within() -> None:
     assert rank_within(torch.tensor([7, 2, 7, 7, 2])).tolist() == [0, 0, 1, 2, 1]
-
-
-def brute_herding(features: torch.Tensor, count: int) -> list[int]:
-    chosen: list[int] = []
-    for _ in range(count):
-        free = [row for row in range(len(features)) if row not in chosen]
-        distances = {row: float((features.mean(0) - features[[*chosen, row]].mean(0)).norm()) for row in free}
-        chosen.append(min(distances, key=lambda row: distances[row]))
-    return chosen
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_herding_follows_its_definition_and_its_prefixes_agree(seed: int) -> None:
-    features = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    order = herding_order(features, 12).tolist()
-    assert order == brute_herding(features, 12)
-    assert herding_order(features, 5).tolist() == order[:5]
-    assert order != list(range(12))
