@@ -103,7 +103,8 @@ def grey(images: Tensor) -> Tensor:
     """(B, 1, H, W): the brightness of colour images, the mean of the channels of others."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def _as_column(values: Tensor) -> Tensor:

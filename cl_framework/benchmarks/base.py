@@ -144,5 +144,6 @@ class Scale:
         if not self.mean:
             return inputs
         shape = (1, -1, *([1] * (inputs.ndim - 2)))
-        mean = torch.tensor(self.mean, device=inputs.device).view(shape)
-        return inputs.sub_(mean).div_(torch.tensor(self.deviation, device=inputs.device).view(shape))
+        # Made on the host and sent without waiting: a tensor made on the device would hold up every step.
+        mean, deviation = (torch.tensor(value).view(shape).to(inputs.device, non_blocking=True) for value in (self.mean, self.deviation))
+        return inputs.sub_(mean).div_(deviation)
