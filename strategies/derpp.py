@@ -60,7 +60,8 @@ class DERPP(Strategy):
         }
 
     def commit(self, batch: Batch, output: Output, context: Context) -> None:
-        self.memory.add(batch, context.random("insert"), logits=output.logits)
+        if len(batch):  # no pass has run over a step without rows
+            self.memory.add(batch, context.random("insert"), logits=output.logits)
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self.memory.forget(forgotten.ids, context.random("forget"))

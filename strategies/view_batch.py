@@ -78,7 +78,8 @@ def viewed_plan(plan: Plan, views: int, interval: int, strong: bool) -> Plan:
     """The plan `interval` times slower: its visits in their order, as many as fit in its steps, each as `views` rows of one step.
 
     A step of s visits shows s / interval of them, rounded up or down such that the sum over the steps stays right, so that no group
-    straddles steps; the number of steps stays. Groups that the plan has are visits, whose views are arranged anew.
+    straddles steps; the number of steps stays, and one of fewer than `interval` visits may be empty then. Groups that the plan has are
+    visits, whose views are arranged anew.
     """
     rows = first_rows(plan)
     before = torch.searchsorted(rows, plan.offsets)  # visits before each step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -59,6 +60,13 @@ class Spy(Neighbour):
 
     def commit(self, batch: Batch, output: Output, context: Context) -> None:
         self.journal[-1]["committed"] = output.logits
+
+
+class Sizes(Neighbour):
+    """Notes how many rows each step has; beside it no strategy's pass runs sooner."""
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        self.journal.append(len(batch))
 
 
 def strengthened(experiment: Experiment) -> Benchmark:
@@ -190,13 +198,19 @@ def test_each_option_has_an_effect(tmp_path: Path) -> None:
     assert first_difference(default, weights("again", strong=True)) is None
 
 
-def test_steps_without_rows_are_made_all_the_same(tmp_path: Path) -> None:
+ALONE = ("agem", "der", "derpp", "er", "er_ace", "gdumb", "mir")
+
+
+@pytest.mark.parametrize("memory", ALONE)
+def test_steps_without_rows_are_made_all_the_same(memory: str, tmp_path: Path) -> None:
+    """34 samples in steps of 8: of the epochs' last steps, 2 visits each, every other one gets none of the groups of four."""
+    importlib.import_module(f"strategies.{memory}")
     benchmark = {"name": "synthetic", "tasks": 2, "classes_per_task": 2, "train_per_class": 17, "test_per_class": 10}
-    slots = with_views({}, MEMORIES[0]) | {"logits": MEMORIES[1]}
-    journal, outcome = journal_of(tmp_path, slots, benchmark=benchmark, model=ROUGH)
-    sizes = [len(entry["batch"]) for entry in journal]
-    assert len(sizes) == 2 * 4 * 5 and sizes.count(0) == 4 and sum(sizes) == 2 * 4 * 34
-    assert_finite(outcome, "with empty steps")
+    sizes = slot(Sizes)
+    experiment = experiment_of(with_views({}, {"use": memory}), tmp_path, benchmark=benchmark, epochs=4)
+    assert_finite(finish(beside(experiment, after=[sizes])), "with empty steps")
+    shown = sizes.strategy_class.journal
+    assert len(shown) == 2 * 4 * 5 and shown.count(0) == 4 and sum(shown) == 2 * 4 * 34
 
 
 def test_rehearsed_samples_are_viewed_where_power_law_comes_before(tmp_path: Path) -> None:
