@@ -198,7 +198,7 @@ def test_each_option_has_an_effect(tmp_path: Path) -> None:
     assert first_difference(default, weights("again", strong=True)) is None
 
 
-ALONE = ("agem", "der", "derpp", "er", "er_ace", "gdumb", "mir")
+ALONE = ("agem", "der", "derpp", "er", "er_ace", "mir")
 
 
 @pytest.mark.parametrize("memory", ALONE)
