@@ -24,6 +24,8 @@ CAPACITY = 500
 SAMPLES = 60_000  # of the measured event: MNIST's size
 WARM_UP_STEPS = 200  # of the event before, which fills the memory
 QUICK_STEPS = 300
+STRATEGY_STEPS = 500
+DEFAULT_BATCHES = [10, 32, 128]
 RATE = 0.05
 SEED = 0
 LOSS_TOLERANCE = 1e-4
@@ -38,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.side:
         print(json.dumps(_SIDES[options.side](options)))
         return 0
+    if options.strategies is not None:
+        from cl_framework.bench_strategies import table
+
+        batches = options.batch if options.batch != DEFAULT_BATCHES else DEFAULT_BATCHES[1:]
+        table(options.strategies, batches, options.steps or STRATEGY_STEPS, options.repeats, options.json)
+        return 0
     if options.memory:
         return _bench_memory(options)
     if options.evaluation:
@@ -47,12 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="clu bench", description="Cost per optimizer step, in one run, as ratios.")
-    parser.add_argument("--batch", type=int, nargs="+", default=[10, 32, 128], help="stream rows a step; as many come from the memory")
+    parser.add_argument("--batch", type=int, nargs="+", default=DEFAULT_BATCHES, help="stream rows a step; as many come from the memory")
     parser.add_argument("--steps", type=int, help="measured steps (default: one pass over 60,000 samples)")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each side; the median counts")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one process of each side")
     parser.add_argument("--capacity", type=int, default=CAPACITY, help="samples in memory")
     parser.add_argument("--without-avalanche", action="store_true", help="leave Avalanche out")
+    parser.add_argument("--strategies", nargs="*", metavar="NAME", help="instead: cost a step of these strategies, by default of all")
     parser.add_argument("--memory", action="store_true", help="instead: cost a step for memories of 1e3 to 1e6 samples")
     parser.add_argument("--evaluation", action="store_true", help="instead: time of evaluating 1 to 20 tasks")
     parser.add_argument("--json", type=Path, help="also write the results to this file")

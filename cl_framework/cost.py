@@ -23,6 +23,8 @@ class Cost:
 
     forward_passes: int = 0
     forward_rows: int = 0  # rows of all these passes
+    graph_passes: int = 0  # those through which gradients can pass back
+    graph_rows: int = 0
     backward_passes: int = 0  # gradients of a scalar; one for each term where they are asked for term by term
     drawn_rows: int = 0  # rows of all draws, whether or not a term reads them
 
@@ -30,6 +32,9 @@ class Cost:
         """Note forward passes over so many rows each."""
         self.forward_passes += passes
         self.forward_rows += rows * passes
+        if torch.is_grad_enabled():
+            self.graph_passes += passes
+            self.graph_rows += rows * passes
 
 
 @dataclass

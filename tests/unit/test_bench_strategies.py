@@ -1,0 +1,73 @@
+"""`clu bench --strategies`: passes are counted as a method makes them, and the table says what it found. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from cl_framework import bench, bench_strategies
+from cl_framework.bench_strategies import half_saving, strategy
+from cl_framework.errors import ConfigurationError
+
+PASSES = {  # forward passes, rows and backward passes of a step at batches of 8
+    "fine-tuning": (1, 8, 1),
+    "er": (1, 16, 1),
+    "derpp": (3, 24, 1),
+    "refresh": (2, 16, 2),
+    "agem": (2, 16, 2),
+    "si": (1, 8, 1),
+}
+
+
+def measured(name: str, batch: int = 8, steps: int = 4) -> dict[str, float]:
+    return strategy(Namespace(name=name, amount=float(batch), steps=steps))
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_passes_are_those_of_the_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_strategies, "WARM_UP_STEPS", 3)
+    row = measured(name)
+    assert (row["forward"], row["rows"], row["backward"]) == PASSES[name]
+    assert row["steps"] == 4
+    assert row["us"] > 0 and row["passes_us"] > 0
+
+
+def test_phases_around_an_event_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_strategies, "WARM_UP_STEPS", 2)
+    assert measured("ewc")["forward"] == 1  # its Fisher pass is not among the steps' passes
+    assert measured("ewc")["phases_ms"] > measured("fine-tuning")["phases_ms"]
+
+
+def test_what_has_no_steps_or_no_passes_says_so() -> None:
+    row = {"batch": 32, "strategy": "x", "steps": 4, "us": 30.0, "passes_us": 0.0, "forward": 0, "rows": 0, "backward": 0, "phases_ms": 1.0}
+    assert "no passes" in bench_strategies._shown(row, 10.0)
+    assert "no steps" in bench_strategies._shown({**row, "steps": 0}, 10.0)
+    assert "2.00 (target 1.15)" in bench_strategies._shown({**row, "passes_us": 15.0}, 10.0)
+    assert "2.00" in bench_strategies._shown({**row, "passes_us": 15.0, "batch": 10}, 10.0)
+
+
+def test_half_the_matrices_have_half_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_strategies, "WARM_UP_STEPS", 1)
+    whole, half = (half_saving(Namespace(amount=share, steps=1)) for share in (1.0, 0.5))
+    assert whole["state_mib"] == pytest.approx(2 * whole["gradient_mib"], rel=1e-3)  # Adam's two moments
+    assert half["state_mib"] == pytest.approx(2 * half["gradient_mib"], rel=1e-3)
+    assert half["gradient_mib"] < 0.7 * whole["gradient_mib"]
+
+
+@pytest.mark.slow
+def test_the_table_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    assert bench.main(["--strategies", "er", "--batch", "32", "--steps", "4", "--repeats", "1", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "er" in printed and "target 1.15" in printed and "half fine-tuning with Adam" in printed
+    record = json.loads(file.read_text())
+    assert [row["strategy"] for row in record["results"]] == ["fine-tuning", "er"]
+    assert len(record["half"]) == 2
+
+
+def test_an_unknown_strategy_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigurationError, match="there is no strategy named 'err'"):
+        bench.main(["--strategies", "err"])
