@@ -91,12 +91,12 @@ def reproduce(names: Sequence[str], seeds: str, overrides: Sequence[str], jobs: 
     return 1 if failed else 0
 
 
-def table_from_record(record: Path, seeds: Sequence[int]) -> str:
-    """The Markdown table that a committed record of runs gives: how a README's table is checked against it."""
+def table_from_record(record: Path, seeds: Sequence[int], names: Sequence[str] = ()) -> str:
+    """The Markdown table that a committed record of runs gives for some cells, by default all: how a README's is checked against it."""
     summaries = collect([record]).summaries
     rows = [
         row(path, expected, {run["seed"]: run[expected.figure] for run in summaries if run["experiment"] == path.stem}, seeds)
-        for path in find_cells([])
+        for path in find_cells(names)
         for expected in published(path)
     ]
     return markdown(HEADER, rows)
