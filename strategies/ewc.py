@@ -54,17 +54,17 @@ class EWCConfig:
     weight: float = 100.0  # lambda, >= 0; 0 is fine-tuning
     gamma: float = 1.0  # decay of F from task to task, [0, 1]
     variant: str = "paper"  # paper or released
-    labels: str | None = None  # of the squared gradients: given, expected or weighted; default: the variant's
-    samples: int | None = None  # of a task that F is taken from, >= 1; default: all
+    fisher_labels: str | None = None  # of the squared gradients: given, expected or weighted; default: the variant's
+    fisher_samples: int | None = None  # of a task that F is taken from, >= 1; default: all
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, low=0)
         check_range("gamma", self.gamma, low=0, high=1)
         check_choice("variant", self.variant, tuple(HALF))
-        if self.labels is not None:
-            check_choice("labels", self.labels, ("given", "expected", "weighted"))
-        if self.samples is not None:
-            check_range("samples", self.samples, low=1)
+        if self.fisher_labels is not None:
+            check_choice("fisher_labels", self.fisher_labels, ("given", "expected", "weighted"))
+        if self.fisher_samples is not None:
+            check_range("fisher_samples", self.fisher_samples, low=1)
 
 
 @register("ewc")
@@ -76,17 +76,17 @@ class EWC(Strategy):
 
     def __init__(self, config: EWCConfig) -> None:
         super().__init__(config)
-        self._pass = FisherPass(config.labels or LABELS[config.variant], config.samples)
+        self._pass = FisherPass(config.fisher_labels or LABELS[config.variant], config.fisher_samples)
         self._fisher: dict[str, Tensor] = {}
-        self._anchors: dict[str, Tensor] = {}
+        self._anchors: dict[str, Tensor] = {}  # theta*
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if not self._fisher:
             return {}
-        held = [(p, name) for p, name in zip(context.parameters, context.parameter_names, strict=True) if name in self._fisher]
-        anchors, importances = [self._anchors[name] for _, name in held], [self._fisher[name] for _, name in held]
+        importances = [self._fisher[name] for name in context.parameter_names]
+        anchors = [self._anchors[name] for name in context.parameter_names]
         weight = HALF[self.config.variant] * self.config.weight
-        return {"penalty": Term(lambda: weighted_squares([p for p, _ in held], anchors, importances), weight)}
+        return {"penalty": Term(lambda: weighted_squares(context.parameters, anchors, importances), weight)}
 
     def end(self, context: Context) -> Sequence[Phase]:
         learned = isinstance(context.position.event, Learn)
