@@ -1,15 +1,19 @@
 """Synaptic intelligence: hold the weights whose movement lowered the loss, as firmly as they lowered it.
 
 Source: Zenke et al. 2017 "Continual Learning Through Synaptic Intelligence", eqs. 3 to 5: each step omega += -g dtheta; at a task's end
-Omega += max(omega, 0) / ((theta - theta_start)^2 + xi); L = loss + c sum Omega (theta - theta*)^2.
+    Omega += max(omega, 0) / ((theta - theta_start)^2 + xi); L = loss + c sum Omega (theta - theta*)^2.
 Uses: step, loss, begin, end, forget, state_dict, load_state_dict
-Cost: no further pass; a copy of the weights a step. Three copies of the weights as state.
-Differs: g is the gradient that was applied, less that of the penalty itself, which is known in closed form; dtheta is the displacement
-    that the optimizer really made, momentum and all. `released` is the code of Buzzega et al. 2020: omega += rate * g^2, the penalty's
-    gradient included, gradients clipped by value to [-1, 1] before they are applied.
+Cost: no further pass; a copy of the weights a step. Four copies of the weights as state.
+Differs: g is the gradient of the objective at the weights where it is applied, less that of the penalty, which is known in closed form;
+    dtheta is the displacement that the optimizer really makes, momentum, clipping and weight decay included.
+    `released` is the code of Buzzega et al. 2020: omega += rate * g^2, the penalty's gradient included, gradients clipped by value to
+    [-1, 1] before they are applied, no max(., 0), which such an omega does not need.
 Interacts: terms of other strategies (replay) are part of the loss whose path is followed. A wrapper that moves weights before it calls
-    inward (refresh) belongs outside of this one, where its movement is not counted. After an Unlearn nothing is held: Omega is a sum
-    over tasks that cannot be taken apart.
+    inward (refresh) belongs outside of this one, where its movement is not counted; inside of it the movement is. A wrapper that maps
+    gradients (A-GEM) belongs inside of it, where the path is that of the loss and not of the mapped gradient; one that steps several
+    times belongs outside, since only the last gradient of a call inward is followed.
+    After an Unlearn nothing is held: Omega is a sum over tasks that cannot be taken apart, and the weights that it held the others to
+    would pull the unlearned task back. The next Learn begins anew.
 """
 
 from __future__ import annotations
@@ -52,10 +56,21 @@ def clipped(gradients: Gradients) -> Gradients:
     return tuple(None if gradient is None else gradient.clamp(-1, 1) for gradient in gradients)
 
 
+@torch.no_grad()
+def without_penalty(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], c: float
+) -> list[Tensor]:
+    """`gradients` less those of c * sum importance * (parameter - anchor)^2, as new tensors; no importances: no penalty."""
+    if not importances:
+        return [gradient.clone() for gradient in gradients]  # what is applied may be clipped in place
+    pull = torch._foreach_mul(torch._foreach_sub(list(parameters), list(anchors)), list(importances))
+    return list(torch._foreach_sub(list(gradients), pull, alpha=2 * c))
+
+
 @dataclass(frozen=True)
 class SIConfig:
     c: float = 1.0  # weight of the penalty, >= 0; 0 is fine-tuning
-    xi: float = 0.1  # keeps the importance of weights that hardly moved finite, > 0
+    xi: float = 0.9  # keeps the importance of weights that hardly moved finite, > 0
     variant: str = "paper"  # paper or released
 
     def __post_init__(self) -> None:
@@ -73,10 +88,10 @@ class SI(Strategy):
 
     def __init__(self, config: SIConfig) -> None:
         super().__init__(config)
-        self._path: dict[str, Tensor] = {}
-        self._start: dict[str, Tensor] = {}
-        self._importance: dict[str, Tensor] = {}
-        self._anchors: dict[str, Tensor] = {}
+        self._path: dict[str, Tensor] = {}  # omega of the task under way
+        self._start: dict[str, Tensor] = {}  # the weights it began with
+        self._importance: dict[str, Tensor] = {}  # Omega of the tasks that have ended
+        self._anchors: dict[str, Tensor] = {}  # theta*
 
     def begin(self, context: Context) -> Sequence[Phase]:
         if self.config.c and isinstance(context.position.event, Learn):
@@ -85,36 +100,37 @@ class SI(Strategy):
         return ()
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
-        held = self._held(context)
-        if not held[0]:
+        if not self._importance:
             return {}
-        return {"penalty": Term(lambda: weighted_squares(*held), self.config.c)}
+        importances, anchors = self._of(self._importance, context), self._of(self._anchors, context)
+        return {"penalty": Term(lambda: weighted_squares(context.parameters, anchors, importances), self.config.c)}
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
-        if not self.config.c or not self._path:
+        if not self._path or not context.parameters:
             return inner
         released = self.config.variant == "released"
-        parameters = context.parameters
-        path = [self._path[name] for name in context.parameter_names]
-        held = self._held(context)
-        places = [place for place, name in enumerate(context.parameter_names) if name in self._importance]
+        parameters, path = list[Tensor](context.parameters), self._of(self._path, context)
+        importances, anchors = self._of(self._importance, context), self._of(self._anchors, context)
+        before = [torch.empty_like(value) for value in path]
+        seen: list[Tensor] = []  # the gradients whose path is followed
+
+        def look(gradients: Gradients) -> Gradients:
+            if released:
+                gradients = clipped(gradients)
+            given = [torch.zeros_like(value) if gradient is None else gradient for gradient, value in zip(gradients, before, strict=True)]
+            seen[:] = given if released else without_penalty(given, parameters, anchors, importances, self.config.c)
+            return gradients
 
         def followed(closure: Closure) -> Evaluation:
-            before = [parameter.detach().clone() for parameter in parameters]
-            evaluation = inner(closure.with_gradients(clipped) if released else closure)
-            gradients = [
-                torch.zeros_like(parameter) if gradient is None else gradient
-                for gradient, parameter in zip(evaluation.gradients or [None] * len(before), parameters, strict=True)
-            ]
-            if released:
-                torch._foreach_addcmul_(path, gradients, gradients, value=context.learning_rate)
-                return evaluation
-            if places:
-                own = torch._foreach_mul(torch._foreach_sub([before[place] for place in places], held[1]), held[2])
-                for place, part in zip(places, own, strict=True):
-                    gradients[place] = gradients[place] - 2 * self.config.c * part
-            moved = torch._foreach_sub([parameter.detach() for parameter in parameters], before)
-            torch._foreach_addcmul_(path, gradients, moved, value=-1.0)
+            seen.clear()
+            with torch.no_grad():
+                torch._foreach_copy_(before, parameters)
+            evaluation = inner(closure.with_gradients(look))
+            with torch.no_grad():
+                if seen and released:
+                    torch._foreach_addcmul_(path, seen, seen, value=context.learning_rate)
+                elif seen:
+                    torch._foreach_addcmul_(path, seen, torch._foreach_sub(before, parameters))
             return evaluation
 
         return followed
@@ -140,7 +156,6 @@ class SI(Strategy):
         self._path, self._start = dict(state["path"]), dict(state["start"])
         self._importance, self._anchors = dict(state["importance"]), dict(state["anchors"])
 
-    def _held(self, context: Context) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Parameters in play that have an importance, where they are held, and that importance."""
-        pairs = [(p, name) for p, name in zip(context.parameters, context.parameter_names, strict=True) if name in self._importance]
-        return [p for p, _ in pairs], [self._anchors[name] for _, name in pairs], [self._importance[name] for _, name in pairs]
+    def _of(self, values: Mapping[str, Tensor], context: Context) -> list[Tensor]:
+        """What there is for each parameter in play; nothing before the first task has ended."""
+        return [values[name] for name in context.parameter_names] if values else []
