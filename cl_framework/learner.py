@@ -16,6 +16,7 @@ from cl_framework.context import SlotContext, stream_key
 from cl_framework.cost import Cost
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, combined, each
+from cl_framework.learning_curve import LearningCurve
 from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, optimizer_state_by_name
 from cl_framework.plan import Plan, blurred
 from cl_framework.requests import requested_ids
@@ -36,6 +37,7 @@ class Learner:
         self.device = device
         self.position = Position(stream.events[0])
         self.cost = Cost()  # of the event under way
+        self.curve = LearningCurve()  # of the event under way
         self.deleted = torch.empty(0, dtype=torch.int64)  # ids unlearned one by one: they stay deleted when their task is learned again
         self.parameters_in_play: list[nn.Parameter] = []
         self.names_in_play: list[str] = []
@@ -140,6 +142,10 @@ class Learner:
         unlearning = isinstance(self.position.event, Unlearn)
         self._phase_stack = self.stack.compile(phase, self._apply, unlearning=unlearning)
         self._without = self.forgotten(self.position.event).ids if isinstance(self.position.event, Unlearn) else None
+        if phase.owner is None and isinstance(phase.plan, Plan):
+            self.curve.begin(phase.steps, phase.plan.visits)
+        else:
+            self.curve.rest()
         self.model.train()
 
     def end_phase(self, phase: Phase) -> None:
@@ -178,11 +184,21 @@ class Learner:
             self._restore_masked()
         if self._applied is not None:
             evaluation = self._applied
+            if self.curve.wants(position.step):
+                self._note_answers(batch, self._applied)
         if stack.commits:
             stack.commit(batch, evaluation.output)
         position.step += 1
         position.stream_step += 1
         return evaluation
+
+    def _note_answers(self, batch: Batch, evaluation: StepEvaluation) -> None:
+        try:
+            logits = evaluation.output.logits
+        except ContractError:  # no term has asked the model about these rows
+            return
+        logits = self.criterion.masked(logits, batch.task_of_row)
+        self.curve.note(self.position.step, logits, batch.targets, batch.task_of_row == self.position.event.task)
 
     @property
     def movable(self) -> list[Tensor | None]:

@@ -28,7 +28,7 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 Row = dict[str, Any]
 
 RECORDS = "records.jsonl"  # run, event_index, event, eval_task, split, scenario, metric, value, n, stream_step
-EVENTS = "events.jsonl"  # event_index, event, kind, task, stream_step, what `cost_row` gives, seconds, bytes stored, peak memory, status
+EVENTS = "events.jsonl"  # event_index, event, kind, task, stream_step, cost.cost_row, learning_curve, seconds, bytes, peak memory, status
 _PARTIAL = ".partial"  # ends the name of a file that is still being written
 _WRITTEN_BY_A_RUN = (  # in the order in which `clear` removes them: stopped anywhere, it leaves a run that can be resumed or cleared
     "DONE",

@@ -16,6 +16,8 @@ import yaml
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.metrics import mean_and_deviation, summarise
 from cl_framework.records import RunDirectory, atomic_write
+from cl_framework.retention import living_figures
+from cl_framework.stream import Stream
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,6 +60,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
     config, events, records = read_config(directory), directory.events(), directory.records()
     try:
         figures = summarise(config, events, records)
+        figures |= living_figures(events, figures["accuracy_matrix"], Stream.parse(figures["stream"], None))
     except FrameworkError as error:
         raise FrameworkError(f"{directory.path}: {error}") from error
     return {"fingerprint": directory.path.name.partition("-s")[0], **figures}

@@ -24,6 +24,7 @@ from cl_framework.cost import Cost, EventTally, cost_row, peak_rss_mib, stored_b
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
+from cl_framework.learning_curve import LearningCurve, points
 from cl_framework.listeners import Listener, Progress, RunInfo
 from cl_framework.phases import phase_from_state, phase_state
 from cl_framework.records import RunDirectory, differences, environment
@@ -201,7 +202,7 @@ class Runner:
         position.event, position.event_index, position.phase, position.step = event, index, None, 0
         learner.new_streams()
         inside = state is not None and state["inside"] is not None
-        learner.cost = Cost()
+        learner.cost, learner.curve = Cost(), LearningCurve()
         self.tally = EventTally(**state["inside"]["tally"]) if state is not None and inside else EventTally()
         stages: Stages = (learner.stack.begin, self._own_phases, self._forget_and_end)
         first = state["inside"]["stage"] if state is not None and inside else 0
@@ -251,6 +252,7 @@ class Runner:
         position = self.learner.position
         position.phase, position.step = phase, state["position"]["step"]
         self.learner.new_streams()
+        self.learner.curve = LearningCurve(state["inside"]["curve"])
         self.learner.begin_phase(replace(phase, fresh_model=False))
         self.learner.load_optimizer(state["learner"]["optimizer"])
         self.learner.cost = Cost(**state["inside"]["cost"])  # only now: what a phase begins with was counted before the stop
@@ -283,6 +285,7 @@ class Runner:
                     "task": event.task,
                     "stream_step": learner.position.stream_step,
                     **cost,
+                    "learning_curve": points(learner.curve.entries()),
                     "eval_seconds": seconds,
                     "stored_bytes": stored_bytes(learner.stack.state_dict()),
                     "peak_rss_mib": peak_rss_mib(),
@@ -349,6 +352,7 @@ class Runner:
             ],
             "tally": asdict(self.tally),
             "cost": asdict(self.learner.cost),
+            "curve": self.learner.curve.entries(),
         }
 
     def _after_chunk(self, evaluation: Evaluation, batch: Batch) -> None:

@@ -1,0 +1,104 @@
+"""How tasks are kept and how the next ones are learned: accuracy by lag, steps to a criterion by task. Pure functions on records.
+
+Percent and Learn events throughout. What was not measured, or never reached, is None, and so is what would be made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from cl_framework.metrics import Matrix
+from cl_framework.stream import Learn, Stream, TaskId
+
+
+def living_figures(events: Sequence[Mapping[str, Any]], matrix: Matrix, stream: Stream) -> dict[str, Any]:
+    """What a summary says of how tasks are kept and learned; None for what older records do not tell."""
+    curve = retention_curve(matrix, stream)
+    told = all("learning_curve" in row for row in events)
+    learned = learning_accuracy(events) if told else None
+    return {
+        "retention": curve,
+        "retention_slope": retention_slope(curve),
+        "learning_accuracy": learned,
+        "facilitation": facilitation(learned) if learned else None,
+    }
+
+
+def retention_curve(matrix: Matrix, stream: Stream) -> list[float | None]:
+    """Mean accuracy by lag: how many Learn events ago a task was last learned, from 0; over all tasks that have lived so long.
+
+    matrix[n][t] is the accuracy on task t after event n. A task counts while it is live.
+    """
+    learned: dict[TaskId, int] = {}  # the number of its last Learn event
+    number, found = 0, dict[int, list[float | None]]()
+    for event, live, row in zip(stream, stream.learned_after, matrix, strict=True):
+        if not isinstance(event, Learn):
+            continue
+        number += 1
+        learned[event.task] = number
+        for task in live:
+            found.setdefault(number - learned[task], []).append(row[task])
+    return [_mean(found[lag]) for lag in sorted(found)]
+
+
+def retention_slope(curve: Sequence[float | None]) -> float | None:
+    """Log-log slope of a retention curve from lag 1 on: the exponent if accuracy falls as a power of the lag.
+
+    None for fewer than two lags, or where an accuracy is 0 or missing.
+    """
+    later = curve[1:]
+    known = [value for value in later if value]
+    if len(known) < max(2, len(later)):
+        return None
+    return slope([math.log(lag) for lag in range(1, len(known) + 1)], [math.log(value) for value in known])
+
+
+def steps_to_criterion(curve: Sequence[Sequence[float]], criterion: float, window: int = 3) -> int | None:
+    """Steps of a learning curve (steps, accuracy, rows) until the accuracy of `window` points together reaches `criterion` percent.
+
+    The first points count as far as they go. None if it is never reached.
+    """
+    for end in range(1, len(curve) + 1):
+        part = curve[max(0, end - window) : end]
+        if sum(accuracy * rows for _, accuracy, rows in part) >= criterion * sum(rows for *_, rows in part):
+            return int(part[-1][0])
+    return None
+
+
+def learning_speed(events: Sequence[Mapping[str, Any]], criterion: float, window: int = 3) -> list[int | None]:
+    """Steps to the criterion of every Learn event, from the rows of events.jsonl."""
+    return [steps_to_criterion(row["learning_curve"], criterion, window) for row in events if row["kind"] == "learn"]
+
+
+def learning_accuracy(events: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Accuracy over the whole learning curve of every Learn event, by rows: with one epoch, the first-epoch accuracy."""
+    curves = [row["learning_curve"] for row in events if row["kind"] == "learn"]
+    sizes = [sum(rows for *_, rows in curve) for curve in curves]
+    correct = [sum(accuracy * rows for _, accuracy, rows in curve) for curve in curves]
+    return [total / size if size else None for total, size in zip(correct, sizes, strict=True)]
+
+
+def facilitation(by_event: Sequence[float | None]) -> float | None:
+    """Change of a figure from one Learn event to the next: the slope of its least-squares line.
+
+    For `learning_speed` a negative slope is forward facilitation, for `learning_accuracy` a positive one. None if a value is missing.
+    """
+    known = [value for value in by_event if value is not None]
+    if len(known) < max(2, len(by_event)):
+        return None
+    return slope([float(number) for number in range(len(known))], known)
+
+
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Of the least-squares line. At least two different xs."""
+    mean_x, mean_y = mean(xs), mean(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None

@@ -1,0 +1,106 @@
+"""Retention and facilitation: known answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cl_framework.retention import (
+    facilitation,
+    learning_accuracy,
+    learning_speed,
+    living_figures,
+    retention_curve,
+    retention_slope,
+    slope,
+    steps_to_criterion,
+)
+from cl_framework.stream import Stream
+from cl_framework.testing.laboratory import experiment_of, finish
+
+
+def stream(text: str) -> Stream:
+    return Stream.parse(text, None)
+
+
+def test_accuracy_by_lag() -> None:
+    matrix: list[list[float | None]] = [[90, 1, 2], [60, 80, 3], [30, 50, 70]]
+    assert retention_curve(matrix, stream("L0 L1 L2")) == [80, 55, 30]  # the diagonals below the main one
+    assert retention_curve([[90.0]], stream("L0")) == [90]
+
+
+def test_lag_counts_from_the_last_time_a_task_was_learned() -> None:
+    matrix: list[list[float | None]] = [[90, 0], [60, 80], [95, 50], [70, 85]]
+    assert retention_curve(matrix, stream("L0 L1 L0 L1")) == [(90 + 80 + 95 + 85) / 4, (60 + 50 + 70) / 3]
+
+
+def test_unlearned_tasks_do_not_count_and_an_unlearn_is_no_lag() -> None:
+    matrix: list[list[float | None]] = [[90, 0, 0], [60, 80, 0], [10, 70, 0], [11, 50, 75]]
+    assert retention_curve(matrix, stream("L0 L1 U0 L2")) == [(90 + 80 + 75) / 3, (60 + 50) / 2]
+
+
+def test_what_was_not_measured_is_none() -> None:
+    curve = retention_curve([[90, None], [None, 80]], stream("L0 L1"))
+    assert curve == [85, None]
+    assert retention_slope([90, 80, None, 60]) is None
+    assert retention_slope([90, 80, 0.0]) is None
+    assert retention_slope([90, 80]) is None
+    assert retention_slope([]) is None
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
+def test_a_power_of_the_lag_has_its_exponent_as_slope(exponent: float) -> None:
+    curve = [99.0, *(80 * lag**-exponent for lag in range(1, 20))]
+    assert retention_slope(curve) == pytest.approx(-exponent)
+
+
+def test_slope_of_a_line() -> None:
+    assert slope([0, 1, 2], [1, 3, 5]) == 2
+    assert slope([0, 1, 2, 3], [0, 1, 0, 1]) == pytest.approx(0.2)  # by hand: 1 / 5
+
+
+CURVE = [(0, 10.0, 100), (10, 40.0, 100), (20, 100.0, 100), (30, 60.0, 100), (40, 90.0, 100), (50, 90.0, 100)]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "window", "steps"),
+    [(0, 1, 0), (10, 1, 0), (50, 1, 20), (100, 1, 20), (50, 3, 20), (60, 3, 30), (80, 3, 40), (84, 3, None), (100, 2, None)],
+)
+def test_steps_to_a_criterion(criterion: float, window: int, steps: int | None) -> None:
+    assert steps_to_criterion(CURVE, criterion, window) == steps
+
+
+def test_points_weigh_by_their_rows() -> None:
+    assert steps_to_criterion([(0, 0.0, 100), (5, 100.0, 300)], 75, window=2) == 5
+    assert steps_to_criterion([(0, 0.0, 100), (5, 100.0, 299)], 75, window=2) is None
+    assert steps_to_criterion([], 50) is None
+
+
+def event(kind: str, curve: list[tuple[int, float, int]]) -> dict[str, Any]:
+    return {"kind": kind, "learning_curve": curve}
+
+
+def test_faster_from_task_to_task_is_facilitation() -> None:
+    learns = [event("learn", [(step, 100.0 if step >= first else 0.0, 10) for step in range(0, 50, 10)]) for first in (40, 30, 20)]
+    events = [learns[0], event("unlearn", []), *learns[1:]]
+    assert learning_speed(events, 90, window=1) == [40, 30, 20]
+    assert facilitation([40, 30, 20]) == -10
+    assert learning_accuracy(events) == [20, 40, 60]
+    assert facilitation([20, 40, 60]) == 20
+    assert facilitation([30, 30, 30]) == 0
+    assert facilitation([40, None, 20]) is None
+    assert facilitation([40]) is None
+    assert learning_accuracy([event("learn", [])]) == [None]
+
+
+def test_a_summary_tells_them(tmp_path: Path) -> None:
+    outcome = finish(experiment_of({}, tmp_path, stream="L0 L1 L2", epochs=4))
+    matrix = outcome.summary["accuracy_matrix"]
+    assert outcome.summary["retention"][2] == matrix[2][0]
+    assert outcome.summary["retention"][0] == pytest.approx(sum(matrix[task][task] for task in range(3)) / 3)
+    assert len(outcome.summary["learning_accuracy"]) == 3
+    assert outcome.summary["facilitation"] == facilitation(outcome.summary["learning_accuracy"])
+    older = living_figures([{"kind": "learn"}], [[90.0]], stream("L0"))
+    assert older == {"retention": [90.0], "retention_slope": None, "learning_accuracy": None, "facilitation": None}
