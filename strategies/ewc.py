@@ -1,14 +1,20 @@
 """Online elastic weight consolidation: hold each weight where it was, as firmly as it mattered to the tasks so far.
 
 Source: Kirkpatrick et al. 2017 "Overcoming catastrophic forgetting in neural networks", eq. 3; online form: Schwarz et al. 2018
-"Progress & Compress", section 3. L = task + weight / 2 * sum F (theta - theta*)^2; at a task's end F <- gamma F + F_task.
+    "Progress & Compress", section 3. L = task + weight / 2 * sum F (theta - theta*)^2; at a task's end F <- gamma F + F_task.
 Uses: step, loss, commit, end, forget, state_dict, load_state_dict
 Cost: no further pass a step; when a Learn event ends, one pass over its task with a gradient a sample. Two copies of the weights.
-Differs: `paper` takes squared gradients at the true labels (the empirical Fisher, as commonly done), `labels=expected` those of the
-    model's own answers, the Fisher information itself, at one backward pass a class. `released` is the code of Buzzega et al. 2020:
+Differs: `paper` takes squared gradients at the true labels (the empirical Fisher, as commonly done), `fisher_labels=expected` those of
+    the model's own answers, the Fisher information itself, at one backward pass a class. `released` is the code of Buzzega et al. 2020:
     without the 1/2, and each square weighted by the probability of its label. Gradients are of the evaluated model, un-augmented.
-Interacts: what another strategy replays is not part of F, which is of the event's own task and of all weights, masked or not.
-    After an Unlearn nothing is held, since F and theta* are sums over tasks that cannot be taken apart: the next Learn begins anew.
+    The default weight is ours and careful: gradient descent diverges where rate * weight * F exceeds 2. The released code has 0.7 for
+    Permuted-MNIST, 90 for Split-MNIST, 10 for CIFAR-10. Seen here, 3 seeds: five permutations of 10,000 digits at rate 0.2, 76.3 %
+    without, 76.2 at 0.1, 75.1 at 1, chance at 10 (`released` at 0.7: 76.4); split digits, task-incremental, 95.8 % without, 95.8 at 1,
+    97.2 at 100, 98.7 at 1,000; class-incremental it helps at no weight.
+Interacts: what another strategy replays is not part of F, which is of the event's own task and of all weights, masked or not; refresh
+    makes a pass of its own. Rows of the head for classes to come have some F where logits compete, none in task-incremental runs.
+    After an Unlearn nothing is held: F and theta* are sums over tasks that cannot be taken apart, and weights that knew the unlearned
+    task would be pulled back to. The next Learn begins anew.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ def accumulated(old: Mapping[str, Tensor], new: Mapping[str, Tensor], decay: flo
 
 @dataclass(frozen=True)
 class EWCConfig:
-    weight: float = 100.0  # lambda, >= 0; 0 is fine-tuning
+    weight: float = 1.0  # lambda, >= 0; 0 is fine-tuning
     gamma: float = 1.0  # decay of F from task to task, [0, 1]
     variant: str = "paper"  # paper or released
     fisher_labels: str | None = None  # of the squared gradients: given, expected or weighted; default: the variant's
