@@ -13,8 +13,7 @@ class _WeightedSquares(torch.autograd.Function):
     """Value and gradient in a few operations for all tensors together, where autograd would take several a tensor."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
-        parameters, anchors, importances = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+    def forward(ctx: Any, anchors: list[Tensor], importances: list[Tensor], *parameters: Tensor) -> Tensor:
         moved = torch._foreach_sub(parameters, anchors)
         weighted = torch._foreach_mul(moved, importances)
         ctx.save_for_backward(*weighted)
@@ -22,9 +21,7 @@ class _WeightedSquares(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        weighted = ctx.saved_tensors
-        nothing = [None] * len(weighted)
-        return (None, *torch._foreach_mul(weighted, 2 * gradients[0]), *nothing, *nothing)
+        return (None, None, *torch._foreach_mul(ctx.saved_tensors, 2 * gradients[0]))
 
 
 def weighted_squares(parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor]) -> Tensor:
@@ -34,4 +31,4 @@ def weighted_squares(parameters: Sequence[Tensor], anchors: Sequence[Tensor], im
     """
     if not parameters:
         return torch.zeros(())
-    return _WeightedSquares.apply(len(parameters), *parameters, *anchors, *importances)
+    return _WeightedSquares.apply(list(anchors), list(importances), *parameters)
