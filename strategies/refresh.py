@@ -8,7 +8,10 @@ Cost: `steps` more forward and backward passes a step over all rows of the objec
 Differs: of the published text only the form of the ascent is known here, so `gamma`, `damping` and `temperature` are ours. With damping 1
     an F of 0, as it is until the first task ends, makes P the identity, and `gamma` means the same before and after. F is the mean of
     squared gradients at the true labels. Temperature 1 is the equation as it stands, whose noise is that of a single sample's posterior:
-    beside the gradient of a mean loss it drowns the weights.
+    beside the gradient of a mean loss it drowns the weights (chance at gamma 0.01). Its numbers are uniform, not normal: in small steps
+    only their covariance counts. `gamma` must stay well below the learning rate, or learning is undone. Seen here on split digits with
+    ER, rate 0.1: 90.3 % without, 90.2 at 0.003, 90.4 at 0.01 (10 seeds each, deviation 1.5), chance at 0.1; with DER++ 92.0 % without,
+    91.6 at 0.01, 90.8 at 0.03 (3 seeds, deviation 3): no gain seen.
     `released` is the authors' code: one ascent on the stream rows' cross-entropy alone, each tensor moved by delta times its own norm
     whatever the gradient's size, noise of 0.001 delta, P = 1 / (1 + 0.001 F), F <- 0.00001 F + F_task weighted by the labels'
     probabilities; but that code takes F from augmented images in training mode, one by one, and this from plain ones in evaluation mode.
@@ -69,11 +72,16 @@ def released_preconditioner(fisher: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ascend(parameters: Tensors, gradients: Tensors, scales: Tensors, gamma: float, temperature: float, noise: Tensors) -> None:
-    """theta += gamma * scale * gradient + sqrt(2 * gamma * temperature * scale) * noise, in place; the noise has variance 1."""
+def ascend(
+    parameters: Tensors, gradients: Tensors, scales: Tensors, roots: Tensors, gamma: float, temperature: float, noise: Tensors
+) -> None:
+    """theta += gamma * scale * gradient + sqrt(2 * gamma * temperature * scale) * noise, in place; the noise has variance 1.
+
+    `roots` are those of `scales`, which stay the same for a whole phase.
+    """
     torch._foreach_addcmul_(parameters, gradients, scales, value=gamma)
     if temperature:
-        torch._foreach_addcmul_(parameters, torch._foreach_sqrt(scales), noise, value=math.sqrt(2 * gamma * temperature))
+        torch._foreach_addcmul_(parameters, roots, noise, value=math.sqrt(2 * gamma * temperature))
 
 
 @torch.no_grad()
@@ -91,7 +99,8 @@ def noise_like(tensors: Sequence[Tensor], generator: torch.Generator) -> Tensors
     sizes = [tensor.numel() for tensor in tensors]
     first, total = tensors[0], sum(sizes)
     words = torch.empty(-(-total // 8), dtype=torch.int64, device=first.device).random_(-(2**63), None, generator=generator)
-    flat = words.view(torch.int8)[:total].to(first.dtype).add_(0.5).mul_((12 / (256**2 - 1)) ** 0.5)
+    flat = torch.empty(total, device=first.device, dtype=first.dtype)
+    torch.add(words.view(torch.int8)[:total], 0.5, out=flat).mul_((12 / (256**2 - 1)) ** 0.5)
     return [part.view_as(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
 
@@ -160,32 +169,33 @@ class Refresh(Strategy):
             return lambda closure: closure.values("task")
         if self.config.idle or not context.parameters:
             return inner
-        parameters, scales = context.parameters, self._scales(context)
+        columns = (context.parameters, scales := self._scales(context), [scale.sqrt() for scale in scales])
         count = 1 if self._released else self.config.value("steps")
 
         def refreshed(closure: Closure) -> Evaluation:
             generator = self._generator(context)
             for _ in range(count):
                 if not self._released:
-                    self._ascend(closure.gradients(), parameters, scales, generator)
+                    self._ascend(closure.gradients(), columns, generator)
                 elif "task" in closure.names:  # a step without stream rows has nothing to unlearn
-                    self._ascend(closure.gradients("task"), parameters, scales, generator)
+                    self._ascend(closure.gradients("task"), columns, generator)
             return inner(closure)
 
         return refreshed
 
-    def _ascend(self, found: Evaluation, parameters: Sequence[Tensor], scales: Sequence[Tensor], generator: torch.Generator) -> None:
+    def _ascend(self, found: Evaluation, columns: tuple[Sequence[Tensor], ...], generator: torch.Generator) -> None:
+        """One ascent along what was found; the columns are parameters, their scales and the roots of those."""
         value = self.config.value
-        noise: Sequence[Tensor] = parameters  # not read where there is none
+        noise = columns[0]  # not read where there is none
         if self._released or value("temperature"):
-            noise = noise_like(parameters, generator)
-        gradients, moving, scales, noise = reached(found.gradients or (), parameters, scales, noise)
+            noise = noise_like(columns[0], generator)
+        gradients, moving, scales, roots, noise = reached(found.gradients or (), *columns, noise)
         if not gradients:  # no term reaches a parameter
             return
         if self._released:
             ascend_released(moving, gradients, scales, value("delta"), SIGMA, noise)
         else:
-            ascend(moving, gradients, scales, value("gamma"), value("temperature"), noise)
+            ascend(moving, gradients, scales, roots, value("gamma"), value("temperature"), noise)
 
     def _scales(self, context: Context) -> list[Tensor]:
         """The diagonal of P for each parameter in play, 0 for entries that may not move."""
