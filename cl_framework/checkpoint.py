@@ -51,14 +51,18 @@ class CheckpointStore:
 
     def load_latest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest whole checkpoint, or None if there is none. A damaged one is named through `warn` and passed over."""
-        paths = self.paths()
-        for older, path in reversed(list(enumerate(paths))):
+        damaged: list[str] = []
+        whole = None
+        for path in reversed(self.paths()):
             problem = damage(path)
             if problem is None:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            instead = "the one before is used" if older else "the run is repeated from its beginning"
-            warn(f"checkpoint {path} is damaged ({problem}); {instead}.")
-        return None
+                whole = path
+                break
+            damaged.append(f"checkpoint {path} is damaged ({problem})")
+        instead = "the run is repeated from its beginning" if whole is None else "the one before is used"
+        for place, text in enumerate(damaged):
+            warn(f"{text}; {instead}." if place == len(damaged) - 1 else f"{text}.")
+        return None if whole is None else torch.load(whole, map_location="cpu", weights_only=True)
 
 
 def damage(path: Path) -> str | None:

@@ -99,7 +99,7 @@ def list_command(arguments: argparse.Namespace) -> int:
             table.add_column(title, overflow="fold")
         for entry in getattr(registry, arguments.what).entries():
             table.add_row(entry.name, entry.origin, entry.status, entry.summary)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     return 0
 
 
@@ -128,6 +128,8 @@ def resume(arguments: argparse.Namespace) -> int:
     from cl_framework.launch import finish, listening
     from cl_framework.records import RunDirectory
 
+    if "=" in str(arguments.run_dir) and not arguments.run_dir.exists():
+        raise ConfigurationError(f"the run directory is missing before {arguments.run_dir}. Write clu resume RUN_DIR [key=value …].")
     directory = RunDirectory(arguments.run_dir)
     if directory.status == "absent":
         raise ConfigurationError(f"{arguments.run_dir} is no run directory (it has no config.yaml). Start a run with `clu run`.")

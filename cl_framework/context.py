@@ -152,8 +152,12 @@ class SlotContext:
         return self.learner.training_ids(task)
 
     def read(self, ids: Tensor) -> Rows:
-        for task in torch.unique(self.learner.benchmark.locate(ids)[0]).tolist():
-            self.ids_of(int(task))
+        current = self.position.event.task
+        tasks = {current, *self.live_tasks} if self.traits.reads_past_data else {current}
+        refused = ids[~torch.isin(ids, torch.cat([self.learner.training_ids(task) for task in tasks]))]
+        if len(refused):
+            self.ids_of(int(self.learner.benchmark.locate(refused[:1])[0]))  # says what is wrong with its task, if that is it
+            raise ContractError(f"strategy {self.slot!r} asks for sample {int(refused[0])}, which {self.position.event} does not show.")
         return self.learner.read(ids)
 
     # --- the model, without a trace ---

@@ -95,15 +95,22 @@ class Learner:
         return Phase("learn", plan)
 
     def plan_phase(self, phase: Phase) -> Phase:
-        """Pipe a whole-stack phase's plan through the strategies, and check what they made of it."""
-        if phase.owner is not None or isinstance(phase.plan, int) or not self.stack.transforms_plan():
+        """Pipe a whole-stack phase's plan through the strategies, and check what they, or its owner, made of it."""
+        if isinstance(phase.plan, int):
+            return phase
+        if phase.owner is not None:
+            self._check_plan(phase.plan, self.stack.traits[phase.owner].reads_past_data)
+            return phase
+        if not self.stack.transforms_plan():
             return phase
         plan = self.stack.plan(phase.plan)
-        self._check_plan(plan)
+        planners = [member.strategy.traits for member in self.stack.members if "plan" in member.seams]
+        self._check_plan(plan, any(traits.reads_past_data for traits in planners))
         return Phase(phase.name, plan, phase.owner, phase.optimizer, phase.fresh_model)
 
-    def _check_plan(self, plan: Plan) -> None:
-        live = self.stream.learned_after[self.position.event_index]
+    def _check_plan(self, plan: Plan, reads_past: bool) -> None:
+        """Refuse samples of the future or unlearned before this event, and past ones where that is not declared."""
+        live = (*self.stream.learned_after[self.position.event_index], self.position.event.task)
         allowed = torch.zeros(int(self.benchmark.offsets[-1]), dtype=torch.bool)
         for task in live:
             allowed[self.training_ids(task)] = True
@@ -115,8 +122,7 @@ class Learner:
             )
         past = torch.ones_like(allowed)
         past[self.training_ids(self.position.event.task)] = False
-        declared = any(member.strategy.traits.reads_past_data for member in self.stack.members if "plan" in member.seams)
-        if not declared and bool(past[plan.ids].any()):
+        if not reads_past and bool(past[plan.ids].any()):
             raise ContractError(
                 f"the plan of {self.position.event} shows past data, but no strategy with a plan declares Traits(reads_past_data=True)."
             )
@@ -125,6 +131,7 @@ class Learner:
         """Decide mask and optimizer and bind the step. `position.phase` is set; the plan was decided by `plan_phase`."""
         if phase.fresh_model:
             self.model.load_state_dict(self.initial_weights)
+            self._optimizer_memory = {}  # moments of other weights
         named = dict(self.model.named_parameters())
         mask = self.stack.mask(phase, list(named))
         self.names_in_play = [name for name in named if mask.get(name, True) is not False]

@@ -9,7 +9,8 @@ for event in stream:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,13 @@ def run(
             raise ConfigurationError(
                 f"{directory.path} holds an unfinished run. Continue it with `clu resume {directory.path}` or start anew with again=true."
             )
-    set_up_torch(experiment)
-    learner = assemble(experiment, benchmark)
-    if experiment.run.again:
-        directory.clear()
-    env = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
-    directory.write_start(experiment.to_yaml(), command, env)
-    return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
+    with torch_as_configured(experiment):
+        learner = assemble(experiment, benchmark)
+        if experiment.run.again:
+            directory.clear()
+        env = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
+        directory.write_start(experiment.to_yaml(), command, env)
+        return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
 
 
 def resume(
@@ -90,6 +91,9 @@ def resume(
     directory = RunDirectory(Path(path))
     if directory.status == "absent":
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml). Start a run with `clu run`.")
+    placed = [override for override in overrides if override.partition("=")[0] in ("out", "experiment", "again")]
+    if placed:
+        raise ConfigurationError(f"{placed[0]}: a run is resumed where it is. Leave that out, or start a new run with `clu run`.")
     object_given = None if benchmark is None else given(benchmark)
     experiment = load_experiment(directory.config, overrides, given=object_given)
     if directory.status == "done" and not overrides:
@@ -101,14 +105,13 @@ def resume(
 
     state = CheckpointStore(directory.checkpoints).load_latest(warn)
     check_same(experiment, state, directory)
-    set_up_torch(experiment)
-    learner = assemble(experiment, benchmark)
-    for difference in differences(
-        directory.read_env(), environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
-    ):
-        warn(f"resume: {difference}; figures may differ in their last bits.")
-    directory.unmark_failed()
-    return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
+    with torch_as_configured(experiment):
+        learner = assemble(experiment, benchmark)
+        here = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
+        for difference in differences(directory.read_env(), here):
+            warn(f"resume: {difference}; figures may differ in their last bits.")
+        directory.unmark_failed()
+        return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
 
 
 def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
@@ -130,10 +133,17 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
         raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
 
 
-def set_up_torch(experiment: Experiment) -> None:
-    if experiment.run.threads:
-        torch.set_num_threads(experiment.run.threads)
+@contextmanager
+def torch_as_configured(experiment: Experiment) -> Iterator[None]:
+    """Threads and determinism as the run wants them; afterwards as the caller had them."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(experiment.run.threads or threads)
     torch.use_deterministic_algorithms(experiment.run.deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 class Runner:
@@ -195,6 +205,9 @@ class Runner:
             self.learner.position.stream_step = state["position"]["stream_step"]
         for index in range(first, len(self.learner.stream)):
             self._event(index, state if index == first else None)
+            more = index + 1 < len(self.learner.stream)
+            if more and self._stop_requested(self.learner.position.stream_step):  # an event may have no step that asks
+                raise Stopped
 
     def _event(self, index: int, state: dict[str, Any] | None) -> None:
         learner, position = self.learner, self.learner.position

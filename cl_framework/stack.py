@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cl_framework.closure import StepClosure
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.plan import Plan
 from cl_framework.strategy import (
@@ -292,6 +291,7 @@ class PhaseStack:
                 named[name].key = f"{slot}/{name}"
                 for _, arranger, own in self.arrangers:
                     named[name] = arranger.arrange(named[name], batch, own)
+                    named[name].key = f"{slot}/{name}"
             if named:
                 batch.draws[slot] = named
 
@@ -327,6 +327,3 @@ def intersection(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
 def rows_without(rows: Rows, ids: Tensor) -> Rows:
     """`rows` without those whose sample id is among `ids`."""
     return rows.take(~torch.isin(rows.ids, ids.to(rows.ids.device)))
-
-
-__all__ = ["Member", "PhaseStack", "Stack", "StepClosure", "intersection", "owned", "rows_without"]

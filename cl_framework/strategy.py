@@ -90,7 +90,8 @@ class Closure(Protocol):
     """The objective of one step at the current parameters: pure, callable any number of times.
 
     Terms are named `task` (mean loss of the stream's rows), "slot/name" for joined and reference draws and for what `loss` returns.
-    Without names, all terms with a weight are meant. Calls leave BatchNorm statistics, random streams and `.grad` as they found them.
+    Without names, all terms with a weight are meant. Calls leave BatchNorm statistics, named random streams and `.grad` as they found
+    them; torch's global generator belongs to the model's dropout, which starts each pass with the same numbers.
     """
 
     @property
@@ -357,7 +358,7 @@ class Strategy:
         return draw
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
-        """Terms of the objective by name. Pure: reads the batch and the output, nothing that moves."""
+        """Terms of the objective by name. Pure: reads the batch and the output, nothing that moves, and draws no random number."""
         return {}
 
     def step(self, inner: StepFn, context: Context) -> StepFn:

@@ -1,7 +1,7 @@
 """Experience replay: train on the stream and on samples from a memory together.
 
 Source: Rolnick et al. 2019 (CLEAR's replay), Chaudhry et al. 2019 "On Tiny Episodic Memories", eq. 1; reservoir: Vitter 1985.
-Uses: draw, commit, forget, state_dict, load_state_dict
+Uses: check, draw, commit, forget, state_dict, load_state_dict
 Cost: one forward and backward pass over twice the rows; memory of `capacity` raw samples.
 Differs: stream and memory rows share one forward pass and one mean, as in the released code of Buzzega et al. 2020; "refresh"-style
     code bases use two passes and a weight instead, which changes BatchNorm statistics.
@@ -14,7 +14,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cl_framework import Batch, Context, Draw, Forgotten, Memory, Output, Strategy, Traits, check_choice, check_range, register
+from cl_framework import (
+    Batch,
+    ConfigurationError,
+    Context,
+    Draw,
+    Forgotten,
+    Memory,
+    Output,
+    Setting,
+    Strategy,
+    Traits,
+    check_choice,
+    check_range,
+    register,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,14 @@ class ER(Strategy):
     def __init__(self, config: ERConfig) -> None:
         super().__init__(config)
         self.memory = Memory(config.capacity, config.policy)
+
+    def check(self, setting: Setting) -> None:
+        capacity, classes = self.config.capacity, setting.classes_shown
+        if self.config.policy != "reservoir" and classes is not None and 0 < capacity < classes:
+            raise ConfigurationError(
+                f"capacity: {capacity} samples cannot hold one of each of the stream's {classes} classes, as policy={self.config.policy} "
+                f"does. Set capacity to at least {classes}, or policy=reservoir."
+            )
 
     def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
         rows = self.memory.sample(self.config.minibatch or context.batch_size, context.random("sample"))

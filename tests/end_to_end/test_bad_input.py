@@ -32,6 +32,11 @@ REFUSED = [
     (["benchmark.name=split_mnist", "data.root=nowhere"], "clu: MNIST is not in nowhere/MNIST/raw. Set data.download=true to fetch it"),
     (["benchmark.name=image_folder", "~benchmark.tasks"], "clu: benchmark.path is missing: name the folder of images"),
     (["strategies.joint={}", "blurry=0.2"], "clu: strategies.joint must know when a task ends, which a blurry stream does not tell."),
+    (
+        ["strategies.er.policy=balanced", "strategies.er.capacity=2", "benchmark.tasks=2"],
+        "clu: strategies.er.capacity: 2 samples cannot hold one of each of the stream's 4 classes, as policy=balanced does. "
+        "Set capacity to at least 4, or policy=reservoir.",
+    ),
     (["device=cuda"], "clu: device=cuda, but torch finds no CUDA device here."),
     (["model.hidden=[0]"], "clu: model.hidden must be >= 1, got 0."),
 ]
@@ -162,3 +167,16 @@ def test_new_strategies_with_bad_names(experiment: Path, capsys: pytest.CaptureF
     assert clu("new", "strategy", "mine") == 2
     assert "clu-mine exists already" in said(capsys)
     assert not any((experiment.parent / "clu-mine").iterdir())
+
+
+def test_a_resume_stays_where_it_is(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("run", experiment) == 0
+    path = only_run(experiment.parent / "runs")
+    (path / "DONE").unlink()
+    capsys.readouterr()
+    assert clu("resume", path, "out=elsewhere") == 2
+    assert "out=elsewhere: a run is resumed where it is. Leave that out, or start a new run with `clu run`." in said(capsys)
+    assert clu("resume", "seed=2") == 2
+    assert "the run directory is missing before seed=2. Write clu resume RUN_DIR [key=value …]." in said(capsys)
+    assert not (experiment.parent / "elsewhere").exists()
+    assert clu("resume", path) == 0
