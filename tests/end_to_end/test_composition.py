@@ -19,7 +19,7 @@ from cl_framework.testing.laboratory import (
 )
 
 OUTER: dict[str, dict[str, Any]] = {
-    "refresh": {"gamma": 0.01},
+    "refresh": {"gamma": 0.003},
     "view_batch": {"views": 2},
     "half": {},
     "power_law": {"environment": "power_law"},
