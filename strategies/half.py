@@ -27,9 +27,15 @@ SELECTABLE = ("attention", "feed_forward", "norm", "convolution", "linear")
 
 
 def chosen_by_count(layers: Sequence[Sequence[Matrix]], share: float, generator: torch.Generator) -> list[Matrix]:
-    """`share` of the matrices of each layer; where that is no whole number, one more in so many random layers that the whole is right."""
+    """`share` of the matrices of each layer; where that is no whole number, one more in so many random layers that the whole is right.
+
+    A whole that is no number either is rounded down; less than one matrix is one with that probability.
+    """
     least = [int(share * len(layer) + 1e-9) for layer in layers]
-    whole = round(share * sum(map(len, layers)))
+    wanted = share * sum(map(len, layers))
+    whole = int(wanted + 1e-9)
+    if not whole and wanted > 1e-9:
+        whole = int(torch.rand(1, generator=generator) < wanted)
     uneven = [place for place, layer in enumerate(layers) if least[place] < share * len(layer) - 1e-9]
     for place in _shuffled(uneven, generator)[: max(0, whole - sum(least))]:
         least[place] += 1
