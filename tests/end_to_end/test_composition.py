@@ -33,7 +33,7 @@ HOSTS: dict[str, dict[str, Any]] = {
 }
 PAIRS = [(outer, host) for outer in OUTER for host in HOSTS]
 FLOOR = 60.0  # task-incremental accuracy, percent; chance is 50 on tasks of two classes
-EPOCHS = 6
+EPOCHS = 10
 
 
 def stack(*names: str) -> dict[str, dict[str, Any]]:
@@ -42,7 +42,7 @@ def stack(*names: str) -> dict[str, dict[str, Any]]:
 
 def experiment(folder: Path, *names: str, **settings: Any) -> Experiment:
     scenario = "task_il" if "hypernetwork" in names else "class_il"
-    optimizer = {"name": "adam", "lr": 0.01} if "hypernetwork" in names else {"name": "sgd", "lr": 0.05}
+    optimizer = {"name": "adam", "lr": 0.01} if "hypernetwork" in names else {"name": "sgd", "lr": 0.1}
     model = {"name": "mlp", "hidden": [16, 16]}
     chosen = {"scenario": scenario, "epochs": EPOCHS, "optimizer": optimizer, "model": model, **settings}
     return experiment_of(stack(*names), folder, **chosen)
