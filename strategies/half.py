@@ -7,6 +7,7 @@ Uses: begin, mask, state_dict, load_state_dict
 Cost: no gradients of weights and no optimizer state for what is frozen; activations still pass back through it.
 Differs: a bias goes with its matrix, a fused projection counts as one. Norms outside of the blocks and what fits no category learn. For
     networks without attention the categories are convolutions, linear layers and norms; a layer is a block, in an MLP each hidden layer.
+    Half of an odd number is rounded down, as published; a category of a single matrix has it learn at every second task on average.
     `matrix` draws every matrix by itself, so that the share holds in the mean only; the publication compares `model` and `layer`.
 Interacts: whatever else acts, a frozen tensor is bit-identical after the event. With optimizer.reset=never the moments of a tensor wait
     until it learns again. Phases that others ask for (Fisher, a classifier's training) are theirs and not halved.

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from cl_framework import Matrix, matrices, trained_share
 from cl_framework.models.mlp import MLP
-from cl_framework.models.resnet import ResNet18
 from cl_framework.parameters import SELECTABLE as CATEGORIES
-from cl_framework.parameters import layer_of
 from cl_framework.strategy import Batch, Context, Output
 from cl_framework.testing.laboratory import beside, experiment_of, finish
 from cl_framework.testing.neighbours import Neighbour, slot
@@ -81,29 +79,6 @@ def test_a_llama_by_category_and_layer() -> None:
         "other": 1,
     }
     assert SELECTABLE == CATEGORIES
-
-
-def test_other_families() -> None:
-    resnet = Counter(matrix.category for matrix in matrices(ResNet18(3, 10, 4)))
-    assert resnet["convolution"] == 20 and resnet["head"] == 1
-    mlp = {matrix.module: (matrix.category, matrix.layer, matrix.parameters) for matrix in matrices(MLP((1, 4, 4), 5, (8, 8)))}
-    assert mlp == {
-        "body.1": ("linear", "body.1", ("body.1.weight", "body.1.bias")),
-        "body.3": ("linear", "body.3", ("body.3.weight", "body.3.bias")),
-        "head": ("head", "", ("head.weight", "head.bias")),
-    }
-    encoder = nn.TransformerEncoderLayer(8, 2, 16)
-    torch_names = Counter(matrix.category for matrix in matrices(nn.Sequential(encoder)))
-    assert torch_names == {"attention": 2, "feed_forward": 2, "norm": 2}  # in_proj is fused: one matrix
-    layers = {"a.3.b": "a.3", "stages.0.1.conv1": "stages.0.1", "head": "", "body.1": "body.1", "a.1.b.2": "a.1"}
-    assert {path: layer_of(path) for path in layers} == layers
-
-
-def test_every_parameter_is_in_one_matrix() -> None:
-    for model in (Llama(3), ResNet18(3, 10, 4), MLP((1, 4, 4), 5, (8,), batch_norm=True)):
-        names = [name for matrix in matrices(model) for name in matrix.parameters]
-        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-        assert sum(matrix.size for matrix in matrices(model)) == sum(parameter.numel() for parameter in model.parameters())
 
 
 # --- which half ---
@@ -210,6 +185,33 @@ def test_what_is_frozen_leaves_the_optimizer_and_stays(tmp_path: Path) -> None:
     for *_, moments, trained in (*journal, *whole):
         assert moments == 2 * trained  # two moments of each entry that learns, none of the others
     assert journal[0][3] < whole[0][3]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_momentum_decay_clipping_and_precision_move_nothing_that_is_frozen(precision: str, tmp_path: Path) -> None:
+    sgd = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "clip": 0.5, "reset": "never"}
+    journal = looked_at(tmp_path, {}, optimizer=sgd, precision=precision)
+    assert len(journal) == 15
+    assert all(moved == in_play and len(in_play) == 6 for _, in_play, moved, *_ in journal)
+
+
+def test_without_any_share_only_the_head_moves(tmp_path: Path) -> None:
+    journal = looked_at(tmp_path, {"share": 0.0})
+    assert len(journal) == 15
+    assert {frozenset(moved) for _, _, moved, *_ in journal} == {frozenset({"head.weight", "head.bias"})}
+
+
+@pytest.mark.parametrize(("reset", "kept"), [("never", True), ("event", False)])
+def test_moments_wait_until_their_tensor_learns_again(reset: str, kept: bool, tmp_path: Path) -> None:
+    model = {"name": "mlp", "hidden": [16, 16, 16, 16]}
+    adam = {"name": "adam", "lr": 0.01, "reset": reset}
+    outcome = finish(experiment_of({"half": {}}, tmp_path, model=model, stream="L0 L1 L2", optimizer=adam))
+    steps = {name: int(state["step"]) for name, state in outcome.learner["optimizer_memory"].items()}
+    assert bool(steps) == kept
+    if kept:
+        hidden = [count for name, count in steps.items() if name.startswith("body") and name.endswith("weight")]
+        assert steps["head.weight"] == 15
+        assert sum(hidden) == 2 * 15  # two of four matrices in each step, whichever they were
 
 
 def test_each_task_has_its_own_half(tmp_path: Path) -> None:
