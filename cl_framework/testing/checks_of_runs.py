@@ -45,7 +45,7 @@ def says_why_it_has_no_neutral_setting(subject: Subject, folder: Path) -> None:
     assert subject.traits.no_neutral.strip(), "neutral=None needs Traits(no_neutral='why')"
 
 
-@check()
+@check(slow=True)
 def deterministic_whatever_stands_beside_it(subject: Subject, folder: Path) -> None:
     """The same seed gives the same bits: again, read by workers, and beside neighbours that draw or call the closure for themselves."""
     experiment = subject.experiment(folder / "first", model=ROUGH)
@@ -67,7 +67,7 @@ def deterministic_whatever_stands_beside_it(subject: Subject, folder: Path) -> N
     assert_different_weights(first, finish(place("seed", seed=1), data), "another seed")
 
 
-@check()
+@check(slow=True)
 def resumes_exactly_after_a_stop_at_any_step(subject: Subject, folder: Path) -> None:
     """Stopped before every step of the stream and resumed each time, weights, state and records are those of an undisturbed run."""
     adam = {"name": "adam", "lr": 0.01, "reset": "never"}
@@ -100,7 +100,7 @@ class _EndsAt(Listener):
             raise CutShort
 
 
-@check()
+@check(slow=True)
 def resumes_exactly_between_events(subject: Subject, folder: Path) -> None:
     """Ended between two events, also right after an Unlearn, and resumed, it ends as an undisturbed run does."""
     settings: dict[str, Any] = {"stream": _stream_with_unlearning(subject), "model": ROUGH}

@@ -79,7 +79,7 @@ def frozen_parameters_do_not_move(subject: Subject, folder: Path) -> None:
         assert not all(entry["part"] for entry in journal), "the entries do not move without a mask either: this shows nothing"
 
 
-@check()
+@check(slow=True)
 def composes_with_each_kind_of_seam(subject: Subject, folder: Path) -> None:
     """Beside a neighbour in each seam, outside and inside of it, the run ends and its numbers are finite."""
     swept = 0

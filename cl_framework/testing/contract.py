@@ -58,6 +58,7 @@ class Check:
     law: str  # in a sentence
     run: Callable[[Subject, Path], None]
     why_not: Applies
+    slow: bool = False  # takes more than a few seconds: pytest's marker `slow` leaves it out
 
     def __call__(self, subject: Subject) -> None:
         with temporary_folder() as folder:
@@ -67,11 +68,13 @@ class Check:
 CHECKS: dict[str, Check] = {}
 
 
-def check(why_not: Applies = lambda subject: "") -> Callable[[Callable[[Subject, Path], None]], Callable[[Subject, Path], None]]:
+def check(
+    why_not: Applies = lambda subject: "", *, slow: bool = False
+) -> Callable[[Callable[[Subject, Path], None]], Callable[[Subject, Path], None]]:
     """Decorator: make a function a check under its own name; its docstring is the law."""
 
     def decorate(run: Callable[[Subject, Path], None]) -> Callable[[Subject, Path], None]:
-        CHECKS[run.__name__] = Check(run.__name__, run.__doc__ or "", run, why_not)
+        CHECKS[run.__name__] = Check(run.__name__, run.__doc__ or "", run, why_not, slow)
         return run
 
     return decorate

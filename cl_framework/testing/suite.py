@@ -54,7 +54,8 @@ def check_strategy(name: str) -> Report:
 def contract_suite(name: str, *, known_failures: Mapping[str, str] = _NONE) -> Callable[..., None]:
     """A pytest test of the strategy registered as `name`, one case for each check that applies.
 
-    `known_failures` names checks that fail and why; one that passes after all is then an error. A stranger's whole test::
+    Checks of many runs carry the marker `slow`. `known_failures` names checks that fail and why; one that passes after all is then an
+    error. A stranger's whole test::
 
         from cl_framework.testing import contract_suite
 
@@ -73,6 +74,7 @@ def contract_suite(name: str, *, known_failures: Mapping[str, str] = _NONE) -> C
     def case(check: str) -> object:
         failing = known_failures.get(check)
         marks = [] if failing is None else [pytest.mark.xfail(strict=True, reason=failing)]
+        marks += [pytest.mark.slow] if CHECKS[check].slow else []
         return pytest.param(check, marks=marks)
 
     @pytest.mark.parametrize("check", [case(check) for check in names])
