@@ -56,6 +56,12 @@ def in_a_child(work: Callable[..., None], *arguments: Any) -> multiprocessing.pr
     return child
 
 
+def settings_of(stack: str) -> dict[str, Any]:
+    """The settings of a stack's runs, in the first scenario that its strategy allows."""
+    scenario = registry.strategies.get(stack).traits.scenarios[0] if stack in NAMES else "class_il"
+    return {**SETTINGS, "scenario": scenario}
+
+
 def path_of(experiment: Experiment) -> Path:
     chosen = experiment.run
     return RunDirectory.create(chosen.out, chosen.experiment, experiment.fingerprint, chosen.seed).path
@@ -64,10 +70,10 @@ def path_of(experiment: Experiment) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(stack: str, tmp_path: Path) -> None:
-    started = time.monotonic()
-    whole = finish(experiment_of(STACKS[stack], tmp_path / "whole", **SETTINGS))
+    started, settings = time.monotonic(), settings_of(stack)
+    whole = finish(experiment_of(STACKS[stack], tmp_path / "whole", **settings))
     duration = time.monotonic() - started
-    experiment = experiment_of(STACKS[stack], tmp_path / "killed", **SETTINGS)
+    experiment = experiment_of(STACKS[stack], tmp_path / "killed", **settings)
     path = path_of(experiment)
     moments = random.Random(stack)
     killed = 0
@@ -94,7 +100,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(stack: s
     assert {key: value for key, value in survived.summary.items() if key not in times} == {
         key: value for key, value in whole.summary.items() if key not in times
     }
-    other = finish(experiment_of(STACKS[stack], tmp_path / "other", seed=1, **SETTINGS))
+    other = finish(experiment_of(STACKS[stack], tmp_path / "other", seed=1, **settings))
     assert_different_weights(whole, other, "another seed")
 
 
