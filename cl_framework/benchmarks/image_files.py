@@ -27,7 +27,7 @@ from cl_framework.errors import ConfigurationError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
-_VERSION = 1  # of what decoding does: another one makes other tensors
+_VERSION = 2  # of what decoding does: another one makes other tensors
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Images:
     names: list[str]  # paths in the folder or archive, ascending
     items: Tensor  # (N, C, size, size) uint8
     texts: dict[str, str]  # of the text files asked for, by their file names
+    sides: tuple[int, int]  # the smallest and the largest height or width of the files, in pixels
 
     def parts(self, row: int, count: int) -> tuple[str, ...]:
         """The last parts of an image's path: `("train", "cat", "1.png")` of three."""
@@ -48,12 +49,12 @@ def load_images(folder: Path, size: int, channels: int, *, texts: Sequence[str] 
 
     `layout` describes what is expected and `remedy` how to get it, for the ConfigurationError where there are no images.
     """
-    files = _files(folder)
+    files, notes = _files(folder, texts)
     if not files:
         raise ConfigurationError(
             f"{folder} holds no images. Expected {layout}, unpacked or as an archive ({', '.join(ARCHIVES)}). {remedy}"
         )
-    name = f"decoded-{size}px-{channels}-{_fingerprint(folder, files, texts)}.pt"
+    name = f"decoded-{size}px-{channels}-{_fingerprint(folder, [*files, *notes], texts)}.pt"
     places = [_cache_folder() / f"{folder.name}-{name}"]
     if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root may write where nobody is meant to
         places.insert(0, folder / name)
@@ -61,7 +62,7 @@ def load_images(folder: Path, size: int, channels: int, *, texts: Sequence[str] 
         kept = _load(place)
         if kept is not None:
             return kept
-    images = _decode(folder, files, size, channels, texts)
+    images = _decode(folder, files, notes, size, channels, texts)
     for place in places:
         if _keep(images, place):
             return _load(place) or images
@@ -79,37 +80,40 @@ def source_of(images: Images, rows: Tensor, targets: Tensor, in_memory: str) -> 
 # --- decoding ---
 
 
-def _files(folder: Path) -> list[Path]:
-    """The images under a folder, or, if there are none, its archives."""
-    if not folder.is_dir():
-        return []
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    return found or sorted(path for path in folder.iterdir() if path.name.lower().endswith(ARCHIVES))
+def _files(folder: Path, texts: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The images under a folder and the text files asked for, or, if there are no images, its archives."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    images = [path for path in found if path.suffix.lower() in IMAGES]
+    if images:
+        return images, [path for path in found if path.name in texts]
+    return [path for path in found if path.parent == folder and path.name.lower().endswith(ARCHIVES)], []
 
 
-def _decode(folder: Path, files: list[Path], size: int, channels: int, texts: Sequence[str]) -> Images:
-    names = sorted(name for name, _ in _members(folder, files, texts, read=False) if name.lower().endswith(IMAGES))
+def _decode(folder: Path, files: list[Path], notes: list[Path], size: int, channels: int, texts: Sequence[str]) -> Images:
+    names = sorted(name for name, _ in _members(folder, files, notes, texts, read=False) if name.lower().endswith(IMAGES))
     if not names:
         raise ConfigurationError(f"{', '.join(map(str, files))} holds no images.")
     place_of = {name: place for place, name in enumerate(names)}
     items = torch.empty(len(names), channels, size, size, dtype=torch.uint8)
     found = {}
-    for name, data in _members(folder, files, texts, read=True):
+    smallest, largest = 1 << 30, 0
+    for name, data in _members(folder, files, notes, texts, read=True):
         if name in place_of:
-            items[place_of[name]] = _pixels(name, data, size, channels)
+            items[place_of[name]], sides = _pixels(name, data, size, channels)
+            smallest, largest = min(smallest, *sides), max(largest, *sides)
         else:
-            found[PurePosixPath(name).name] = data.decode()
-    return Images(names, items, found)
+            found[PurePosixPath(name).name] = data.decode(errors="replace")
+    return Images(names, items, found, (smallest, largest))
 
 
-def _members(folder: Path, files: list[Path], texts: Sequence[str], read: bool) -> Iterator[tuple[str, bytes]]:
+def _members(folder: Path, files: list[Path], notes: list[Path], texts: Sequence[str], read: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content (empty unless `read`) of each image and each text file asked for."""
 
     def wanted(name: str) -> bool:
         return name.lower().endswith(IMAGES) or PurePosixPath(name).name in texts
 
     if not files[0].name.lower().endswith(ARCHIVES):
-        for path in [*files, *(path for name in texts for path in folder.rglob(name))]:
+        for path in [*files, *notes]:
             yield path.relative_to(folder).as_posix(), path.read_bytes() if read else b""
         return
     for archive in files:
@@ -128,13 +132,15 @@ def _members(folder: Path, files: list[Path], texts: Sequence[str], read: bool) 
             raise ConfigurationError(f"{archive} cannot be read ({str(error).partition(chr(10))[0]}). Replace it.") from error
 
 
-def _pixels(name: str, data: bytes, size: int, channels: int) -> Tensor:
+def _pixels(name: str, data: bytes, size: int, channels: int) -> tuple[Tensor, tuple[int, int]]:
+    """An image as (channels, size, size) uint8, and the width and height of its file."""
     from PIL import Image
 
     try:
         with Image.open(BytesIO(data)) as image:
             plain = image.convert("L" if channels == 1 else "RGB")
-            return as_tensor(plain if plain.size == (size, size) else plain.resize((size, size), Image.Resampling.BILINEAR))
+            resized = plain if plain.size == (size, size) else plain.resize((size, size), Image.Resampling.BILINEAR)
+            return as_tensor(resized), plain.size
     # What Pillow's decoders raise on broken files, by trial: not all of it is an OSError.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ConfigurationError(f"{name} is no readable image ({error}). Remove or replace it.") from error
@@ -162,7 +168,7 @@ def _load(place: Path) -> Images | None:
         return None
     try:
         kept = torch.load(place, mmap=True, weights_only=True)
-        return Images(kept["names"], kept["items"], kept["texts"])
+        return Images(kept["names"], kept["items"], kept["texts"], kept["sides"])
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):  # it can be made again
         return None
 
@@ -172,7 +178,7 @@ def _keep(images: Images, place: Path) -> bool:
     part = place.with_suffix(f".{os.getpid()}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"names": images.names, "items": images.items, "texts": images.texts}, part)
+        torch.save({"names": images.names, "items": images.items, "texts": images.texts, "sides": images.sides}, part)
         part.replace(place)
     except (OSError, RuntimeError):  # torch reports a folder it cannot write to as a RuntimeError
         part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ are the test split: hands that training never saw. Images are grey, white on bla
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -57,7 +57,7 @@ def omniglot(options: OmniglotOptions, context: BenchmarkContext) -> Benchmark:
         if without:
             missing = f"{'/'.join(names[without[0]])} has no {split} images"
             raise ConfigurationError(f"{folder}: {missing}. Drawers 01 to {_LAST_TRAINING_DRAWER} train, later ones test.")
-    inverted = Images(images.names, 255 - images.items, {})  # ink is black in the files
+    inverted = replace(images, items=255 - images.items)  # ink is black in the files
     train, test = (
         source_of(inverted, rows, targets[rows], context.in_memory) for rows in ((~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0])
     )

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet, PACS, digits by source and Omniglot, on tiny made-up files in their formats."""
+"""Tiny-ImageNet, digits by source and Omniglot, on tiny made-up files in their formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from cl_framework.augment import Augmented, digit_views, strong_colour
 from cl_framework.benchmarks.base import Scale
 from cl_framework.benchmarks.digit_domains import DigitDomainsOptions, digit_domains, framed
 from cl_framework.benchmarks.omniglot import OmniglotOptions, omniglot
-from cl_framework.benchmarks.pacs import PACSOptions, pacs
 from cl_framework.benchmarks.sources import DatasetSource
-from cl_framework.benchmarks.tiny_imagenet import SplitTinyImageNetOptions, split_tiny_imagenet
+from cl_framework.benchmarks.tiny_imagenet import (
+    SplitTinyImageNet32Options,
+    SplitTinyImageNetOptions,
+    split_tiny_imagenet,
+    split_tiny_imagenet_32px,
+)
 from tests.unit.made_up import pack, write_image, write_mnist
 
 
@@ -53,18 +57,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 IDS = ["n01443537", "n01629819", "n01641577", "n01644900", "n01698640"]
 
 
-def write_tiny_imagenet(folder: Path, train: int = 4, test: int = 2) -> None:
+def write_tiny_imagenet(folder: Path, train: int = 4, test: int = 2, side: int = 64) -> None:
     lines = []
     for label, name in enumerate(IDS):
         for number in range(train):
-            write_image(folder / "train" / name / "images" / f"{name}_{number}.JPEG", 12, 10 * label + number)
+            write_image(folder / "train" / name / "images" / f"{name}_{number}.JPEG", side, 10 * label + number)
         for number in range(test):
             file = f"val_{number * len(IDS) + label}.JPEG"
-            write_image(folder / "val/images" / file, 12, 1000 + 10 * label + number)
+            write_image(folder / "val/images" / file, side, 1000 + 10 * label + number)
             lines.append(f"{file}\t{name}\t0\t0\t11\t11")
     (folder / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
     (folder / "words.txt").write_text(f"{IDS[0]}\tgoldfish, Carassius auratus\n{IDS[1]}\tEuropean fire salamander\n")
-    write_image(folder / "test/images/test_0.JPEG", 12, 5)  # without a label: left out
+    write_image(folder / "test/images/test_0.JPEG", side, 5)  # without a label: left out
 
 
 def test_tiny_imagenet_is_split_by_class(tmp_path: Path) -> None:
@@ -76,7 +80,7 @@ def test_tiny_imagenet_is_split_by_class(tmp_path: Path) -> None:
     for held, source in zip(benchmark.classes, benchmark.test, strict=True):
         assert sorted(source.targets.tolist()) == sorted([*held] * 2)
     assert benchmark.notes["classes"] == "goldfish, European fire salamander, n01641577 | n01644900, n01698640"
-    assert benchmark.notes["data"] == "5 classes, 8x8 pixels"
+    assert benchmark.notes["data"] == "5 classes, 8x8 pixels, resized from 64x64"
     transform = benchmark.transform
     assert isinstance(transform, Augmented) and transform.random and transform.strengthen is strong_colour
     plain_inputs(benchmark, 0)
@@ -88,7 +92,7 @@ def test_validation_images_get_the_labels_of_the_annotations(tmp_path: Path) -> 
     folder = tmp_path / "tiny-imagenet-200"
     write_tiny_imagenet(folder)
     shutil.copy(folder / "train" / IDS[3] / "images" / f"{IDS[3]}_1.JPEG", folder / "val/images/val_8.JPEG")  # val_8 is of class 3
-    benchmark = split_tiny_imagenet(SplitTinyImageNetOptions(size=12, tasks=5), context(tmp_path))
+    benchmark = split_tiny_imagenet(SplitTinyImageNetOptions(tasks=5), context(tmp_path))
     train, test = all_rows(benchmark.train[3]), all_rows(benchmark.test[3])
     assert any(torch.equal(row, train[1]) for row in test)
     assert not any(torch.equal(row, train[0]) for row in test)
@@ -107,6 +111,41 @@ def test_tiny_imagenet_in_an_archive_and_by_workers_is_the_same(tmp_path: Path) 
     assert all(isinstance(source, DatasetSource) for source in workers.train)
 
 
+def test_a_copy_of_another_size_has_another_name(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path / "tinyimagenet200_32px", side=32)
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    small = split_tiny_imagenet_32px(SplitTinyImageNet32Options(tasks=2), context(tmp_path))
+    assert small.name == "split_tiny_imagenet_32px" and small.input_shape == (3, 32, 32)
+    assert small.notes["data"] == "5 classes, a copy of Tiny-ImageNet in 32x32 pixels: figures are not those of Tiny-ImageNet"
+    assert isinstance(small.transform, Augmented) and small.transform.padding == 4
+    assert split_tiny_imagenet(SplitTinyImageNetOptions(tasks=2), context(tmp_path)).notes["data"] == "5 classes, 64x64 pixels"
+    text = (
+        r"tinyimagenet200_32px holds images of 32 pixels a side, but those of split_tiny_imagenet have 64\. Use benchmark.name=\w+_32px\."
+    )
+    with pytest.raises(ConfigurationError, match=text):
+        split_tiny_imagenet(SplitTinyImageNetOptions(folder="tinyimagenet200_32px", tasks=2), context(tmp_path))
+    text = r"holds images of 64 pixels a side, but those of split_tiny_imagenet_32px have 32\. Use benchmark.name=split_tiny_imagenet\."
+    with pytest.raises(ConfigurationError, match=text):
+        split_tiny_imagenet_32px(SplitTinyImageNet32Options(folder="tiny-imagenet-200", tasks=2), context(tmp_path))
+    write_image(tmp_path / f"tiny-imagenet-200/train/{IDS[0]}/images/{IDS[0]}_0.JPEG", 20, 0)
+    with pytest.raises(ConfigurationError, match=r"holds images of 20 to 64 pixels a side, .* Use benchmark.name=image_folder for other"):
+        split_tiny_imagenet(SplitTinyImageNetOptions(tasks=2), context(tmp_path))
+    with pytest.raises(ValueError, match="train_limit must be >= 1, got 0"):
+        SplitTinyImageNet32Options(train_limit=0)
+
+
+def test_changed_annotations_are_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-imagenet-200"
+    write_tiny_imagenet(folder)
+    options = SplitTinyImageNetOptions(size=8, tasks=5)
+    before = split_tiny_imagenet(options, context(tmp_path))
+    annotations = folder / "val/val_annotations.txt"
+    swapped = annotations.read_text().replace(IDS[0], "other").replace(IDS[1], IDS[0]).replace("other", IDS[1])
+    annotations.write_text(swapped)
+    after = split_tiny_imagenet(options, context(tmp_path))
+    assert torch.equal(all_rows(after.test[0]), all_rows(before.test[1])) and not same(before, after)
+
+
 def test_errors_of_tiny_imagenet(tmp_path: Path) -> None:
     text = f"{tmp_path}/tiny-imagenet-200 holds no images. Expected {tmp_path}/tiny-imagenet-200/train/<class>/images/*.JPEG"
     with pytest.raises(ConfigurationError, match=re.escape(text)):
@@ -115,7 +154,7 @@ def test_errors_of_tiny_imagenet(tmp_path: Path) -> None:
     write_tiny_imagenet(folder)
     with pytest.raises(ConfigurationError, match=r"split_tiny_imagenet: tasks must be between 1 and the number of classes 5, got 10\."):
         split_tiny_imagenet(SplitTinyImageNetOptions(size=8), context(tmp_path))
-    write_image(folder / "val/images/val_99.JPEG", 12, 0)
+    write_image(folder / "val/images/val_99.JPEG", 64, 0)
     with pytest.raises(ConfigurationError, match=r"names no class for val/images/val_99.JPEG \(1 such images\)\. Unpack it again"):
         split_tiny_imagenet(SplitTinyImageNetOptions(size=8), context(tmp_path))
     write_image(tmp_path / "other/cat/1.png", 12, 0)
@@ -123,52 +162,6 @@ def test_errors_of_tiny_imagenet(tmp_path: Path) -> None:
         split_tiny_imagenet(SplitTinyImageNetOptions(folder="other", size=8), context(tmp_path))
     with pytest.raises(ValueError, match="size must be >= 8, got 4"):
         SplitTinyImageNetOptions(size=4)
-
-
-# --- PACS ---
-
-DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
-THINGS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
-
-
-def write_pacs(folder: Path, count: int = 5) -> None:
-    for domain in DOMAINS:
-        for label, name in enumerate(THINGS):
-            for number in range(count):
-                write_image(folder / domain / name / f"pic_{number:03}.jpg", 10, 1000 * DOMAINS.index(domain) + 10 * label + number)
-
-
-def test_pacs_is_a_domain_a_task(tmp_path: Path) -> None:
-    write_pacs(tmp_path / "PACS")
-    benchmark, again, other_seed = (pacs(PACSOptions(size=8), context(tmp_path, seed=seed)) for seed in (0, 0, 1))
-    assert benchmark.scenarios == ("domain_il", "task_il") and benchmark.classes == (tuple(range(7)),) * 4
-    assert [len(source) for source in benchmark.train] == [28] * 4 and [len(source) for source in benchmark.test] == [7] * 4
-    for source in benchmark.test:
-        assert torch.bincount(source.targets).tolist() == [1] * 7
-    seen = [{tuple(row.flatten().tolist()) for row in all_rows(source)} for source in [*benchmark.train, *benchmark.test]]
-    assert sum(map(len, seen)) == len(set().union(*seen)) == 140  # every image once
-    assert same(benchmark, again) and same(benchmark, other_seed)  # the split is not the run's
-    assert benchmark.notes["domains"] == "photo | art_painting | cartoon | sketch"
-    plain_inputs(benchmark, 1)
-
-
-def test_domains_can_be_chosen_and_limited(tmp_path: Path) -> None:
-    write_pacs(tmp_path / "PACS")
-    whole = pacs(PACSOptions(size=8), context(tmp_path))
-    some = pacs(PACSOptions(size=8, domains=("sketch", "photo"), train_limit=14), context(tmp_path))
-    assert [len(source) for source in some.train] == [14, 14]
-    assert torch.equal(all_rows(some.test[0]), all_rows(whole.test[3])) and not torch.equal(all_rows(some.test[0]), all_rows(whole.test[0]))
-    for source in some.train:
-        assert torch.bincount(source.targets).tolist() == [2] * 7
-    assert some.notes["train_limit"] == "14 training images a domain, stratified, seed 0"
-    with pytest.raises(ValueError, match="domains must be one of photo, art_painting, cartoon, sketch, got 'painting'"):
-        PACSOptions(domains=("painting",))
-    for wrong in ((), ("photo", "photo")):
-        with pytest.raises(ValueError, match="domains must name one domain or more, each once"):
-            PACSOptions(domains=wrong)
-    shutil.rmtree(tmp_path / "PACS/photo/dog")
-    with pytest.raises(ConfigurationError, match=r"PACS lacks images in photo/dog\. Expected"):
-        pacs(PACSOptions(size=8), context(tmp_path))
 
 
 # --- digits by source ---
