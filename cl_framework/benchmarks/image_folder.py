@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_framework.augment import Augmented, strong_colour
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.benchmarks.image_files import IMAGES
 from cl_framework.benchmarks.own_data import from_datasets
 from cl_framework.benchmarks.sources import as_tensor
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
 from cl_framework.rng import RandomStream
-
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class ImageFolderOptions:
     classes_per_task: int | None = None  # instead of `tasks`
     class_order: tuple[int, ...] | None = None  # default: names in alphabetical order
     test_fraction: float = 0.2  # of each class, where there is no test folder; (0, 1)
+    augmentation: str = "none"  # standard: in training moved by up to an eighth of a side and flipped; strong views are possible
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -39,6 +40,7 @@ class ImageFolderOptions:
         check_range("size", self.size, low=1)
         check_choice("channels", str(self.channels), ("1", "3"))
         check_range("test_fraction", self.test_fraction, above=0, below=1)
+        check_choice("augmentation", self.augmentation, ("none", "standard"))
 
 
 class ImageFiles:
@@ -85,6 +87,7 @@ def image_folder(options: ImageFolderOptions, context: BenchmarkContext) -> Benc
         classes_per_task=options.classes_per_task,
         class_order=options.class_order,
         name="image_folder",
+        transform=Augmented(options.size // 8, True, strengthen=strong_colour) if options.augmentation == "standard" else None,
         in_memory=context.in_memory,
     )
     return replace(benchmark, notes={"classes": " | ".join(", ".join(names[label] for label in held) for held in benchmark.classes)})
@@ -115,9 +118,9 @@ def _check_same_classes(train: list[str], test: list[str], root: Path) -> None:
 def _files(folder: Path, names: list[str]) -> Files:
     files, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _ENDINGS)
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGES)
         if not found:
-            raise ConfigurationError(f"benchmark.path: {folder / name} holds no images ({', '.join(sorted(_ENDINGS))}).")
+            raise ConfigurationError(f"benchmark.path: {folder / name} holds no images ({', '.join(sorted(IMAGES))}).")
         files.extend(found)
         labels.extend([label] * len(found))
     return files, labels

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cl_framework import Benchmark, BenchmarkContext, ConfigurationError, FrameworkError, from_datasets, from_task_datasets
+from cl_framework.augment import Augmented, strong_colour
 from cl_framework.benchmarks import sources
 from cl_framework.benchmarks.image_folder import ImageFolderOptions, image_folder
 from cl_framework.benchmarks.sources import DatasetSource, fits_in_memory, materialise, targets_of
@@ -185,6 +186,20 @@ def test_a_folder_without_a_split_holds_out_a_seeded_share(tmp_path: Path) -> No
     benchmark = folder_of(tmp_path, test_fraction=0.3)
     assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [7, 7, 3, 3]
     assert torch.equal(all_rows(benchmark.test[0]), all_rows(folder_of(tmp_path, test_fraction=0.3).test[0]))
+
+
+def test_a_folder_is_augmented_if_asked_to(tmp_path: Path) -> None:
+    write_images(tmp_path, ["ant", "bee"], 10)
+    plain, augmented = folder_of(tmp_path), folder_of(tmp_path, augmentation="standard")
+    assert not plain.transform.random and augmented.transform == Augmented(0, True, strengthen=strong_colour)
+    items = all_rows(plain.train[0])
+    assert torch.equal(plain.transform(items, None), augmented.transform(items, None))
+    generator = torch.Generator().manual_seed(0)
+    assert not torch.equal(augmented.transform(items, generator), augmented.transform(items, None))
+    wide = image_folder(ImageFolderOptions(str(tmp_path), 16, tasks=2, augmentation="standard"), BenchmarkContext(tmp_path, False, 0, ""))
+    assert isinstance(wide.transform, Augmented) and wide.transform.padding == 2
+    with pytest.raises(ValueError, match="augmentation must be one of none, standard, got 'strong'"):
+        ImageFolderOptions(str(tmp_path), augmentation="strong")
 
 
 def test_a_train_folder_alone_is_no_class(tmp_path: Path) -> None:
