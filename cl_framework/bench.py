@@ -24,7 +24,6 @@ CAPACITY = 500
 SAMPLES = 60_000  # of the measured event: MNIST's size
 WARM_UP_STEPS = 200  # of the event before, which fills the memory
 QUICK_STEPS = 300
-STRATEGY_STEPS = 500
 DEFAULT_BATCHES = [10, 32, 128]
 RATE = 0.05
 SEED = 0
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cl_framework.bench_strategies import table
 
         batches = options.batch if options.batch != DEFAULT_BATCHES else DEFAULT_BATCHES[1:]
-        table(options.strategies, batches, options.steps or STRATEGY_STEPS, options.repeats, options.json)
+        table(options.strategies, batches, options.steps, options.repeats, options.json)
         return 0
     if options.memory:
         return _bench_memory(options)
