@@ -2,6 +2,8 @@
 
 After He et al. 2016, "Deep residual learning for image recognition", with basic blocks and projections where the shape changes.
 `resnet18` is 64 wide; the slim one, 20 wide, is that of Lopez-Paz and Ranzato 2017, "Gradient episodic memory", for online work.
+Weights start as torch starts them, as in Mammoth, the code behind the figures published for DER, ER-ACE and others: no He
+initialisation of convolutions, no zeros in the last norm of a block.
 """
 
 from __future__ import annotations

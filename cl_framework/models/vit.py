@@ -1,7 +1,8 @@
 """A small vision transformer with a head sized for all classes.
 
-After Dosovitskiy et al. 2021, "An image is worth 16x16 words": patches, a class token, learnt positions, normalisation before each
-part. Query, key, value and output are linear modules of their own, so that a method can add to each of them.
+After Dosovitskiy et al. 2021, "An image is worth 16x16 words": patches, learnt positions, normalisation before each part, and for the
+head a class token or the mean of the patches. Query, key, value and output are linear modules of their own, so that a method can add to
+each of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.checks import check_range
+from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.resnet import channels_of
 from cl_framework.registry import register_model
@@ -26,11 +27,13 @@ class ViTOptions:
     width: int = 192  # of a token, a multiple of heads
     heads: int = 3  # of attention, >= 1
     mlp_ratio: int = 4  # hidden units of a block's MLP, in widths, >= 1
+    pool: str = "token"  # what the head reads: a class token, or the mean of the patches
     dropout: float = 0.0  # after attention and MLP, [0, 1)
 
     def __post_init__(self) -> None:
         for name in ("patch", "depth", "width", "heads", "mlp_ratio"):
             check_range(name, getattr(self, name), low=1)
+        check_choice("pool", self.pool, ("token", "mean"))
         check_range("dropout", self.dropout, low=0, below=1)
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads={self.heads}, got {self.width}")
@@ -74,31 +77,34 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embedding of patches, blocks, a norm, and a linear head on the class token."""
+    """Embedding of patches, blocks, a norm, and a linear head on the class token or, where there is none, the mean of the patches."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, options: ViTOptions) -> None:
         super().__init__()
         channels, height, width = input_shape
         places = (height // options.patch) * (width // options.patch)
         self.embedding = nn.Conv2d(channels, options.width, options.patch, stride=options.patch)
-        self.token = nn.Parameter(torch.zeros(1, 1, options.width))
-        self.positions = nn.Parameter(torch.empty(1, places + 1, options.width))
+        self.token = nn.Parameter(torch.empty(1, 1, options.width)) if options.pool == "token" else None
+        self.positions = nn.Parameter(torch.empty(1, places + (self.token is not None), options.width))
         hidden = options.mlp_ratio * options.width
         self.blocks = nn.Sequential(*(Block(options.width, options.heads, hidden, options.dropout) for _ in range(options.depth)))
         self.norm = nn.LayerNorm(options.width)
         self.head = nn.Linear(options.width, num_classes)
         nn.init.trunc_normal_(self.positions, std=0.02)
-        nn.init.trunc_normal_(self.token, std=0.02)
+        if self.token is not None:
+            nn.init.trunc_normal_(self.token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D): the class token."""
-        patches = self.embedding(inputs).flatten(2).transpose(1, 2)  # (B, N, D)
-        tokens = torch.cat([self.token.expand(patches.shape[0], -1, -1), patches], 1) + self.positions
-        hidden: Tensor = self.norm(self.blocks(tokens)[:, 0])
+        """(B, C, H, W) -> (B, D): the class token, or the mean of the patches."""
+        tokens = self.embedding(inputs).flatten(2).transpose(1, 2)  # (B, N, D)
+        if self.token is not None:
+            tokens = torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], 1)
+        tokens = self.blocks(tokens + self.positions)
+        hidden: Tensor = self.norm(tokens[:, 0] if self.token is not None else tokens.mean(1))
         return hidden
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -88,6 +88,28 @@ def test_vit_has_features_a_head_and_plain_names() -> None:
     assert model.positions.shape == (1, 7, 12)
 
 
+def test_the_head_reads_the_token_or_the_mean_of_the_patches() -> None:
+    inputs = torch.rand(3, 1, 8, 8)
+    seen = []
+    for pool in ("token", "mean"):
+        torch.manual_seed(0)
+        model = vit(ViTOptions(patch=4, depth=2, width=12, heads=3, pool=pool), benchmark_of(1, 8, 8))
+        assert isinstance(model, VisionTransformer)
+        patches = model.embedding(inputs).flatten(2).transpose(1, 2)
+        if pool == "token":
+            assert model.token is not None
+            hidden = model.blocks(torch.cat([model.token.expand(3, 1, 12), patches], 1) + model.positions)[:, 0]
+        else:
+            assert model.token is None and model.positions.shape == (1, 4, 12)
+            hidden = model.blocks(patches + model.positions).mean(1)
+        assert torch.allclose(model.features(inputs), model.norm(hidden), atol=1e-6)
+        assert not torch.allclose(model.features(inputs), model.norm(patches.mean(1)), atol=1e-3)
+        seen.append(pool)
+    assert len(seen) == 2
+    with pytest.raises(ValueError, match="pool must be one of token, mean, got 'max'"):
+        ViTOptions(pool="max")
+
+
 def test_vit_knows_where_a_patch_was() -> None:
     torch.manual_seed(0)
     model = vit(ViTOptions(patch=4, depth=1, width=12, heads=3), benchmark_of(1, 8, 8))
