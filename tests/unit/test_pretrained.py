@@ -31,7 +31,7 @@ def benchmark_of(channels: int = 3, size: int = 32, **transform: Any) -> Benchma
 
 
 def build(benchmark: Benchmark | None = None, **options: Any) -> Pretrained:
-    model = pretrained(PretrainedOptions(**{"backbone": SMALL, "weights": "none", **options}), benchmark or benchmark_of())
+    model = pretrained(PretrainedOptions(**{"backbone": SMALL, "weights": "none", "size": 32, **options}), benchmark or benchmark_of())
     assert isinstance(model, Pretrained)
     return model
 
@@ -103,6 +103,16 @@ def test_grey_is_repeated_and_images_are_resized() -> None:
     assert shown.shape == (2, 3, 40, 40)
     for channel, (mean, deviation) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
         assert torch.allclose(shown[:, channel], torch.full((2, 40, 40), (0.5 - mean) / deviation), atol=1e-5)
+
+
+def test_inputs_get_the_size_that_the_backbone_was_trained_on_unless_told_otherwise() -> None:
+    for size, side in ((None, 224), (48, 48), (32, 32)):
+        model = build(size=size)
+        model.backbone = nn.Identity()
+        inputs = torch.rand(1, 3, 32, 32)
+        shown = model.features(inputs)
+        assert shown.shape == (1, 3, side, side)
+        assert torch.equal(shown, inputs * model.factor + model.offset) is (side == 32)  # nothing is done to what fits
 
 
 # --- weights ---
@@ -211,6 +221,100 @@ def test_efficientnet_lite0_comes_from_its_packages(tmp_path: Path, monkeypatch:
     by_hand = nn.functional.conv2d(inputs * model.factor + model.offset, weight, bias).mean((2, 3))
     assert torch.allclose(model.features(inputs), by_hand, atol=1e-5)
     assert not torch.allclose(random.features(inputs), by_hand, atol=1e-2)
+    model.backbone = nn.Identity()
+    assert torch.allclose(model.features(inputs), (255 * inputs - 127) / 128, atol=1e-5)
+    assert build(backbone="efficientnet_lite0", size=None).size == 224
+
+
+# --- timm ---
+
+
+class Timm(nn.Module):
+    """What timm's models offer, small; the head is known by its path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pretrained_cfg = {
+            "hf_hub_id": "timm/tiny.a1",
+            "classifier": "head.fc",
+            "mean": (0.5, 0.4, 0.3),
+            "std": (0.2, 0.3, 0.4),
+            "input_size": (3, 40, 40),
+        }
+        self.stem = nn.Conv2d(3, 5, 3)
+        self.head = nn.ModuleDict({"fc": nn.Linear(5, 21)})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head["fc"](self.stem(inputs).mean((2, 3)))
+        return logits
+
+    def reset_classifier(self, num_classes: int) -> None:
+        assert num_classes == 0
+        self.head["fc"] = nn.Identity()
+
+
+@pytest.fixture
+def timms_cache(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The cache, with nothing in it, of a timm that has one model."""
+
+    def create_model(name: str, pretrained: bool, pretrained_cfg_overlay: dict[str, Any] | None = None) -> Timm:
+        model = Timm()
+        if pretrained:
+            assert pretrained_cfg_overlay is not None  # or timm would ask the network
+            model.load_state_dict(torch.load(pretrained_cfg_overlay["file"], weights_only=True))
+        return model
+
+    package, hub = ModuleType("timm"), ModuleType("huggingface_hub")
+    package.create_model, package.list_models, package.is_model = create_model, lambda: ["tiny"], "tiny".__eq__  # type: ignore[attr-defined]
+    hub.try_to_load_from_cache = lambda repository, file: None  # type: ignore[attr-defined]
+    for module in (package, hub):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return hub
+
+
+def test_timms_models_are_brought_what_they_were_trained_on(timms_cache: ModuleType) -> None:
+    model = build(backbone="timm/tiny", size=None)
+    assert model.head.in_features == 5 and model.size == 40
+    model.backbone = nn.Identity()
+    inputs = torch.rand(2, 3, 40, 40)
+    by_hand = torchvision.transforms.functional.normalize(inputs, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert torch.allclose(model.features(inputs), by_hand, atol=1e-5)
+    assert not torch.allclose(model.features(inputs), inputs, atol=0.1)
+
+
+def test_weights_of_timm_come_from_a_file_or_its_cache(timms_cache: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Timm().state_dict()
+    file = tmp_path / "tiny.pth"
+    torch.save({**state, "head.fc.weight": torch.zeros(3, 5), "head.fc.bias": torch.zeros(3)}, file)  # made for other classes
+    assert holds(build(backbone="timm/tiny", weights=str(file)), state)
+    assert not holds(build(backbone="timm/tiny"), state)
+    text = r"weights of timm/tiny \(timm/tiny.a1\) are not in the cache of huggingface_hub\. Fetch them where .*create_model\('tiny'"
+    with pytest.raises(ConfigurationError, match=text):
+        build(backbone="timm/tiny", weights="cache")
+    monkeypatch.setattr(
+        timms_cache, "try_to_load_from_cache", lambda repository, name: str(file) if name == "pytorch_model.bin" else object()
+    )
+    torch.save(state, file)
+    assert holds(build(backbone="timm/tiny", weights="cache"), state)
+    file.write_bytes(b"nonsense")
+    for weights in ("cache", str(file)):
+        with pytest.raises(ConfigurationError, match=r"tiny.pth cannot be read as weights \(.*\)\. Replace it\."):
+            build(backbone="timm/tiny", weights=weights)
+
+
+def test_what_timm_needs_is_said(timms_cache: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"model.backbone=timm/tinny is unknown\. Did you mean 'tiny'\?"):
+        build(backbone="timm/tinny")
+    (tmp_path / "tiny.safetensors").write_bytes(b"nonsense")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ConfigurationError, match=r"tiny.safetensors needs safetensors: pip install safetensors\."):
+        build(backbone="timm/tiny", weights=str(tmp_path / "tiny.safetensors"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigurationError, match=r"model.weights=cache needs huggingface_hub: pip install huggingface_hub\."):
+        build(backbone="timm/tiny", weights="cache")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigurationError, match=r"model.backbone=timm/tiny needs timm: pip install timm\."):
+        build(backbone="timm/tiny")
 
 
 # --- refusals ---
