@@ -1,7 +1,8 @@
 """Omniglot as many small tasks: an alphabet a task, or the characters of all alphabets divided into tasks (Lake et al. 2015).
 
 Read from folders `<Alphabet>/characterNN/NNNN_DD.png`, DD the drawer 01 to 20, or from the zip files lying there. The drawers from 16 on
-are the test split: hands that training never saw. Images are grey, white on black, so that empty ground is 0.
+are the test split: hands that training never saw. Images are grey, white on black, so that empty ground is 0. What lies in several
+of the files, as some alphabets do in `images_background_small1.zip` and `small2.zip`, is read once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import torch
+from torch import Tensor
 
 from cl_framework.augment import digit_views
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, Scale
@@ -46,7 +48,7 @@ def omniglot(options: OmniglotOptions, context: BenchmarkContext) -> Benchmark:
     folder = context.root / Path(options.folder).expanduser()
     layout = f"{folder}/<Alphabet>/characterNN/NNNN_DD.png"
     images = load_images(folder, options.size, 1, layout=layout, remedy="Name its folder: benchmark.folder=DIR.")
-    characters, drawers = _characters_and_drawers(images, folder, layout)
+    rows, characters, drawers = _drawings(images, folder, layout)
     names = sorted(set(characters))
     number = {name: label for label, name in enumerate(names)}
     classes = _divide(options, names)
@@ -58,9 +60,7 @@ def omniglot(options: OmniglotOptions, context: BenchmarkContext) -> Benchmark:
             missing = f"{'/'.join(names[without[0]])} has no {split} images"
             raise ConfigurationError(f"{folder}: {missing}. Drawers 01 to {_LAST_TRAINING_DRAWER} train, later ones test.")
     inverted = replace(images, items=255 - images.items)  # ink is black in the files
-    train, test = (
-        source_of(inverted, rows, targets[rows], context.in_memory) for rows in ((~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0])
-    )
+    train, test = (source_of(inverted, rows[there], targets[there], context.in_memory) for there in (~is_test, is_test))
     alphabets = [sorted({names[label][0] for label in held}) for held in classes]
     return Benchmark(
         name="omniglot",
@@ -78,17 +78,16 @@ def omniglot(options: OmniglotOptions, context: BenchmarkContext) -> Benchmark:
     )
 
 
-def _characters_and_drawers(images: Images, folder: Path, layout: str) -> tuple[list[tuple[str, str]], list[int]]:
-    """Of each image its (alphabet, character) and who drew it."""
-    characters, drawers = [], []
+def _drawings(images: Images, folder: Path, layout: str) -> tuple[Tensor, list[tuple[str, str]], list[int]]:
+    """Of each image, counted once, its row, its (alphabet, character) and who drew it."""
+    found: dict[tuple[str, str, int], int] = {}
     for row, name in enumerate(images.names):
         parts = images.parts(row, 3)
         drawer = re.fullmatch(r"\d+_(\d+)", PurePosixPath(name).stem)
         if len(parts) < 3 or drawer is None:
             raise ConfigurationError(f"{folder}: {name} is no Omniglot image. Expected {layout}. Remove it, or name another folder.")
-        characters.append((parts[0], parts[1]))
-        drawers.append(int(drawer[1]))
-    return characters, drawers
+        found.setdefault((parts[0], parts[1], int(drawer[1])), row)
+    return torch.tensor(list(found.values())), [key[:2] for key in found], [key[2] for key in found]
 
 
 def _divide(options: OmniglotOptions, names: list[tuple[str, str]]) -> list[tuple[int, ...]]:

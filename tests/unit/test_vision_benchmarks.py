@@ -282,6 +282,23 @@ def test_characters_are_divided_and_zips_are_read_together(tmp_path: Path) -> No
     assert not same_tasks(zipped, characters, 3)
 
 
+def test_what_lies_in_two_zips_is_read_once(tmp_path: Path) -> None:
+    write_omniglot(tmp_path / "omniglot")
+    (tmp_path / "zips").mkdir()
+    for name, moved in (("small1", ("Balinese", "Greek")), ("small2", ("Early_Aramaic", "Greek"))):
+        for alphabet in moved:
+            shutil.copytree(tmp_path / "omniglot" / alphabet, tmp_path / name / f"images_background_{name}" / alphabet)
+        pack(tmp_path / name, tmp_path / f"zips/images_background_{name}.zip")
+    zipped, whole = (omniglot(OmniglotOptions(folder=name), context(tmp_path)) for name in ("zips", "omniglot"))
+    for one, other in zip([*zipped.train, *zipped.test], [*whole.train, *whole.test], strict=True):
+        assert drawings(one) == drawings(other) and len(one) == len(other)
+    assert drawings(zipped.train[0]) != drawings(zipped.train[2])
+
+
+def drawings(source: Any) -> set[tuple[int, ...]]:
+    return {(label, *row.flatten().tolist()) for row, label in zip(all_rows(source), source.targets.tolist(), strict=True)}
+
+
 def test_errors_of_omniglot(tmp_path: Path) -> None:
     folder = tmp_path / "omniglot"
     write_omniglot(folder)
