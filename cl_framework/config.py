@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
@@ -247,10 +247,10 @@ def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
         return schema(**_tuples(schema, values))
     except ValueError as error:
         if isinstance(error, OmegaConfBaseException):
-            raise ConfigurationError(_explain(error, schema, path)) from error
+            raise ConfigurationError(_explain(error, schema, path, given)) from error
         raise ConfigurationError(f"{path}{'.' if path else ''}{error}.") from error
     except OmegaConfBaseException as error:
-        raise ConfigurationError(_explain(error, schema, path)) from error
+        raise ConfigurationError(_explain(error, schema, path, given)) from error
 
 
 def _tuples(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,21 +263,48 @@ def _tuples(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) and wants_tuple(hints[name]) else value for name, value in values.items()}
 
 
-def _explain(error: OmegaConfBaseException, schema: type, path: str) -> str:
-    inner = getattr(error, "full_key", None) or getattr(error, "key", None) or ""
-    key = ".".join(part for part in (path, str(inner)) if part)
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+
+
+def _explain(error: OmegaConfBaseException, schema: type, path: str, given: Mapping[Any, Any]) -> str:
+    inner = str(getattr(error, "full_key", None) or getattr(error, "key", None) or _unfit(schema, given))
+    key = ".".join(part for part in (path, inner) if part)
+    kind = _kind_of(schema, inner)
+    if isinstance(error, ValidationError) and kind:
+        return f"{key} must be {kind}, got {OmegaConf.select(OmegaConf.create(dict(given)), inner)!r}."
     reason = str(error).strip().split("\n")[0].rstrip(".")
-    hint = _expected_type(schema, str(inner))
-    return f"{key}: {reason}" + (f"; expected {hint}." if hint else ".")
+    return f"{key}: {reason}."
 
 
-def _expected_type(schema: Any, key: str) -> str:
+def _unfit(schema: type, given: Mapping[Any, Any]) -> str:
+    """The option whose value does not fit, where OmegaConf does not say which one (it does not for what is in a list)."""
+    for option, value in given.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {option: value})
+        except OmegaConfBaseException:
+            return str(option)
+    return ""
+
+
+def _kind_of(schema: Any, key: str) -> str:
+    """In words what the option `key` of a dataclass holds; "" if there is no such option."""
     for part in key.split("."):
         hints = typing.get_type_hints(schema) if is_dataclass(schema) else {}
         if part not in hints:
             return ""
         schema = hints[part]
-    return getattr(schema, "__name__", str(schema)) if typing.get_origin(schema) is None else str(schema).replace("typing.", "")
+    return _in_words(schema)
+
+
+def _in_words(hint: Any) -> str:
+    if hint in _KINDS:
+        return _KINDS[hint]
+    parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
+    if typing.get_origin(hint) in (list, tuple):
+        return f"a list, each {_in_words(parts[0])}"
+    if typing.get_origin(hint) is dict:
+        return "options"
+    return " or ".join(_in_words(part) for part in parts) if parts else getattr(hint, "__name__", str(hint))
 
 
 def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
@@ -314,7 +341,7 @@ def _options(schema: type, given: Mapping[str, Any], path: str, name: str) -> An
     if unknown:
         raise ConfigurationError(
             f"{path}.{unknown[0]}: unknown option of {name!r}. {nearest(unknown[0], known)} "
-            f"If the file sets it for another {path.partition('.')[0]}, remove it with ~{path}.{unknown[0]}."
+            f"If the file sets it for another {'strategy' if path.startswith('strategies') else path}, remove it with ~{path}.{unknown[0]}."
         )
     return _structured(schema, given, path)
 

@@ -148,19 +148,18 @@ class RunDirectory:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what a run wrote here, and nothing else; where there is no run, nothing. Refused while a process runs it."""
+        """Remove what a run wrote here, and nothing else; where there is no run, nothing. For whoever holds the lock."""
         if self.status == "absent":
             return
-        with self.lock():
-            for name in _WRITTEN_BY_A_RUN:
-                place = self.path / name
-                try:
-                    if place.is_dir():
-                        shutil.rmtree(place)
-                    else:
-                        place.unlink(missing_ok=True)
-                except OSError as error:
-                    raise FrameworkError(f"{place} cannot be removed: {error.strerror}. Choose another folder with out=DIR.") from error
+        for name in _WRITTEN_BY_A_RUN:
+            place = self.path / name
+            try:
+                if place.is_dir():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink(missing_ok=True)
+            except OSError as error:
+                raise FrameworkError(f"{place} cannot be removed: {error.strerror}. Choose another folder with out=DIR.") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -63,20 +63,30 @@ def run(
     if benchmark is not None:
         experiment = experiment.with_benchmark(given(benchmark))
     directory = RunDirectory.create(experiment.run.out, experiment.run.experiment, experiment.fingerprint, experiment.run.seed)
-    if not experiment.run.again:
-        if directory.status == "done":
-            return RunResult(directory.path, "done", rebuild_summary(directory.path))
-        if directory.status != "absent":
-            raise ConfigurationError(
-                f"{directory.path} holds an unfinished run. Continue it with `clu resume {directory.path}` or start anew with again=true."
-            )
+    finished = _finished(directory, experiment.run.again)  # asked twice: before the data are read, and when no other process can start
+    if finished is not None:
+        return finished
     with torch_as_configured(experiment):
         learner = assemble(experiment, benchmark)
-        if experiment.run.again:
+        with directory.lock():
+            finished = _finished(directory, experiment.run.again)
+            if finished is not None:
+                return finished
             directory.clear()
-        env = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
-        directory.write_start(experiment.to_yaml(), command, env)
-        return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
+            env = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
+            directory.write_start(experiment.to_yaml(), command, env)
+            return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
+
+
+def _finished(directory: RunDirectory, again: bool) -> RunResult | None:
+    """The finished run that stands in the way of a start; an unfinished one is refused. None where a run can start."""
+    if again or directory.status == "absent":
+        return None
+    if directory.status == "done":
+        return RunResult(directory.path, "done", rebuild_summary(directory.path))
+    raise ConfigurationError(
+        f"{directory.path} holds an unfinished run. Continue it with `clu resume {directory.path}` or start anew with again=true."
+    )
 
 
 def resume(
@@ -103,15 +113,16 @@ def resume(
         for listener in listeners:
             listener.on_warning(text)
 
-    state = CheckpointStore(directory.checkpoints).load_latest(warn)
-    check_same(experiment, state, directory)
-    with torch_as_configured(experiment):
-        learner = assemble(experiment, benchmark)
-        here = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
-        for difference in differences(directory.read_env(), here):
-            warn(f"resume: {difference}; figures may differ in their last bits.")
-        directory.unmark_failed()
-        return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
+    with directory.lock():
+        state = CheckpointStore(directory.checkpoints).load_latest(warn)
+        check_same(experiment, state, directory)
+        with torch_as_configured(experiment):
+            learner = assemble(experiment, benchmark)
+            here = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
+            for difference in differences(directory.read_env(), here):
+                warn(f"resume: {difference}; figures may differ in their last bits.")
+            directory.unmark_failed()
+            return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
 
 
 def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
@@ -175,23 +186,22 @@ class Runner:
     # --- the walk ---
 
     def walk(self, state: dict[str, Any] | None) -> RunResult:
-        """Walk from the start, or from a checkpoint's state, to the end of the stream."""
-        with self.directory.lock():
-            self._tell("on_start", RunInfo(self.experiment, self.directory, self.learner.stream, resumed=state is not None))
-            try:
-                self._walk(state)
-            except Stopped:
-                self._tell("on_stop", self.directory.path)
-                return RunResult(self.directory.path, "stopped", None)
-            except BaseException as error:
-                self._tell("on_failure", str(error))
-                if isinstance(error, Exception):
-                    self.directory.mark_failed(f"{type(error).__name__}: {error}")
-                raise
-            summary = rebuild_summary(self.directory.path)
-            self.directory.mark_done()
-            self._tell("on_finish", summary)
-            return RunResult(self.directory.path, "done", summary)
+        """Walk from the start, or from a checkpoint's state, to the end of the stream. The directory's lock is held meanwhile."""
+        self._tell("on_start", RunInfo(self.experiment, self.directory, self.learner.stream, resumed=state is not None))
+        try:
+            self._walk(state)
+        except Stopped:
+            self._tell("on_stop", self.directory.path)
+            return RunResult(self.directory.path, "stopped", None)
+        except BaseException as error:
+            self._tell("on_failure", str(error))
+            if isinstance(error, Exception):
+                self.directory.mark_failed(f"{type(error).__name__}: {error}")
+            raise
+        summary = rebuild_summary(self.directory.path)
+        self.directory.mark_done()
+        self._tell("on_finish", summary)
+        return RunResult(self.directory.path, "done", summary)
 
     def _walk(self, state: dict[str, Any] | None) -> None:
         first = 0

@@ -207,6 +207,42 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     assert resume(path).status == "done"
 
 
+def test_a_run_under_way_is_not_started_anew(tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    anew = experiment_of({"er": {}}, tmp_path / "stopped", again=True, **{**SETTINGS, "epochs": 1})
+    assert path_of(anew) == path
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with RunDirectory(path).lock(), pytest.raises(ConfigurationError, match="is being run by another process"):
+        run(anew)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert run(anew).status == "done"
+
+
+@pytest.mark.parametrize("elsewhere", ["stopped", "finished"])
+def test_a_run_that_another_process_starts_while_the_data_are_read_stands(
+    elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cl_framework.runner as runner
+
+    experiment = experiment_of({"er": {}}, tmp_path, **{**SETTINGS, "epochs": 1})
+    assemble, calls = runner.assemble, []
+
+    def overtaken(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            run(experiment, stop_requested=lambda step: elsewhere == "stopped" and step == 3)
+        return assemble(*arguments)
+
+    monkeypatch.setattr(runner, "assemble", overtaken)
+    if elsewhere == "stopped":
+        with pytest.raises(ConfigurationError, match="holds an unfinished run. Continue it with `clu resume"):
+            run(experiment)
+    else:
+        assert run(experiment).status == "done"
+    assert len(calls) == 2
+    assert RunDirectory(path_of(experiment)).status == ("unfinished" if elsewhere == "stopped" else "done")
+
+
 def test_a_full_disk_ends_with_one_sentence_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cl_framework.records as records
 

@@ -43,7 +43,7 @@ def test_where_a_run_lives_and_its_life(tmp_path: Path) -> None:
     (directory.path / "notes.txt").write_text("mine")
     directory.clear()
     assert directory.status == "absent"
-    assert sorted(path.name for path in directory.path.iterdir()) == [".lock", "notes.txt"]
+    assert sorted(path.name for path in directory.path.iterdir()) == ["notes.txt"]
 
 
 def test_where_there_is_no_run_nothing_is_cleared(tmp_path: Path) -> None:
@@ -55,15 +55,6 @@ def test_where_there_is_no_run_nothing_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("experiment: trial\n")  # now it is a run
     foreign.clear()
     assert not (tmp_path / "plots").exists()
-
-
-def test_a_run_under_way_is_not_cleared(tmp_path: Path) -> None:
-    directory = run_directory(tmp_path)
-    with directory.lock(), pytest.raises(ConfigurationError, match="is being run by another process"):
-        directory.clear()
-    assert directory.status == "unfinished"
-    directory.clear()
-    assert directory.status == "absent"
 
 
 def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
