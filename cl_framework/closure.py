@@ -59,6 +59,10 @@ class LazyPass:
         return self._rows
 
     @property
+    def was_run(self) -> bool:
+        return self._logits is not None
+
+    @property
     def logits(self) -> Tensor:
         if self._logits is None:
             self._run()

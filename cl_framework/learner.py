@@ -43,7 +43,11 @@ class Learner:
         self.names_in_play: list[str] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self._optimizer_memory: dict[str, Any] = {}  # state by parameter name, where it outlives an event
+        self._base_rates: list[float] = []  # of the optimizer's groups, before the `rate` seam
+        self._clip: float | None = None
+        self._plain_sgd = False
         self._partial_masks: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self._without: Tensor | None = None  # ids that the Unlearn under way names
         self._phase_stack: PhaseStack | None = None
         self._applied: StepEvaluation | None = None
         self._dropout: dict[str, RandomStream] = {}
@@ -51,7 +55,8 @@ class Learner:
         self._training_ids = self._partition()
         self.model = model
         self.criterion = Criterion(self._class_mask())
-        stack.bind(lambda member: SlotContext(member.slot, member.strategy.traits, self))
+        self._contexts = {member.slot: SlotContext(member.slot, member.strategy.traits, self) for member in stack.members}
+        stack.bind(self._contexts)
         self.model = stack.build(model).to(device)
         self.initial_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
@@ -200,11 +205,9 @@ class Learner:
         return evaluation
 
     def _note_answers(self, batch: Batch, evaluation: StepEvaluation) -> None:
-        try:
-            logits = evaluation.output.logits
-        except ContractError:  # no term has asked the model about these rows
+        if not evaluation.output.live.was_run:  # no term has asked the model about these rows
             return
-        logits = self.criterion.masked(logits, batch.task_of_row)
+        logits = self.criterion.masked(evaluation.output.logits, batch.task_of_row)
         self.curve.note(self.position.step, logits, batch.targets, batch.task_of_row == self.position.event.task)
 
     @property
@@ -282,8 +285,8 @@ class Learner:
 
     def new_streams(self) -> None:
         """Whenever the event or the phase changes: random streams have other keys then, whichever of them were used before."""
-        for slot in self.stack.slots:
-            self.stack.context(slot).forget_randoms()  # type: ignore[attr-defined]
+        for context in self._contexts.values():
+            context.forget_randoms()
         self._dropout.clear()
         self._augmentations.clear()
 

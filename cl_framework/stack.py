@@ -114,9 +114,9 @@ class Stack:
     def slots(self) -> tuple[str, ...]:
         return tuple(member.slot for member in self.members)
 
-    def bind(self, make_context: Callable[[Member], Context]) -> None:
+    def bind(self, contexts: Mapping[str, Context]) -> None:
         """Give each slot its context."""
-        self._contexts = {member.slot: make_context(member) for member in self.members}
+        self._contexts = dict(contexts)
 
     def context(self, slot: str) -> Context:
         return self._contexts[slot]

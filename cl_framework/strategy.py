@@ -39,6 +39,7 @@ from cl_framework.batch import Batch, Draw, Rows
 from cl_framework.errors import ContractError
 from cl_framework.plan import Plan
 from cl_framework.stream import Event, TaskId, Unlearn
+from cl_framework.traits import Setting, Traits
 
 # --- what a strategy is given of a step ---
 
@@ -143,52 +144,7 @@ class Forgotten:
     ids: Tensor  # (N,) int64
 
 
-# --- what a strategy says of itself ---
-
-
-@dataclass(frozen=True)
-class Traits:
-    """Claims about a strategy. Tests and the stack read every one of them."""
-
-    needs_task_id: bool = False  # reads the task of a row, in training or at prediction
-    needs_boundaries: bool = False  # must know when a task ends; refused on blurry streams
-    reads_past_data: bool = False  # visits data of earlier tasks through the plan or `Context.read`
-    stores_data: bool = False  # keeps samples or what is derived from single samples
-    stores_with: Mapping[str, Any] | None = None  # settings at which it does, where it does not at its defaults
-    keeps: str | None = None  # what its plan keeps: "steps", "epochs" or None
-    inner_calls: str = "once"  # how often its step calls inward: "once", "many" or "never"
-    replaces_task_term: bool = False  # `loss` returns a term named "task" in place of the framework's
-    unlearns: frozenset[str] = frozenset()  # granularities it can unlearn: "task", "class", "sample"
-    exact: bool = False  # the state after unlearning equals that of a model which never saw the data
-    neutral: Mapping[str, Any] | None = None  # settings at which it equals plain fine-tuning bit for bit
-    no_neutral: str = ""  # why there are none
-    modalities: tuple[str, ...] = ("vision", "text")
-    scenarios: tuple[str, ...] = ("class_il", "task_il", "domain_il")
-
-
 # --- what a strategy may look at ---
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is known of a run when a strategy is asked whether it can work in it.
-
-    It is asked twice: before the benchmark is there (then what it would say is None), and with it, still before any training.
-    """
-
-    scenario: str  # class_il, task_il, domain_il, or "" before the benchmark has chosen its default
-    batch_size: int
-    epochs: int
-    blurry: float
-    learns: int  # Learn events of the stream; 0 if the benchmark decides
-    slots: Mapping[str, Traits]  # every strategy of the stack, itself included
-    num_classes: int | None = None  # of the whole benchmark
-    classes_shown: int | None = None  # how many of them the stream shows
-    num_tasks: int | None = None
-    input_shape: tuple[int, ...] | None = None  # of one model input
-    model: nn.Module | None = None  # as configured, before `build`
-    augmented: bool | None = None  # whether the benchmark augments training batches
-    strongly: bool | None = None  # whether it has a strong augmentation for views
 
 
 @dataclass

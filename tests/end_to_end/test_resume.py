@@ -235,7 +235,7 @@ def test_a_run_that_another_process_starts_while_the_data_are_read_stands(
 
     monkeypatch.setattr(runner, "assemble", overtaken)
     if elsewhere == "stopped":
-        with pytest.raises(ConfigurationError, match="holds an unfinished run. Continue it with `clu resume"):
+        with pytest.raises(ConfigurationError, match=r"holds an unfinished run\. Continue it with `clu resume"):
             run(experiment)
     else:
         assert run(experiment).status == "done"

@@ -115,7 +115,7 @@ class Unlearning(Strategy):
 
 def stack_of(**strategies: Strategy) -> Stack:
     stack = Stack(strategies.items())
-    stack.bind(lambda member: SimpleNamespace(slot=member.slot))  # type: ignore[arg-type]
+    stack.bind({slot: SimpleNamespace(slot=slot) for slot in stack.slots})  # type: ignore[arg-type]
     return stack
 
 
@@ -372,7 +372,7 @@ def test_the_check_reads_the_streams_unlearns() -> None:
 
 def test_the_one_structural_strategy_builds_and_the_one_predictor_scores() -> None:
     stack = stack_of(a=Building(None), b=Predicting(None))
-    stack.bind(lambda member: SimpleNamespace(slot=member.slot, bonus=1.0))  # type: ignore[arg-type]
+    stack.bind({slot: SimpleNamespace(slot=slot, bonus=1.0) for slot in stack.slots})  # type: ignore[arg-type]
     assert isinstance(stack.build(nn.Linear(1, 1)), nn.Sequential)
     assert stack.predictor is not None
     assert stack.predictor(None, torch.zeros(2), some_rows(0)).tolist() == [1.0, 1.0]
