@@ -36,13 +36,12 @@ if TYPE_CHECKING:
         Output,
         Phase,
         Rows,
-        Setting,
         StepFn,
         Strategy,
         Term,
-        Traits,
     )
     from cl_framework.stream import Event, Learn, Stream, TaskId, Unlearn
+    from cl_framework.traits import Setting, Traits, check_first_to_plan
 
 _HOMES = {
     "benchmarks.base": ("Benchmark", "BenchmarkContext"),
@@ -72,13 +71,12 @@ _HOMES = {
         "Output",
         "Phase",
         "Rows",
-        "Setting",
         "StepFn",
         "Strategy",
         "Term",
-        "Traits",
     ),
     "stream": ("Event", "Learn", "Stream", "TaskId", "Unlearn"),
+    "traits": ("Setting", "Traits", "check_first_to_plan"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -116,6 +114,7 @@ __all__ = [
     "Unlearn",
     "best_interval",
     "check_choice",
+    "check_first_to_plan",
     "check_range",
     "decay_exponent",
     "first_rows",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cl_framework.errors import FrameworkError
 from cl_framework.strategy import Rows
 
 
@@ -25,6 +26,18 @@ def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
 
     A task-conditioned model, whose head depends on the task, gives both at once by `features_and_logits`.
     """
+    try:
+        return _features_and_logits(model, rows)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise FrameworkError(
+            "a batch of one sample reached a BatchNorm layer, which needs two to normalise. Choose a batch_size that leaves no single "
+            "sample over, or a model without BatchNorm."
+        ) from error
+
+
+def _features_and_logits(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
     beside = conditioning(model, rows)
     both = getattr(model, "features_and_logits", None)
     if callable(both):

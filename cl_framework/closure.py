@@ -189,13 +189,13 @@ class StepClosure:
         machinery: Machinery,
         batch: Batch,
         losses: Sequence[tuple[str, Strategy, Context]],
-        replaces_task: bool,
+        without_task_term: bool,
         maps: tuple[Callable[[Gradients], Gradients], ...] = (),
     ) -> None:
         self._machinery = machinery
         self._batch = batch
         self._losses = losses
-        self._replaces_task = replaces_task
+        self._without_task_term = without_task_term
         self._maps = maps
         self._joined, self._parts = join(batch)
 
@@ -227,7 +227,7 @@ class StepClosure:
             return result
 
     def with_gradients(self, transform: Callable[[Gradients], Gradients]) -> StepClosure:
-        return StepClosure(self._machinery, self._batch, self._losses, self._replaces_task, (*self._maps, transform))
+        return StepClosure(self._machinery, self._batch, self._losses, self._without_task_term, (*self._maps, transform))
 
     # --- what the innermost step calls ---
 
@@ -276,7 +276,7 @@ class StepClosure:
         """The weighted sum of all terms. One mean over all joined rows is what their weighted terms add up to, in one operation."""
         strategy_terms = self._strategy_terms(output)
         rows = self._joined
-        if self._replaces_task or not len(rows):
+        if self._without_task_term or not len(rows):
             terms = self._row_terms(output) | strategy_terms
             return add(weighted_values(terms, values))
         whole = self._machinery.criterion.mean(output.live.logits, rows.targets, rows.task_of_row)
@@ -292,7 +292,7 @@ class StepClosure:
         total = len(self._joined)
         terms = {}
         for name, (first, last) in self._parts.items():
-            if last > first and not (name == TASK and self._replaces_task):
+            if last > first and not (name == TASK and self._without_task_term):
                 terms[name] = Term(self._mean_of(output, first, last), (last - first) / total)
         return terms
 

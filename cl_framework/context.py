@@ -140,6 +140,13 @@ class SlotContext:
 
     # --- data ---
 
+    @property
+    def requested_ids(self) -> Tensor:
+        event = self.position.event
+        if isinstance(event, Learn):
+            raise ContractError(f"strategy {self.slot!r} asks what is to be unlearned during {event}, which unlearns nothing.")
+        return self.learner.forgotten(event).ids
+
     def ids_of(self, task: TaskId) -> Tensor:
         current = self.position.event.task
         if task != current and not self.traits.reads_past_data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class Learner:
         plan = self.stack.plan(phase.plan)
         planners = [member.strategy.traits for member in self.stack.members if "plan" in member.seams]
         self._check_plan(plan, any(traits.reads_past_data for traits in planners))
-        return Phase(phase.name, plan, phase.owner, phase.optimizer, phase.fresh_model)
+        return replace(phase, plan=plan)
 
     def _check_plan(self, plan: Plan, reads_past: bool) -> None:
         """Refuse samples of the future or unlearned before this event, and past ones where that is not declared."""
@@ -191,7 +192,7 @@ class Learner:
         if batch.draws:
             self._make_inputs(batch)
         self._applied = None
-        evaluation = stack.step(StepClosure(self, batch, stack.losses, stack.replaces_task))
+        evaluation = stack.step(StepClosure(self, batch, stack.losses, stack.without_task_term))
         if self._partial_masks:
             self._restore_masked()
         if self._applied is not None:

@@ -16,6 +16,7 @@ def phase_state(phase: Phase, *, recomputable: bool) -> dict[str, Any]:
         "owner": phase.owner,
         "optimizer": dict(phase.optimizer),
         "fresh_model": phase.fresh_model,
+        "task_term": phase.task_term,
         "plan": None if recomputable else plan_state(phase.plan),
     }
 
@@ -23,7 +24,7 @@ def phase_state(phase: Phase, *, recomputable: bool) -> dict[str, Any]:
 def phase_from_state(state: Mapping[str, Any], recompute: Callable[[], Phase]) -> Phase:
     """The phase that `phase_state` stored; `recompute` gives the event's own phase."""
     plan = recompute().plan if state["plan"] is None else plan_from_state(state["plan"])
-    return Phase(state["name"], plan, state["owner"], state["optimizer"], state["fresh_model"])
+    return Phase(state["name"], plan, state["owner"], state["optimizer"], state["fresh_model"], state["task_term"])
 
 
 def plan_state(plan: Plan | int) -> int | dict[str, Any]:

@@ -79,15 +79,16 @@ def rebuild_summary(path: Path) -> dict[str, Any]:
 
 def matrix_table(matrix: Sequence[Sequence[float | None]], events: Sequence[str], title: str) -> RenderableType:
     """The accuracy matrix for the terminal: a row an event, a column a task."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("after")
     for task in range(len(matrix[0])):
         table.add_column(f"task {task}", justify="right")
     for event, row in zip(events, matrix, strict=True):
         table.add_row(event, *(number(value) for value in row))
-    return table
+    return Group(title, table)  # a table's own title is broken to the table's width
 
 
 def figures_line(summary: Mapping[str, Any]) -> str:

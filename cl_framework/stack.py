@@ -206,7 +206,7 @@ class Stack:
             lenders=bound("draw", lenders),
             step=step,
             has_rate=bool(bound("rate")),
-            replaces_task=any(member.strategy.traits.replaces_task_term for member in acting),
+            without_task_term=not phase.task_term or any(member.strategy.traits.replaces_task_term for member in acting),
         )
 
     @property
@@ -282,7 +282,7 @@ class PhaseStack:
     lenders: Sequence[tuple[str, Strategy, Context]]  # in an owned phase: the others, whose draws can be asked for by name
     step: StepFn
     has_rate: bool
-    replaces_task: bool
+    without_task_term: bool
 
     def draw(self, batch: Batch) -> None:
         for slot, strategy, context in self.draws:

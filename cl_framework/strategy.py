@@ -117,7 +117,7 @@ class Phase:
     """A part of an event: a plan, or a number of steps without data, under one optimizer.
 
     A phase that a strategy asks for belongs to its slot alone: only that strategy's terms, draws, step, mask and commit act, and the
-    `task` term where there are rows. A closed form is a phase whose step never calls inward.
+    `task` term where there are rows, unless `task_term` is False. A closed form is a phase whose step never calls inward.
     """
 
     name: str
@@ -125,6 +125,7 @@ class Phase:
     owner: str | None = None  # slot; None: the whole stack acts. Set by the stack
     optimizer: Mapping[str, Any] = field(default_factory=dict)  # changes to the configured optimizer, e.g. {"lr": 0.01}
     fresh_model: bool = False  # start from newly initialised weights
+    task_term: bool = True  # False: the objective is what its owner's `loss` returns, rows or not
 
     @property
     def steps(self) -> int:
@@ -227,6 +228,11 @@ class Context(Protocol):
 
     def random(self, purpose: str) -> StepRandom:
         """This slot's own random stream for `purpose`, keyed by seed, task and its occurrence."""
+        ...
+
+    @property
+    def requested_ids(self) -> Tensor:
+        """Training sample ids that the Unlearn under way names, sorted. ContractError during a Learn."""
         ...
 
     def ids_of(self, task: TaskId) -> Tensor:

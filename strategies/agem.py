@@ -9,7 +9,7 @@ Differs: what is in memory, by `policy`. task (the default): capacity // tasks s
     does not use it). reservoir: every visit of the stream, the present task's too, as Mammoth's A-GEM-R. The reference pass leaves
     BatchNorm statistics alone, where code bases commonly update them by it.
 Interacts: projects the gradient of the whole objective, what other strategies add included; a wrapper inside of it that steps several
-    times has each step projected where it is made; clipping comes after the projection. Whole tensors that a mask freezes take no part.
+    times has each step projected where it is made; clipping comes after the projection. What a mask freezes takes no part.
 """
 
 from __future__ import annotations
@@ -63,6 +63,12 @@ def project_all(gradients: Gradients, reference: Gradients) -> Gradients:
     return tuple(result)
 
 
+def where_movable(gradients: Gradients, context: Context) -> Gradients:
+    """0 at entries that a mask freezes: they do not move, and must not count as if they did."""
+    free = context.movable
+    return tuple(g if g is None or part is None else g * part for g, part in zip(gradients, free, strict=True))
+
+
 @dataclass(frozen=True)
 class AGEMConfig:
     capacity: int = 500  # samples in memory, >= 0; 0 is fine-tuning
@@ -109,7 +115,7 @@ class AGEM(Strategy):
 
             def onto_reference(gradients: Gradients) -> Gradients:
                 reference = closure.gradients(f"{context.slot}/reference").gradients
-                return gradients if reference is None else project_all(gradients, reference)
+                return gradients if reference is None else project_all(*(where_movable(part, context) for part in (gradients, reference)))
 
             return inner(closure.with_gradients(onto_reference))
 

@@ -1,10 +1,10 @@
 """Cumulative training: at each task, train on all data so far; an upper bound for a model that keeps everything.
 
 Source: the usual upper bound, e.g. "Cumulative" in Lomonaco & Maltoni 2017 (CORe50).
-Uses: plan
+Uses: check, plan
 Cost: each Learn event takes the steps of all tasks so far: quadratic in the number of tasks.
 Differs: the model is carried on from task to task, not trained afresh.
-Interacts: other transformations of the plan see the union.
+Interacts: other transformations of the plan see the union; one in an earlier slot would be lost, and is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_framework import Context, Plan, Strategy, Traits, check_range, register
+from cl_framework import Context, Plan, Setting, Strategy, Traits, check_first_to_plan, check_range, register
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Cumulative(Strategy):
         keeps="epochs",
         no_neutral="it shows other samples than the stream does",
     )
+
+    def check(self, setting: Setting) -> None:
+        check_first_to_plan(setting, self.traits)
 
     def plan(self, plan: Plan, context: Context) -> Plan:
         union = torch.cat([context.ids_of(task) for task in context.live_tasks])

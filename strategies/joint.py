@@ -1,10 +1,11 @@
 """Joint training: an upper bound that sees all tasks together, shuffled.
 
 Source: the usual upper bound, e.g. "JOINT" in Buzzega et al. 2020, table 2.
-Uses: plan
+Uses: check, plan
 Cost: the steps of all tasks together, in the last Learn event; none before.
 Differs: nothing is trained before the last Learn event, so the model that sees the union is a fresh one.
-Interacts: with a memory beside it, the memory is filled in the last event only.
+Interacts: with a memory beside it, the memory is filled in the last event only. A transformation of the plan in an earlier slot would be
+    lost, and is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_framework import Context, Plan, Strategy, Traits, check_range, register
+from cl_framework import Context, Plan, Setting, Strategy, Traits, check_first_to_plan, check_range, register
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Joint(Strategy):
         reads_past_data=True,
         no_neutral="it shows other samples than the stream does",
     )
+
+    def check(self, setting: Setting) -> None:
+        check_first_to_plan(setting, self.traits)
 
     def plan(self, plan: Plan, context: Context) -> Plan:
         if not context.is_last_learn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cl_framework import Closure, ConfigurationError, Context, Evaluation, Gradients, StepFn
 from cl_framework.testing.laboratory import assert_different_weights, beside, experiment_of, finish, first_difference
 from cl_framework.testing.neighbours import Neighbour, Oblivious, slot
-from strategies.agem import AGEMConfig, project, project_all
+from strategies.agem import AGEMConfig, project, project_all, where_movable
 
 # --- the projection ---
 
@@ -63,6 +64,17 @@ class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func._schema.name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"), func
         return func(*args, **(kwargs or {}))
+
+
+def test_frozen_entries_do_not_count() -> None:
+    gradients, reference = (torch.tensor([1.0, 1.0]), torch.tensor([5.0])), (torch.tensor([-3.0, 2.0]), torch.tensor([1.0]))
+    context = SimpleNamespace(movable=[torch.tensor([True, False]), None])
+    of_all = project_all(gradients, reference)
+    assert of_all is not gradients and torch.equal(torch.cat(of_all), torch.cat(gradients))  # 1*-3 + 1*2 + 5*1 >= 0: nothing to project
+    found, looked = (where_movable(part, context) for part in ((torch.tensor([1.0, 9.0]), torch.tensor([2.0])), reference))
+    moving = project_all(found, looked)
+    assert float(torch.cat(moving) @ torch.cat(looked)) == pytest.approx(0, abs=1e-6)  # 1*-3 + 2*1 < 0, though 9*2 would outweigh it
+    assert moving[0][1] == 0
 
 
 def test_the_projection_never_waits_for_the_device() -> None:

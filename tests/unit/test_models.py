@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from cl_framework import BenchmarkContext
+from cl_framework import BenchmarkContext, FrameworkError
 from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
 from cl_framework.models.mlp import MLP, MLPOptions, mlp
+from cl_framework.testing.laboratory import experiment_of, finish
 
 
 def test_forward_is_head_of_features() -> None:
@@ -49,3 +50,12 @@ def test_options() -> None:
     assert kinds == [nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     with pytest.raises(ValueError, match=r"dropout must be >= 0 and < 1, got 1.0"):
         MLPOptions(dropout=1.0)
+
+
+def test_a_single_sample_and_batch_norm_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    settings = {"stream": "L0", "model": {"name": "mlp", "hidden": [8], "batch_norm": True}}
+    with pytest.raises(
+        FrameworkError, match=r"a batch of one sample reached a BatchNorm layer.*\. Choose a batch_size that leaves no single"
+    ):
+        finish(experiment_of({}, tmp_path / "one", batch_size=35, **settings))
+    finish(experiment_of({}, tmp_path / "two", batch_size=34, **settings))

@@ -64,6 +64,13 @@ def test_what_it_refuses_names_its_slot_and_nothing_is_written(settings: Mapping
     assert not list(tmp_path.rglob("*.*"))
 
 
+@pytest.mark.parametrize("upper", ["joint", "cumulative"])
+def test_what_plans_all_steps_anew_comes_before_what_transforms_a_plan(upper: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"strategies\.{upper}\.plan: .* view_batch .* would be lost\. Put this slot before"):
+        finish(experiment_of({"view_batch": {"views": 2}, upper: {}}, tmp_path / "lost"))
+    finish(experiment_of({upper: {}, "view_batch": {"views": 2}, "er": {}}, tmp_path / "kept"))
+
+
 # --- arrange ---
 
 
@@ -91,7 +98,7 @@ def rows_of(*ids: int) -> Rows:
 
 def test_arrangements_are_piped_in_slot_order_over_every_draw() -> None:
     stack = Stack([("a", Arranging(7)), ("memory", Drawing(None)), ("b", Arranging(8))])
-    stack.bind(lambda member: None)  # type: ignore[arg-type, return-value]
+    stack.bind(dict.fromkeys(stack.slots))  # type: ignore[arg-type]
     batch = Batch(*(getattr(rows_of(0), name) for name in ("items", "targets", "ids", "task_of_row")))
     stack.compile(Phase("learn", 1), lambda closure: None, unlearning=False).draw(batch)  # type: ignore[arg-type, return-value]
     assert batch.draws["memory"]["rows"].rows.ids.tolist() == [8, 7, 1, 2]
