@@ -17,7 +17,7 @@ from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Gradients, Position, Rows, Traits
-from cl_framework.stream import Learn, TaskId
+from cl_framework.stream import Learn, TaskId, Unlearn
 
 if TYPE_CHECKING:
     from cl_framework.learner import Learner
@@ -148,24 +148,47 @@ class SlotContext:
         return self.learner.forgotten(event).ids
 
     def ids_of(self, task: TaskId) -> Tensor:
-        current = self.position.event.task
-        if task != current and not self.traits.reads_past_data:
+        event = self.position.event
+        unlearning = isinstance(event, Unlearn)
+        if (task != event.task or unlearning) and not self._reads_past():
+            need = "unlearning_reads={'past'}" if unlearning else "reads_past_data=True"
             raise ContractError(
-                f"strategy {self.slot!r} asks for the data of task {task} during {self.position.event}, "
-                "but does not declare Traits(reads_past_data=True)."
+                f"strategy {self.slot!r} asks for the data of task {task} during {event}, but does not declare Traits({need})."
             )
-        if task not in self.live_tasks and task != current:
-            raise ContractError(f"strategy {self.slot!r} asks for the data of task {task}, which is not learned at {self.position.event}.")
-        return self.learner.training_ids(task)
+        if task not in self.live_tasks and (task != event.task or unlearning):
+            raise ContractError(f"strategy {self.slot!r} asks for the data of task {task}, which is not learned at {event}.")
+        ids = self.learner.training_ids(task)
+        return ids[~torch.isin(ids, self.requested_ids)] if unlearning else ids
 
     def read(self, ids: Tensor) -> Rows:
-        current = self.position.event.task
-        tasks = {current, *self.live_tasks} if self.traits.reads_past_data else {current}
-        refused = ids[~torch.isin(ids, torch.cat([self.learner.training_ids(task) for task in tasks]))]
+        allowed = self._open_ids()
+        refused = ids[~torch.isin(ids, allowed)]
         if len(refused):
+            event, sample = self.position.event, int(refused[0])
+            if isinstance(event, Unlearn) and bool((self.requested_ids == sample).any()):
+                raise ContractError(
+                    f"strategy {self.slot!r} reads sample {sample}, which {event} unlearns, but does not declare "
+                    "Traits(unlearning_reads={'forget'})."
+                )
             self.ids_of(int(self.learner.benchmark.locate(refused[:1])[0]))  # says what is wrong with its task, if that is it
-            raise ContractError(f"strategy {self.slot!r} asks for sample {int(refused[0])}, which {self.position.event} does not show.")
+            raise ContractError(f"strategy {self.slot!r} asks for sample {sample}, which {event} does not show.")
         return self.learner.read(ids)
+
+    def _open_ids(self) -> Tensor:
+        """Ids of all samples that this strategy may read now."""
+        event, learner = self.position.event, self.learner
+        if isinstance(event, Learn):
+            tasks = {event.task, *self.live_tasks} if self._reads_past() else {event.task}
+            return torch.cat([learner.training_ids(task) for task in sorted(tasks)])
+        parts = [self.requested_ids] if "forget" in self.traits.unlearning_reads else []
+        if self._reads_past():
+            parts += [self.ids_of(task) for task in self.live_tasks]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+    def _reads_past(self) -> bool:
+        if isinstance(self.position.event, Learn):
+            return self.traits.reads_past_data
+        return self.traits.reads_past_data or "past" in self.traits.unlearning_reads
 
     # --- the model, without a trace ---
 

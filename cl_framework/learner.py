@@ -105,7 +105,11 @@ class Learner:
         if isinstance(phase.plan, int):
             return phase
         if phase.owner is not None:
-            self._check_plan(phase.plan, self.stack.traits[phase.owner].reads_past_data)
+            traits = self.stack.traits[phase.owner]
+            if isinstance(self.position.event, Unlearn):
+                self._check_plan(phase.plan, "past" in traits.unlearning_reads, "forget" in traits.unlearning_reads)
+            else:
+                self._check_plan(phase.plan, traits.reads_past_data)
             return phase
         if not self.stack.transforms_plan():
             return phase
@@ -114,9 +118,11 @@ class Learner:
         self._check_plan(plan, any(traits.reads_past_data for traits in planners))
         return replace(phase, plan=plan)
 
-    def _check_plan(self, plan: Plan, reads_past: bool) -> None:
-        """Refuse samples of the future or unlearned before this event, and past ones where that is not declared."""
-        live = (*self.stream.learned_after[self.position.event_index], self.position.event.task)
+    def _check_plan(self, plan: Plan, reads_past: bool, reads_own: bool = True) -> None:
+        """Refuse samples of the future or unlearned before this event, and past ones, or those to be forgotten, where undeclared."""
+        event = self.position.event
+        own = self.training_ids(event.task) if isinstance(event, Learn) else self.forgotten(event).ids
+        live = (*self.stream.learned_after[self.position.event_index], event.task)
         allowed = torch.zeros(int(self.benchmark.offsets[-1]), dtype=torch.bool)
         for task in live:
             allowed[self.training_ids(task)] = True
@@ -124,14 +130,15 @@ class Learner:
         if len(bad):
             task = int(self.benchmark.locate(bad[:1])[0])
             raise ContractError(
-                f"the plan of {self.position.event} shows sample {int(bad[0])} of task {task}, which is not learned then or was unlearned."
+                f"the plan of {event} shows sample {int(bad[0])} of task {task}, which is not learned then or was unlearned."
             )
-        past = torch.ones_like(allowed)
-        past[self.training_ids(self.position.event.task)] = False
-        if not reads_past and bool(past[plan.ids].any()):
-            raise ContractError(
-                f"the plan of {self.position.event} shows past data, but no strategy with a plan declares Traits(reads_past_data=True)."
-            )
+        mine = torch.zeros_like(allowed)
+        mine[own] = True
+        if not reads_own and bool(mine[plan.ids].any()):
+            raise ContractError(f"the plan of {event} shows what it unlearns, which needs Traits(unlearning_reads={{'forget'}}).")
+        if not reads_past and not bool(mine[plan.ids].all()):
+            need = "reads_past_data=True" if isinstance(event, Learn) else "unlearning_reads={'past'}"
+            raise ContractError(f"the plan of {event} shows past data, but no strategy with a plan declares Traits({need}).")
 
     def begin_phase(self, phase: Phase) -> None:
         """Decide mask and optimizer and bind the step. `position.phase` is set; the plan was decided by `plan_phase`."""

@@ -73,7 +73,7 @@ class Stack:
                     f"strategies.{member.slot} must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it."
                 )
         for event in stream.unlearns:
-            self.unlearner_of(event)
+            self._check_unlearner(self.unlearner_of(event), event)
 
     def check_setting(self, setting: Setting) -> None:
         """Ask every strategy whether it can work in this run; a refusal is a ConfigurationError that names its slot."""
@@ -100,6 +100,14 @@ class Stack:
             )
         names = " and ".join(f"strategies.{member.slot}" for member in able)
         raise ConfigurationError(f"stream: event {event} could be answered by {names}; keep one of them.")
+
+    def _check_unlearner(self, member: Member, event: Unlearn) -> None:
+        lenders = [other for other in self.members if other is not member and other.strategy.traits.stores_data and "draw" in other.seams]
+        if "memory" in member.strategy.traits.unlearning_reads and not lenders:
+            raise ConfigurationError(
+                f"stream: to answer {event}, strategies.{member.slot} needs samples of what is retained, but no strategy of this stack "
+                "keeps any. Add one with a memory, such as strategies.er.capacity=500."
+            )
 
     def _at_most_one(self, members: Sequence[Member], what: str) -> None:
         if len(members) > 1:
@@ -187,9 +195,10 @@ class Stack:
     def compile(self, phase: Phase, innermost: StepFn, *, unlearning: bool) -> PhaseStack:
         """The seams of a phase bound to their contexts, so that a step walks short lists.
 
-        In a phase of an Unlearn the strategies that do not act lend their draws.
+        In a phase of an Unlearn the strategies that do not act lend their draws to one that reads memories.
         """
         acting = self.acting(phase)
+        borrows = unlearning and any("memory" in member.strategy.traits.unlearning_reads for member in acting)
 
         def bound(seam: str, members: Sequence[Member] = acting) -> list[tuple[str, Strategy, Context]]:
             return [(member.slot, member.strategy, self._contexts[member.slot]) for member in members if seam in member.seams]
@@ -197,7 +206,7 @@ class Stack:
         step = innermost
         for _, strategy, context in reversed(bound("step")):
             step = strategy.step(step, context)
-        lenders = [member for member in self.members if member not in acting] if unlearning else []
+        lenders = [member for member in self.members if member not in acting] if borrows else []
         return PhaseStack(
             draws=bound("draw"),
             arrangers=bound("arrange"),

@@ -24,6 +24,7 @@ class Traits:
     inner_calls: str = "once"  # how often its step calls inward: "once", "many" or "never"
     replaces_task_term: bool = False  # `loss` returns a term named "task" in place of the framework's
     unlearns: frozenset[str] = frozenset()  # granularities it can unlearn: "task", "class", "sample"
+    unlearning_reads: frozenset[str] = frozenset()  # to unlearn: "forget" (the data named), "memory" (samples lent by the stack), "past"
     exact: bool = False  # the state after unlearning equals that of a model which never saw the data
     neutral: Mapping[str, Any] | None = None  # settings at which it equals plain fine-tuning bit for bit
     no_neutral: str = ""  # why there are none

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.records import RunDirectory
 from cl_framework.strategy import Batch, Context, Forgotten, Output, Strategy
 from cl_framework.testing.canary import Traces, canary_benchmark
@@ -109,6 +110,29 @@ def unlearns_or_is_refused(subject: Subject, folder: Path) -> None:
         assert event in text and f"at {granularity} level" in text, f"the refusal of {event} does not explain itself: {text}"
         written = [path for path in place.rglob("*") if path.is_file()]
         assert not written, f"{event} was refused, but {written[0]} was written"
+
+
+@check(lambda subject: "" if subject.traits.unlearning_reads else "unlearning_reads is empty: it reads no data, and would be refused")
+def unlearning_reads_what_it_says(subject: Subject, folder: Path) -> None:
+    """Without its declaration of the data named or of retained data it is refused; without memories to borrow from it acts otherwise."""
+
+    def run_with(reads: frozenset[str], place: str) -> Outcome:
+        traits = replace(subject.traits, unlearning_reads=reads)
+        stripped = type(subject.strategy.__name__, (subject.strategy,), {"traits": traits})
+        granularity = min(subject.traits.unlearns)
+        experiment = subject.experiment(folder / place, stream=f"L0 L1 {GRANULARITIES[granularity]}")
+        return finish(in_place_of(experiment, stripped))
+
+    declared = subject.traits.unlearning_reads
+    unknown = declared - {"forget", "memory", "past"}
+    assert not unknown, f"unlearning_reads has {sorted(unknown)}; it may have forget, memory, past"
+    for need in declared - {"memory"}:
+        without = partial(run_with, declared - {need}, need)
+        raises(ContractError, f"unlearning_reads has {need!r}, but a run without it is not refused", without)
+    if "memory" in declared:
+        lent = run_with(declared, "lent")
+        alone = run_with(declared - {"memory"}, "alone")
+        assert_different_weights(lent, alone, "unlearning_reads has 'memory': with and without memories to borrow from")
 
 
 @check(lambda subject: "" if subject.traits.exact and "task" in subject.traits.unlearns else "exact=False, or it unlearns no task")

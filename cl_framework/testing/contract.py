@@ -37,9 +37,12 @@ class Subject:
         return seams_of(self.strategy)
 
     def experiment(self, folder: Path, options: Mapping[str, Any] | None = None, **settings: Any) -> Experiment:
-        """It alone, in the first scenario it allows; see `experiment_of` for the rest."""
+        """It alone, in the first scenario it allows; see `experiment_of` for the rest. Who borrows to unlearn has a memory beside it."""
         settings.setdefault("scenario", self.traits.scenarios[0])
-        return experiment_of({self.name: dict(options or {})}, folder, **settings)
+        strategies = {self.name: dict(options or {})}
+        if "memory" in self.traits.unlearning_reads and "U" in settings.get("stream", ""):
+            strategies["lender"] = {"use": "er", "capacity": 24, "minibatch": 8}
+        return experiment_of(strategies, folder, **settings)
 
     def without_any(self, folder: Path, **settings: Any) -> Experiment:
         """The same run with an empty stack: plain fine-tuning."""

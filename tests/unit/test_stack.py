@@ -242,9 +242,15 @@ def test_in_an_owned_phase_only_the_owner_acts(journal: list[str]) -> None:
     assert len(everyone.commits) == 2 and len(everyone.draws) == 1 and stack.mask(OWN, ["w"]) == {"w": False}
 
 
+class Borrowing(Drawing):
+    traits = Traits(unlearning_reads=frozenset({"memory"}), no_neutral="made up")
+
+
 def test_in_a_phase_of_an_unlearn_the_others_lend_draws_without_the_forgotten_rows() -> None:
-    stack = stack_of(own=Drawing(some_rows(7)), er=Drawing(some_rows(1, 2, 3)), gone=Drawing(some_rows(2)))
+    stack = stack_of(own=Borrowing(some_rows(7)), er=Drawing(some_rows(1, 2, 3)), gone=Drawing(some_rows(2)))
     batch = empty_batch()
+    alone = compiled(stack_of(own=Drawing(some_rows(7)), er=Drawing(some_rows(1))), Phase("own/burn", 4, owner="own"), unlearning=True)
+    assert not alone.lenders  # it does not say that it reads memories
     burn = compiled(stack, Phase("own/burn", 4, owner="own"), unlearning=True)
     burn.draw(batch)
     burn.lend(batch, torch.tensor([2]))

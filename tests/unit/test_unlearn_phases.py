@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
-from cl_framework import Batch, Context, ContractError, Output, Phase, Plan, Strategy, Term, Traits, Unlearn, register
+from cl_framework import (
+    Batch,
+    ConfigurationError,
+    Context,
+    ContractError,
+    Done,
+    Output,
+    Phase,
+    Plan,
+    Rows,
+    Strategy,
+    Term,
+    Traits,
+    Unlearn,
+    register,
+)
 from cl_framework.assembly import make_benchmark
 from cl_framework.config import Slot
 from cl_framework.stream import Event
@@ -33,7 +49,7 @@ class Ascent(Strategy):
     """Raises the loss on what was requested, a few steps."""
 
     Config = AscentConfig
-    traits = Traits(unlearns=frozenset({"task", "class", "sample"}), neutral={})
+    traits = Traits(unlearns=frozenset({"task", "class", "sample"}), unlearning_reads=frozenset({"forget"}), neutral={})
     seen: ClassVar[list[tuple[str, list[int], list[int]]]] = []  # event, what was requested, what a step showed
     names: ClassVar[list[tuple[str, ...]]] = []
 
@@ -107,3 +123,70 @@ def test_nothing_is_requested_during_a_learn(tmp_path: Path) -> None:
 
     with pytest.raises(ContractError, match="asks what is to be unlearned during L0, which unlearns nothing"):
         finish(beside(experiment_of({}, tmp_path, stream="L0"), after=[Slot("asking", "Asking", Asking, AscentConfig())]))
+
+
+def without(*needs: str, **more: Any) -> type[Strategy]:
+    traits = replace(Ascent.traits, unlearning_reads=frozenset(needs))
+    return type("Stripped", (Ascent,), {"traits": traits, **more})
+
+
+def refused(folder: Path, kind: type[Strategy], stream: str = "L0 L1 U0") -> str:
+    with pytest.raises(ContractError) as caught:
+        finish(beside(experiment_of({}, folder, stream=stream), after=[Slot("ascent", "Ascent", kind, AscentConfig())]))
+    return str(caught.value)
+
+
+def test_what_is_unlearned_is_read_by_those_alone_who_declare_it(tmp_path: Path) -> None:
+    assert "the plan of U0 shows what it unlearns, which needs Traits(unlearning_reads={'forget'})" in refused(tmp_path / "plan", without())
+
+    def read_it(self: Strategy, event: Unlearn, context: Context) -> Done:
+        context.read(context.requested_ids)
+        return Done()
+
+    said = refused(tmp_path / "read", without(unlearn=read_it))
+    assert "reads sample 0, which U0 unlearns, but does not declare Traits(unlearning_reads={'forget'})" in said
+    finish(
+        beside(experiment_of({}, tmp_path, stream="L0 L1 U0"), after=[Slot("a", "A", without("forget", unlearn=read_it), AscentConfig())])
+    )
+
+
+@pytest.mark.parametrize("event", ["U0", "U0:class=1", "U1:fraction=0.5@seed1"])
+def test_retained_data_is_read_by_those_alone_who_declare_it(event: str, tmp_path: Path) -> None:
+    seen = []
+
+    def read_the_rest(self: Strategy, event: Unlearn, context: Context) -> Done:
+        ids = torch.cat([context.ids_of(task) for task in context.live_tasks])
+        seen.append((context.read(ids).ids, context.requested_ids))
+        return Done()
+
+    said = refused(tmp_path / "no", without("forget", unlearn=read_the_rest), f"L0 L1 {event}")
+    assert "asks for the data of task" in said and "does not declare Traits(unlearning_reads={'past'})" in said
+    experiment = experiment_of({}, tmp_path, stream=f"L0 L1 {event}")
+    finish(beside(experiment, after=[Slot("a", "A", without("past", unlearn=read_the_rest), AscentConfig())]))
+    ((ids, requested),) = seen
+    assert len(ids) and len(requested) and not torch.isin(ids, requested).any()
+    assert len(ids) == 36 if event == "U0" else len(ids) + len(requested) == 72
+
+
+def test_who_needs_a_memory_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    slot = Slot("ascent", "Ascent", without("forget", "memory"), AscentConfig())
+    with pytest.raises(ConfigurationError, match=r"to answer U0, strategies\.ascent needs samples of what .* such as strategies\.er"):
+        finish(beside(experiment_of({}, tmp_path / "none", stream="L0 L1 U0"), after=[slot]))
+    assert not list(tmp_path.rglob("*.*"))
+    finish(beside(experiment_of({"er": {"capacity": 20}}, tmp_path / "er", stream="L0 L1 U0"), after=[slot]))
+
+
+@pytest.mark.parametrize(("needs", "lent"), [({"forget", "memory"}, True), ({"forget"}, False)])
+def test_memories_lend_what_is_retained_to_those_who_declare_it(needs: set[str], lent: bool, tmp_path: Path) -> None:
+    rows: list[Rows] = []
+
+    def loss(self: Strategy, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        if isinstance(context.position.event, Unlearn):
+            rows.extend(draw.rows for slot, named in batch.draws.items() for draw in named.values() if slot == "er")
+        return {}
+
+    slot = Slot("ascent", "Ascent", without(*needs, loss=loss), AscentConfig())
+    experiment = experiment_of({"er": {"capacity": 30}}, tmp_path, stream="L0 L1 U0")
+    finish(beside(experiment, after=[slot]))
+    assert bool(rows) == lent
+    assert all((part.task_of_row == 1).all() for part in rows)
