@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
+from cl_framework.stream import parse_requests
 
 
 @dataclass
@@ -58,6 +59,7 @@ class CheckpointConfig:
 class RunConfig:
     experiment: str = ""  # the folder of its runs; default: the name of the YAML file
     stream: str = ""  # "": learn every task once
+    without: str = ""  # requests like "U1:class=3": samples that are never shown, as to a model that never saw what they name
     scenario: str = ""  # class_il, task_il, domain_il; "": the benchmark's default
     seed: int = 0
     benchmark: dict[str, Any] = field(default_factory=dict)  # name, and its options
@@ -134,7 +136,10 @@ class Experiment:
     @property
     def numbers(self) -> dict[str, Any]:
         """What changes numbers, apart from the seed."""
-        return {key: value for key, value in self.to_dict().items() if key not in _OUTSIDE}
+        left_out = (
+            _OUTSIDE if self.run.without else (*_OUTSIDE, "without")
+        )  # a run without it is the run it was before there was such a key
+        return {key: value for key, value in self.to_dict().items() if key not in left_out}
 
     @property
     def fingerprint(self) -> str:
@@ -209,7 +214,7 @@ def _override(raw: DictConfig, text: str) -> None:
             f"cannot read the override {text!r}. Write key=value, for example seed=3, or ~strategies.er to remove one."
         )
     try:
-        parsed = value if key in ("stream", "experiment") else OmegaConf.create(f"value: {value}").value
+        parsed = value if key in ("stream", "without", "experiment") else OmegaConf.create(f"value: {value}").value
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"cannot read the value of {text!r}. Put quotes around text with special characters.") from error
     *parents, last = key.split(".")
@@ -383,6 +388,7 @@ def _check_run(run: RunConfig) -> None:
         check_range("checkpoint.every_seconds", run.checkpoint.every_seconds, low=0)
     except ValueError as error:
         raise ConfigurationError(f"{error}.") from error
+    parse_requests(run.without)
     if run.online and run.epochs != 1:
         raise ConfigurationError(f"online=true shows every sample once, but epochs is {run.epochs}. Set epochs=1 or online=false.")
     if run.optimizer.name != "sgd" and run.optimizer.momentum:

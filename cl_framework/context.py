@@ -119,6 +119,10 @@ class SlotContext:
 
     @property
     def is_last_learn(self) -> bool:
+        if not self.traits.looks_ahead:
+            raise ContractError(
+                f"strategy {self.slot!r} asks whether {self.position.event} is the last Learn without Traits(looks_ahead=True)."
+            )
         later = self.learner.stream.events[self.position.event_index + 1 :]
         return not any(isinstance(event, Learn) for event in later)
 

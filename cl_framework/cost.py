@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class Cost:
     backward_passes: int = 0  # gradients of a scalar; one for each term where they are asked for term by term
     drawn_rows: int = 0  # rows of all draws, whether or not a term reads them
 
+    def add(self, other: Cost) -> None:
+        for counted in fields(Cost):
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+
     def forward(self, rows: int, passes: int = 1) -> None:
         """Note forward passes over so many rows each."""
         self.forward_passes += passes
@@ -47,6 +51,10 @@ class EventTally:
     samples_past: int = 0  # visits to earlier tasks that a plan shows
     train_seconds: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, other: EventTally) -> None:
+        for counted in fields(EventTally):
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
 
     def count(self, plan: Plan | int, own_ids: Tensor, first: int, last: int, seconds: float) -> None:
         """Add the steps from `first` to `last` of a phase; `own_ids` are the training samples of the event's task."""

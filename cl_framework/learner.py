@@ -24,7 +24,7 @@ from cl_framework.requests import requested_ids
 from cl_framework.rng import RandomStream
 from cl_framework.stack import PhaseStack, Stack
 from cl_framework.strategy import Batch, Closure, Evaluation, Forgotten, Phase, Position, Rows
-from cl_framework.stream import Learn, Stream, TaskId, Unlearn
+from cl_framework.stream import Learn, Stream, TaskId, Unlearn, parse_requests
 
 
 class Learner:
@@ -54,6 +54,8 @@ class Learner:
         self._dropout: dict[str, RandomStream] = {}
         self._augmentations: dict[str, RandomStream] = {}
         self._training_ids = self._partition()
+        for request in parse_requests(run.without):
+            self.deleted = torch.cat([self.deleted, self.forgotten(request).ids]).unique()
         self.model = model
         self.criterion = Criterion(self._class_mask())
         self._contexts = {member.slot: SlotContext(member.slot, member.strategy.traits, self) for member in stack.members}
@@ -77,6 +79,14 @@ class Learner:
             mask[task, list(classes)] = True
         return mask.to(self.device)
 
+    @property
+    def looks_ahead(self) -> bool:
+        return any(member.strategy.traits.looks_ahead for member in self.stack.members)
+
+    def planned_ids(self, task: TaskId) -> Tensor:
+        """Ids over which a Learn of `task` is planned: all of its training set, the deleted ones included."""
+        return self._training_ids[task]
+
     def training_ids(self, task: TaskId) -> Tensor:
         """Ids that a Learn of `task` shows, without those deleted one by one."""
         ids = self._training_ids[task]
@@ -96,8 +106,10 @@ class Learner:
     # --- phases ---
 
     def learn_phase(self, event: Learn) -> Phase:
-        """The phase of a Learn event before any strategy changed its plan."""
-        plan = Plan.over(self.training_ids(event.task), self.run.batch_size, self.run.epochs, self._generator("plan"))
+        """The phase of a Learn event before any strategy changed its plan: deleted samples leave gaps, and all others stay in place."""
+        plan = Plan.over(self.planned_ids(event.task), self.run.batch_size, self.run.epochs, self._generator("plan"))
+        if len(self.deleted):
+            plan = plan.keep(~torch.isin(plan.ids, self.deleted))
         return Phase("learn", plan)
 
     def plan_phase(self, phase: Phase) -> Phase:
@@ -324,16 +336,16 @@ class Learner:
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
+        """Everything but the optimizer, which exists only within a phase."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
             "optimizer_memory": self._optimizer_memory,
             "strategies": self.stack.state_dict(),
             "deleted": self.deleted,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Everything but the optimizer, which exists only within a phase: see `load_optimizer`."""
+        """Restore what `state_dict` gave; the optimizer comes back by `load_optimizer`."""
         self.model.load_state_dict(state["model"])
         self._optimizer_memory = dict(state["optimizer_memory"])
         self.stack.load_state_dict(moved(state["strategies"], self.device))

@@ -178,7 +178,7 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigurationError(f"{self.path} is being run by another process. Wait for it or stop it.") from error
-            for folder in (self.path, self.checkpoints, self.plots):
+            for folder in (self.path, self.checkpoints, self.checkpoints / "history", self.plots):
                 for partial in folder.glob(f".*{_PARTIAL}"):
                     partial.unlink(missing_ok=True)
             yield

@@ -1,17 +1,16 @@
 """Walks a stream: one event after another, with evaluation, records and checkpoints; stops and resumes at any step.
 
 for event in stream:
-    for stage in (begin, own phases, end):          # what the strategies ask for around the event's own phases
-        for phase in stage: host.fit_phase(phase)   # checkpoints while it runs
-    evaluate, append records, checkpoint            # after an Unlearn, forget came before end
+    walk.event(event)                       # its phases, one after another (walk.py); checkpoints while they run
+    evaluate, append records, checkpoint    # after an Unlearn no older checkpoint remains
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,18 @@ from cl_framework.assembly import assemble, given
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, Experiment, GivenOptions, load_experiment
-from cl_framework.cost import Cost, EventTally, cost_row, peak_rss_mib, stored_bytes
+from cl_framework.cost import cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
+from cl_framework.history import History
 from cl_framework.learner import Learner
-from cl_framework.learning_curve import LearningCurve, points
+from cl_framework.learning_curve import points
 from cl_framework.listeners import Listener, Progress, RunInfo
-from cl_framework.phases import phase_from_state, phase_state
 from cl_framework.records import RunDirectory, differences, environment
 from cl_framework.report import rebuild_summary
-from cl_framework.strategy import Batch, Evaluation, Phase
+from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Unlearn
-
-Stages = Sequence[Callable[[], list[Phase]]]
-
-
-class Stopped(Exception):
-    """A stop was requested; a checkpoint was written."""
+from cl_framework.walk import Stopped, Walk
 
 
 @dataclass(frozen=True)
@@ -168,20 +162,16 @@ class Runner:
         listeners: Sequence[Listener],
         stop_requested: Callable[[int], bool],
     ) -> None:
-        from cl_framework.host import Host
-
         self.experiment = experiment
         self.directory = directory
         self.learner = learner
         self.listeners = listeners
         self.store = CheckpointStore(directory.checkpoints)
-        self.tally = EventTally()
-        self.stage = 0
-        self.queue: list[Phase] = []
+        self.history = History(directory.checkpoints / "history") if learner.stack.replays else None
         self._stop_requested = stop_requested
         self._last_checkpoint = time.monotonic()
-        self._clock, self._counted = time.monotonic(), 0  # when and at which step of the phase the tally was last counted
-        self.host = Host(learner, self._after_chunk, lambda: self._stop_requested(learner.position.stream_step))
+        self._index = 0  # of the event under way
+        self._walked = Walk(learner, self._after_chunk, stop_requested, self.history)
 
     # --- the walk ---
 
@@ -208,96 +198,35 @@ class Runner:
         if state is None:
             self.directory.cut_back({})
             self._record(-1, "init", self.learner.stream.tasks, ())
+            if self.history is not None:
+                self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
         else:
             self.directory.cut_back(state["lengths"])
             self.learner.load_state_dict(state["learner"])
             first = state["position"]["event_index"]
             self.learner.position.stream_step = state["position"]["stream_step"]
+            if first:
+                self._purge(first - 1)  # what a kill right after that event has left
         for index in range(first, len(self.learner.stream)):
-            self._event(index, state if index == first else None)
+            self._event(index, state["inside"] if state is not None and index == first else None)
             more = index + 1 < len(self.learner.stream)
             if more and self._stop_requested(self.learner.position.stream_step):  # an event may have no step that asks
                 raise Stopped
 
-    def _event(self, index: int, state: dict[str, Any] | None) -> None:
-        learner, position = self.learner, self.learner.position
-        event = learner.stream.events[index]
-        position.event, position.event_index, position.phase, position.step = event, index, None, 0
-        learner.new_streams()
-        inside = state is not None and state["inside"] is not None
-        learner.cost, learner.curve = Cost(), LearningCurve()
-        self.tally = EventTally(**state["inside"]["tally"]) if state is not None and inside else EventTally()
-        stages: Stages = (learner.stack.begin, self._own_phases, self._forget_and_end)
-        first = state["inside"]["stage"] if state is not None and inside else 0
+    def _event(self, index: int, inside: Mapping[str, Any] | None) -> None:
+        self._index = index
         self._tell("on_event_start", index)
-        for stage in range(first, len(stages)):
-            self.stage = stage
-            if state is not None and inside and stage == first:
-                self.queue = [phase_from_state(saved, lambda: self._own_phases()[0]) for saved in state["inside"]["queue"]]
-                self._continue(self.queue[0], state)
-                self.queue.pop(0)
-            else:
-                position.phase = None
-                self.queue = stages[stage]()
-            while self.queue:
-                self._begin(self.queue[0])
-                self.queue.pop(0)
-        self._close(index, event)
-
-    def _own_phases(self) -> list[Phase]:
-        event = self.learner.position.event
-        if isinstance(event, Learn):
-            return [self.learner.learn_phase(event)]
-        return self.learner.stack.unlearn(event)
-
-    def _forget_and_end(self) -> list[Phase]:
-        """The further phases after an event's own; after an Unlearn they find every memory without what was unlearned."""
-        learner = self.learner
-        event = learner.position.event
-        if isinstance(event, Unlearn):
-            forgotten = learner.forgotten(event)
-            learner.stack.forget(forgotten)
-            learner.drop_optimizer_memory()
-            if event.granularity != "task":
-                learner.deleted = torch.cat([learner.deleted, forgotten.ids]).unique()
-        return learner.stack.end()
-
-    def _begin(self, phase: Phase) -> None:
-        position = self.learner.position
-        position.phase, position.step = phase, 0
-        self.learner.new_streams()
-        self.queue[0] = phase = self.learner.plan_phase(phase)
-        position.phase = phase
-        self.learner.begin_phase(phase)
-        self._fit(phase)
-
-    def _continue(self, phase: Phase, state: dict[str, Any]) -> None:
-        position = self.learner.position
-        position.phase, position.step = phase, state["position"]["step"]
-        self.learner.new_streams()
-        self.learner.curve = LearningCurve(state["inside"]["curve"])
-        self.learner.begin_phase(replace(phase, fresh_model=False))
-        self.learner.load_optimizer(state["learner"]["optimizer"])
-        self.learner.cost = Cost(**state["inside"]["cost"])  # only now: what a phase begins with was counted before the stop
-        self._fit(phase)
-
-    def _fit(self, phase: Phase) -> None:
-        learner, position = self.learner, self.learner.position
-        self._start_counting()
-        self.host.fit_phase(phase, position.step)
-        self._count()
-        if position.step < phase.steps:
-            self._checkpoint(inside=True)
-            raise Stopped
-        self.tally.phases.append({"name": phase.name, "steps": phase.steps})
-        learner.end_phase(phase)
-        position.phase, position.step = None, 0
-        learner.new_streams()  # what follows must not depend on which streams the phase has used
+        try:
+            self._walked.event(index, inside)
+        except Stopped:
+            self._checkpoint(index, self._walked.inside())
+            raise
+        self._close(index, self.learner.stream.events[index])
 
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
-        cost = cost_row(self.tally, learner.cost)  # before the evaluation, which looks at the model too
+        cost = cost_row(self._walked.tally, learner.cost)  # before the evaluation, which looks at the model too
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
         self.directory.append_events(
             [
@@ -316,7 +245,15 @@ class Runner:
                 }
             ]
         )
-        self._checkpoint(inside=False, replace_all=isinstance(event, Unlearn))
+        if self.history is not None:
+            self.history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
+        self._checkpoint(index + 1, None, replace_all=isinstance(event, Unlearn))
+        self._purge(index)
+
+    def _purge(self, index: int) -> None:
+        """Let go of kept states that knew what the events up to `index` unlearned."""
+        if self.history is not None and isinstance(self.learner.stream.events[index], Unlearn):
+            self.history.purge(*self.learner.stream.without_unlearned(index), self.learner)
 
     def _seen(self, index: int) -> tuple[int, ...]:
         return tuple(sorted({event.task for event in self.learner.stream.events[: index + 1]}))
@@ -346,57 +283,29 @@ class Runner:
         self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
         return seconds
 
-    def _checkpoint(self, *, inside: bool, replace_all: bool = False) -> None:
+    def _checkpoint(self, index: int, inside: Mapping[str, Any] | None, *, replace_all: bool = False) -> None:
+        """Write a checkpoint from which the event `index` is begun, or gone on with from `inside` it."""
         position = self.learner.position
         state = {
-            "format": 1,
+            "format": 2,
             "fingerprint": self.experiment.fingerprint,
             "config": self.experiment.to_dict(),
-            "position": {
-                "event_index": position.event_index + (0 if inside else 1),
-                "step": position.step,
-                "stream_step": position.stream_step,
-            },
-            "inside": self._inside() if inside else None,
+            "position": {"event_index": index, "stream_step": position.stream_step},
+            "inside": inside,
             "learner": self.learner.state_dict(),
             "lengths": self.directory.lengths(),
         }
         self.store.save(state, position.stream_step, replace_all=replace_all)
         self._last_checkpoint = time.monotonic()
 
-    def _inside(self) -> dict[str, Any]:
-        """Where in the event we are: the stage, the phases that remain of it (the first one is under way), and the cost so far."""
-        event = self.learner.position.event
-        untouched = not self.learner.stack.transforms_plan()
-        return {
-            "stage": self.stage,
-            "queue": [
-                phase_state(phase, recomputable=untouched and isinstance(event, Learn) and phase.owner is None) for phase in self.queue
-            ],
-            "tally": asdict(self.tally),
-            "cost": asdict(self.learner.cost),
-            "curve": self.learner.curve.entries(),
-        }
-
     def _after_chunk(self, evaluation: Evaluation, batch: Batch) -> None:
         position = self.learner.position
         self._tell("on_progress", Progress(position, evaluation, batch))
         due = time.monotonic() - self._last_checkpoint >= self.experiment.run.checkpoint.every_seconds
         if due and position.phase is not None and position.step < position.phase.steps:
-            self._count()
-            self._checkpoint(inside=True)
-            self._clock = time.monotonic()
-
-    def _start_counting(self) -> None:
-        self._clock, self._counted = time.monotonic(), self.learner.position.step
-
-    def _count(self) -> None:
-        """Add to the tally what was done since it was last counted."""
-        position, now = self.learner.position, time.monotonic()
-        assert position.phase is not None
-        own = self.learner.training_ids(position.event.task)
-        self.tally.count(position.phase.plan, own, self._counted, position.step, now - self._clock)
-        self._clock, self._counted = now, position.step
+            self._walked.count()
+            self._checkpoint(self._index, self._walked.inside())
+            self._walked.rest_the_clock()
 
     def _tell(self, what: str, *news: Any) -> None:
         for listener in self.listeners:

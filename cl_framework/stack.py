@@ -23,6 +23,7 @@ from cl_framework.strategy import (
     Forgotten,
     Output,
     Phase,
+    Replay,
     Rows,
     Setting,
     StepFn,
@@ -152,11 +153,22 @@ class Stack:
             for phase in member.strategy.end(self._contexts[member.slot]) or ()
         ]
 
-    def unlearn(self, event: Unlearn) -> list[Phase]:
-        """The phases with which the one able strategy answers; none if it is done."""
+    def unlearn(self, event: Unlearn) -> list[Phase] | Replay:
+        """The phases with which the one able strategy answers, none if it is done; or its wish that events be run again."""
         member = self.unlearner_of(event)
         answer = member.strategy.unlearn(event, self._contexts[member.slot])
-        return [] if isinstance(answer, Done) else [owned(phase, member.slot) for phase in answer]
+        traits = member.strategy.traits
+        if isinstance(answer, Replay) and not (traits.replays and "past" in traits.unlearning_reads):
+            raise ContractError(
+                f"strategy {member.slot!r} answers {event} with a Replay, which needs Traits(replays=True, unlearning_reads={{'past'}})."
+            )
+        if isinstance(answer, Done | Replay):
+            return answer if isinstance(answer, Replay) else []
+        return [owned(phase, member.slot) for phase in answer]
+
+    @property
+    def replays(self) -> bool:
+        return any(member.strategy.traits.replays for member in self.members)
 
     def forget(self, forgotten: Forgotten) -> None:
         for member in self._with("forget"):

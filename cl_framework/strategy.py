@@ -138,6 +138,15 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """The answer of an unlearner that has the framework train again, without the data: from the last state that never knew them.
+
+    Only where its traits say so are such states kept. Everything comes back as if the data had never been shown, so that after a replay
+    there is nothing to `forget`, and no `end` either.
+    """
+
+
+@dataclass(frozen=True)
 class Forgotten:
     """What an Unlearn removed: the ids of all training samples concerned, sorted."""
 
@@ -342,7 +351,7 @@ class Strategy:
         """Scores (B, C) for evaluation in place of the logits. At most one strategy of a stack."""
         return logits
 
-    def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase] | Done:
+    def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase] | Done | Replay:
         """Answer an Unlearn of a granularity that the traits claim."""
         raise ContractError(f"{type(self).__name__} claims no unlearning")
 

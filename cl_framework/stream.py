@@ -27,7 +27,7 @@ _EXAMPLES = 'Write events like "L0 L1 U0 L2", "L0-4", "U1:class=3,4", "U2:ids=fo
 
 @dataclass(frozen=True)
 class Learn:
-    """Learn a task; `occurrence` counts how often this task was learned before (0, 1, ...)."""
+    """Learn a task; `occurrence` counts how often it was learned before (0, 1, ...) since it was last unknown."""
 
     task: TaskId
     occurrence: int = 0
@@ -96,6 +96,8 @@ class Stream:
                 key = (type(event).__name__, event.task)
                 events.append(_with_occurrence(event, counts.get(key, 0)))
                 counts[key] = counts.get(key, 0) + 1
+                if isinstance(event, Unlearn) and event.granularity == "task":
+                    counts["Learn", event.task] = 0  # as if it had never been learned: so is the random stream when it comes again
         stream = cls(tuple(events), num_tasks)
         stream._check()
         return stream
@@ -139,6 +141,19 @@ class Stream:
             history.append(tuple(live))
         return tuple(history)
 
+    def without_unlearned(self, index: int) -> tuple[Stream, int]:
+        """The stream of a model that never saw what the events up to `index` unlearned, and how many of its events those are.
+
+        Learn events of tasks that were unlearned as a whole are taken out, and so are the Unlearn events; what comes after `index` stays.
+        """
+        kept: list[Event] = []
+        for event in self.events[: index + 1]:
+            if isinstance(event, Learn):
+                kept.append(event)
+            elif event.granularity == "task":
+                kept = [learn for learn in kept if learn.task != event.task]
+        return Stream((*kept, *self.events[index + 1 :]), self.num_tasks), len(kept)
+
     @property
     def unlearns(self) -> tuple[Unlearn, ...]:
         return tuple(event for event in self.events if isinstance(event, Unlearn))
@@ -151,6 +166,18 @@ class Stream:
 
     def __str__(self) -> str:
         return " ".join(map(str, self.events))
+
+
+def parse_requests(text: str) -> tuple[Unlearn, ...]:
+    """Requests for classes or samples, such as "U1:class=3 U2:fraction=0.1@seed7". ConfigurationError for anything else."""
+    events = [event for token in text.split() for event in _parse_token(token)]
+    for event in events:
+        if isinstance(event, Learn) or event.granularity == "task":
+            raise ConfigurationError(
+                f"without: {event} names a whole task; to leave it out, take L{event.task} out of the stream. "
+                'Write requests like "U1:class=3" or "U2:fraction=0.1@seed7".'
+            )
+    return tuple(event for event in events if isinstance(event, Unlearn))
 
 
 def _parse_token(token: str) -> Sequence[Event]:

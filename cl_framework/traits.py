@@ -18,6 +18,7 @@ class Traits:
     needs_task_id: bool = False  # reads the task of a row, in training or at prediction
     needs_boundaries: bool = False  # must know when a task ends; refused on blurry streams
     reads_past_data: bool = False  # visits data of earlier tasks through the plan or `Context.read`
+    looks_ahead: bool = False  # asks whether a Learn is the stream's last
     stores_data: bool = False  # keeps samples or what is derived from single samples
     stores_with: Mapping[str, Any] | None = None  # settings at which it does, where it does not at its defaults
     keeps: str | None = None  # what its plan keeps: "steps", "epochs" or None
@@ -25,6 +26,7 @@ class Traits:
     replaces_task_term: bool = False  # `loss` returns a term named "task" in place of the framework's
     unlearns: frozenset[str] = frozenset()  # granularities it can unlearn: "task", "class", "sample"
     unlearning_reads: frozenset[str] = frozenset()  # to unlearn: "forget" (the data named), "memory" (samples lent by the stack), "past"
+    replays: bool = False  # answers an Unlearn by `Replay`: the run keeps its state after every event
     exact: bool = False  # the state after unlearning equals that of a model which never saw the data
     neutral: Mapping[str, Any] | None = None  # settings at which it equals plain fine-tuning bit for bit
     no_neutral: str = ""  # why there are none

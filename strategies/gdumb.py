@@ -110,7 +110,7 @@ class GDumb(Strategy):
     """Greedy class-balanced memory; a fresh model is trained on it alone at the end of an event."""
 
     Config = GDumbConfig
-    traits = Traits(stores_data=True, inner_calls="never", no_neutral="the model is trained anew, on the memory alone")
+    traits = Traits(looks_ahead=True, stores_data=True, inner_calls="never", no_neutral="the model is trained anew, on the memory alone")
 
     def __init__(self, config: GDumbConfig) -> None:
         super().__init__(config)
@@ -140,7 +140,7 @@ class GDumb(Strategy):
     # --- the learner ---
 
     def end(self, context: Context) -> Sequence[Phase]:
-        if self.config.when == "last" and not context.is_last_learn:
+        if not context.is_last_learn and self.config.when == "last":
             return ()
         steps = self.config.epochs * -(-len(self.memory) // (self.config.minibatch or context.batch_size))
         optimizer: dict[str, Any] = {"name": "sgd", "lr": self.config.lr}

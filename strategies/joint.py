@@ -34,6 +34,7 @@ class Joint(Strategy):
     traits = Traits(
         needs_boundaries=True,
         reads_past_data=True,
+        looks_ahead=True,
         no_neutral="it shows other samples than the stream does",
     )
 

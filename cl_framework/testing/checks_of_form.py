@@ -116,17 +116,20 @@ def global_state() -> dict[str, Any]:
     }
 
 
+NEEDS = ("needs_task_id", "reads_past_data", "replaces_task_term", "looks_ahead")
+
+
 def _declares_nothing(subject: Subject) -> str:
     traits = subject.traits
-    declared = traits.needs_task_id or traits.reads_past_data or traits.replaces_task_term
+    needs = ("needs_task_id", "reads_past_data", "replaces_task_term", "looks_ahead")
     return (
-        "" if declared else "needs_task_id=False, reads_past_data=False, replaces_task_term=False: undeclared use fails every other check"
+        "" if any(getattr(traits, need) for need in needs) else f"{', '.join(needs)} are all False: undeclared use fails every other check"
     )
 
 
 @check(_declares_nothing)
 def declared_needs_are_real_needs(subject: Subject, folder: Path) -> None:
-    """Without its declaration of task ids, past data or a task term of its own, the strategy is refused: so it does use them."""
+    """Without its declaration of task ids, past data, a task term of its own or a look ahead, it is refused: so it does use them."""
 
     def run_without(need: str) -> None:
         undeclared: dict[str, Any] = {need: False}
@@ -134,7 +137,7 @@ def declared_needs_are_real_needs(subject: Subject, folder: Path) -> None:
         stripped = type(subject.strategy.__name__, (subject.strategy,), {"traits": traits})
         finish(in_place_of(subject.experiment(folder / need, stream="L0 L1 L0"), stripped))
 
-    for need in ("needs_task_id", "reads_past_data", "replaces_task_term"):
+    for need in NEEDS:
         if not getattr(subject.traits, need):
             continue
         raises(ContractError, f"{need}=True is declared, but a run without it is not refused", partial(run_without, need))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import ConfigurationError, FrameworkError, registry, resume, run
+from cl_framework import ConfigurationError, FrameworkError, Traits, registry, resume, run
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import Experiment
 from cl_framework.listeners import Listener, Progress
@@ -23,9 +23,16 @@ from cl_framework.signals import stop_on_signals
 from cl_framework.testing.laboratory import assert_different_weights, assert_equal_outcomes, experiment_of, finish, outcome_of
 
 NAMES = sorted(entry.name for entry in registry.strategies.entries() if entry.origin.startswith("cl-framework"))
+
+
+def borrowing(name: str) -> dict[str, dict[str, Any]]:
+    """A strategy, with a memory beside it if it borrows one."""
+    return {name: {}, "er": {}} if "memory" in registry.strategies.get(name).traits.unlearning_reads else {name: {}}
+
+
 STACKS: dict[str, dict[str, dict[str, Any]]] = {
     "finetune": {},
-    **{name: {name: {}} for name in NAMES},
+    **{name: borrowing(name) for name in NAMES},
     "two of a kind and an upper bound": {"cumulative": {}, "er": {"capacity": 20}, "second": {"use": "derpp", "capacity": 10}},
 }
 KILLS = 3
@@ -57,9 +64,10 @@ def in_a_child(work: Callable[..., None], *arguments: Any) -> multiprocessing.pr
 
 
 def settings_of(stack: str) -> dict[str, Any]:
-    """The settings of a stack's runs, in the first scenario that its strategy allows."""
-    scenario = registry.strategies.get(stack).traits.scenarios[0] if stack in NAMES else "class_il"
-    return {**SETTINGS, "scenario": scenario}
+    """The settings of a stack's runs, in the first scenario that its strategy allows; one that unlearns tasks does."""
+    traits = registry.strategies.get(stack).traits if stack in NAMES else Traits()
+    stream = "L0 L1 L2 U1 L1" if "task" in traits.unlearns else SETTINGS["stream"]
+    return {**SETTINGS, "scenario": traits.scenarios[0], "stream": stream}
 
 
 def path_of(experiment: Experiment) -> Path:

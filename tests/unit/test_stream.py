@@ -24,7 +24,8 @@ TASKS = 6
         ("L4-4", (Learn(4),)),
         ("L0 L0", (Learn(0), Learn(0, occurrence=1))),
         ("L0 U0", (Learn(0), Unlearn(0))),
-        ("L0 U0 L0 U0", (Learn(0), Unlearn(0), Learn(0, 1), Unlearn(0, 1))),
+        ("L0 L0 U0 L0 L0 U0", (Learn(0), Learn(0, 1), Unlearn(0), Learn(0), Learn(0, 1), Unlearn(0, 1))),
+        ("L0 U0:class=1 L0", (Learn(0), Unlearn(0, classes=(1,)), Learn(0, 1))),
         ("L0-1 U0-1", (Learn(0), Learn(1), Unlearn(0), Unlearn(1))),
         ("L1 U1:class=3,4", (Learn(1), Unlearn(1, classes=(3, 4)))),
         ("L2 U2:ids=some/forget.txt", (Learn(2), Unlearn(2, ids_file="some/forget.txt"))),
@@ -162,6 +163,7 @@ def histories(draw: st.DrawFn) -> tuple[Event, ...]:
         events.append(event)
         if event.granularity == "task":
             live.discard(task)
+            counts["learn", task] = 0
             buried |= {task} if event.permanent else set()
     return tuple(events)
 
