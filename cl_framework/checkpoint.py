@@ -27,8 +27,8 @@ class CheckpointStore:
         """Oldest first."""
         return sorted(self.folder.glob("*-*-*.pt"))
 
-    def save(self, state: Mapping[str, Any], stream_step: int, *, replace_all: bool = False) -> Path:
-        """Write a checkpoint and drop those beyond the last two.
+    def save(self, state: Mapping[str, Any], stream_step: int, *, replace_all: bool = False) -> list[str]:
+        """Write a checkpoint and drop those beyond the last two; the names of the dropped ones.
 
         `replace_all` writes two copies and then drops every older one: after an Unlearn nothing older may remain.
         """
@@ -37,13 +37,12 @@ class CheckpointStore:
         data = buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()[:16]
         copies = KEPT if replace_all else 1
-        path = self.folder
         for _ in range(copies):
-            path = self.folder / f"{self._next_serial():06d}-{stream_step:09d}-{digest}.pt"
-            atomic_write(path, data)
-        for old in self.paths()[:-KEPT]:
+            atomic_write(self.folder / f"{self._next_serial():06d}-{stream_step:09d}-{digest}.pt", data)
+        dropped = self.paths()[:-KEPT]
+        for old in dropped:
             old.unlink()
-        return path
+        return [old.name for old in dropped]
 
     def _next_serial(self) -> int:
         paths = self.paths()

@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
 
+    part = command("verify", verify, "re-check the deletion record of a run")
+    part.add_argument("run_dir", type=Path)
+
     part = command("sweep", sweep, "a grid of runs: skips what is done, resumes what was interrupted")
     part.add_argument("words", nargs="+", metavar="EXPERIMENT|key=a,b,c", help="experiment files, then overrides; seed=0..4 is a range")
     part.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
@@ -149,6 +152,17 @@ def report(arguments: argparse.Namespace) -> int:
     for note in notes:
         console.print(note, soft_wrap=True)
     return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cl_framework.unlearning.verify import FAIL, shown
+    from cl_framework.unlearning.verify import verify as check
+
+    findings = check(arguments.run_dir)
+    Console(width=None if sys.stdout.isatty() else 160).print(shown(findings))
+    return 1 if any(finding.verdict == FAIL for finding in findings) else 0
 
 
 def sweep(arguments: argparse.Namespace) -> int:

@@ -24,36 +24,64 @@ class Accuracy:
     scenario: str
     correct: int
     count: int
+    split: str = "test"  # or the part of it that holds some classes
+    chance: float = 0.0  # percent of right answers of one who picks among the candidates
 
     @property
     def percent(self) -> float:
         return 100.0 * self.correct / self.count
 
 
+@dataclass(frozen=True)
+class Part:
+    """The test samples of a task, or those of some of its classes."""
+
+    task: TaskId
+    split: str
+    classes: Tensor | None  # (C,) bool; None: all
+    count: int  # samples
+
+
+def parts_of(learner: Learner, tasks: Sequence[TaskId]) -> list[Part]:
+    """Each task as a whole; and where the stream unlearns classes of it, these and what is left of it."""
+    parts = []
+    for task in tasks:
+        targets = learner.benchmark.test[task].targets
+        parts.append(Part(task, "test", None, len(targets)))
+        for classes in dict.fromkeys(event.classes for event in learner.stream.unlearns if event.task == task and event.classes):
+            mask = torch.zeros(learner.benchmark.num_classes, dtype=torch.bool)
+            mask[list(classes)] = True
+            for sign, chosen in (("=", mask), ("!=", ~mask)):
+                count = int(chosen[targets].sum())
+                if count:
+                    parts.append(Part(task, f"test:class{sign}{','.join(map(str, classes))}", chosen.to(learner.device), count))
+    return parts
+
+
 def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) -> list[Accuracy]:
-    """One pass over the test data of `tasks`, under every scenario the benchmark and the run allow.
+    """One pass over the test data of `tasks`, under every scenario the benchmark and the run allow; see `parts_of`.
 
     Class-incremental candidates for task t are the classes of `live` tasks and of t; task-incremental ones those of t alone.
     """
-    scenarios = reported_scenarios(learner)
-    masks = torch.stack([candidates(learner, scenario, task, live) for task in tasks for scenario in scenarios])
-    masks = masks.to(learner.device)
-    counts = torch.zeros(len(tasks), len(scenarios), dtype=torch.int64, device=learner.device)
+    scenarios, parts = reported_scenarios(learner), parts_of(learner, tasks)
+    masks = {task: [candidates(learner, scenario, task, live).to(learner.device) for scenario in scenarios] for task in tasks}
+    counts = torch.zeros(len(parts), len(scenarios), dtype=torch.int64, device=learner.device)
     predict = learner.stack.predictor
     with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
-        for index, task in enumerate(tasks):
+        for task in tasks:
+            mine = [(place, part.classes) for place, part in enumerate(parts) if part.task == task]
             for rows in _batches(learner, learner.benchmark.test[task], task):
                 features, scores = run_model(learner.model, rows)
                 if predict is not None:
                     scores = predict(features, scores, rows)
-                for column in range(len(scenarios)):
-                    mask = masks[index * len(scenarios) + column]
-                    answers = scores.masked_fill(~mask, float("-inf")).argmax(1)
-                    counts[index, column] += (answers == rows.targets).sum()
+                for column, mask in enumerate(masks[task]):
+                    hits = scores.masked_fill(~mask, float("-inf")).argmax(1) == rows.targets
+                    for place, classes in mine:
+                        counts[place, column] += (hits if classes is None else hits & classes[rows.targets]).sum()
     table = counts.tolist()  # the only wait for the device
     return [
-        Accuracy(task, scenario, table[index][column], len(learner.benchmark.test[task]))
-        for index, task in enumerate(tasks)
+        Accuracy(part.task, scenario, table[place][column], part.count, part.split, 100.0 / int(masks[part.task][column].sum()))
+        for place, part in enumerate(parts)
         for column, scenario in enumerate(scenarios)
     ]
 

@@ -18,6 +18,7 @@ from cl_framework.metrics import mean_and_deviation, summarise
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import living_figures
 from cl_framework.stream import Stream
+from cl_framework.unlearning.fast import unlearning_entries
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,7 +61,10 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
     config, events, records = read_config(directory), directory.events(), directory.records()
     try:
         figures = summarise(config, events, records)
-        figures |= living_figures(events, figures["accuracy_matrix"], Stream.parse(figures["stream"], None))
+        stream = Stream.parse(figures["stream"], None)
+        figures |= living_figures(events, figures["accuracy_matrix"], stream)
+        if stream.unlearns:
+            figures["unlearning"] = unlearning_entries(records, stream, figures["scenario"])
     except FrameworkError as error:
         raise FrameworkError(f"{directory.path}: {error}") from error
     return {"fingerprint": directory.path.name.partition("-s")[0], **figures}

@@ -22,15 +22,17 @@ from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, Experiment, GivenOptions, load_experiment
 from cl_framework.cost import cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
-from cl_framework.evaluation import evaluate
+from cl_framework.evaluation import Accuracy, evaluate
 from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.learning_curve import points
 from cl_framework.listeners import Listener, Progress, RunInfo
-from cl_framework.records import RunDirectory, differences, environment
+from cl_framework.records import Row, RunDirectory, differences, environment
 from cl_framework.report import rebuild_summary
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Unlearn
+from cl_framework.unlearning.certificate import Certifier
+from cl_framework.unlearning.fast import split_of
 from cl_framework.walk import Stopped, Walk
 
 
@@ -168,6 +170,7 @@ class Runner:
         self.listeners = listeners
         self.store = CheckpointStore(directory.checkpoints)
         self.history = History(directory.checkpoints / "history") if learner.stack.replays else None
+        self.certifier = Certifier(directory, learner)
         self._stop_requested = stop_requested
         self._last_checkpoint = time.monotonic()
         self._index = 0  # of the event under way
@@ -207,6 +210,7 @@ class Runner:
             self.learner.position.stream_step = state["position"]["stream_step"]
             if first:
                 self._purge(first - 1)  # what a kill right after that event has left
+            self.certifier.finish_open(first)
         for index in range(first, len(self.learner.stream)):
             self._event(index, state["inside"] if state is not None and index == first else None)
             more = index + 1 < len(self.learner.stream)
@@ -216,6 +220,8 @@ class Runner:
     def _event(self, index: int, inside: Mapping[str, Any] | None) -> None:
         self._index = index
         self._tell("on_event_start", index)
+        if isinstance(self.learner.stream.events[index], Unlearn):
+            self.certifier.request(index)
         try:
             self._walked.event(index, inside)
         except Stopped:
@@ -247,13 +253,16 @@ class Runner:
         )
         if self.history is not None:
             self.history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
-        self._checkpoint(index + 1, None, replace_all=isinstance(event, Unlearn))
-        self._purge(index)
+        unlearned = isinstance(event, Unlearn)
+        dropped = self._checkpoint(index + 1, None, replace_all=unlearned)
+        if unlearned:
+            self.certifier.done(index, [*dropped, *self._purge(index)])
 
-    def _purge(self, index: int) -> None:
-        """Let go of kept states that knew what the events up to `index` unlearned."""
-        if self.history is not None and isinstance(self.learner.stream.events[index], Unlearn):
-            self.history.purge(*self.learner.stream.without_unlearned(index), self.learner)
+    def _purge(self, index: int) -> list[str]:
+        """Let go of kept states that knew what the events up to `index` unlearned; their names."""
+        if self.history is None or not isinstance(self.learner.stream.events[index], Unlearn):
+            return []
+        return self.history.purge(*self.learner.stream.without_unlearned(index), self.learner)
 
     def _seen(self, index: int) -> tuple[int, ...]:
         return tuple(sorted({event.task for event in self.learner.stream.events[: index + 1]}))
@@ -264,27 +273,30 @@ class Runner:
         started = time.monotonic()
         accuracies = evaluate(self.learner, tasks, live)
         seconds = time.monotonic() - started
-        rows = [
-            {
-                "run": self.directory.path.name,
-                "event_index": index,
-                "event": event,
-                "eval_task": accuracy.task,
-                "split": "test",
-                "scenario": accuracy.scenario,
-                "metric": "accuracy",
-                "value": accuracy.percent,
-                "n": accuracy.count,
-                "stream_step": self.learner.position.stream_step,
-            }
-            for accuracy in accuracies
-        ]
+        rows = [self._row(index, event, accuracy, "accuracy", accuracy.percent) for accuracy in accuracies]
+        if index >= 0 and isinstance(unlearned := self.learner.stream.events[index], Unlearn):
+            asked = (unlearned.task, split_of(unlearned))
+            rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) == asked]
         self.directory.append_records(rows)
         self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
         return seconds
 
-    def _checkpoint(self, index: int, inside: Mapping[str, Any] | None, *, replace_all: bool = False) -> None:
-        """Write a checkpoint from which the event `index` is begun, or gone on with from `inside` it."""
+    def _row(self, index: int, event: str, accuracy: Accuracy, metric: str, value: float) -> Row:
+        return {
+            "run": self.directory.path.name,
+            "event_index": index,
+            "event": event,
+            "eval_task": accuracy.task,
+            "split": accuracy.split,
+            "scenario": accuracy.scenario,
+            "metric": metric,
+            "value": value,
+            "n": accuracy.count,
+            "stream_step": self.learner.position.stream_step,
+        }
+
+    def _checkpoint(self, index: int, inside: Mapping[str, Any] | None, *, replace_all: bool = False) -> list[str]:
+        """Write a checkpoint from which the event `index` is begun, or gone on with from `inside` it; the names of those it replaces."""
         position = self.learner.position
         state = {
             "format": 2,
@@ -295,8 +307,9 @@ class Runner:
             "learner": self.learner.state_dict(),
             "lengths": self.directory.lengths(),
         }
-        self.store.save(state, position.stream_step, replace_all=replace_all)
+        dropped = self.store.save(state, position.stream_step, replace_all=replace_all)
         self._last_checkpoint = time.monotonic()
+        return dropped
 
     def _after_chunk(self, evaluation: Evaluation, batch: Batch) -> None:
         position = self.learner.position

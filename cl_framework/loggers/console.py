@@ -62,7 +62,7 @@ class ConsoleListener(Listener):
         if self._bar is not None:
             self._bar.update(self._task, completed=index + 1)
             return
-        values = [f"{row['value']:.1f}" for row in rows if row["scenario"] == scenario]
+        values = [f"{row['value']:.1f}" for row in rows if (row["scenario"], row["metric"], row["split"]) == (scenario, "accuracy", "test")]
         seconds = time.monotonic() - self._started
         self._say(f"event {index + 1}/{len(self._events)} {event}: accuracy by task {' '.join(values)} ({seconds:.1f} s)")
 

@@ -63,7 +63,8 @@ def evaluation_row(records: Sequence[Mapping[str, Any]], stream: Stream, num_tas
     for record in records:
         if record["event_index"] == index:
             row["stream_step"] = float(record["stream_step"])
-            row[f"accuracy/{record['scenario']}/task_{record['eval_task']}"] = record["value"]
+            part = record["split"].removeprefix("test")  # "" or, say, ":class=3"
+            row[f"{record['metric']}/{record['scenario']}/task_{record['eval_task']}{part}"] = record["value"]
     if index < 0:
         return row
     matrix = accuracy_matrix(records, scenario, index + 1, num_tasks)

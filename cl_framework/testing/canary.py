@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, Scale
 from cl_framework.benchmarks.sources import TensorSource
+from cl_framework.digests import bytes_of
 
 SHAPE = (1, 4, 8)
 NUM_CLASSES = 1000
@@ -86,7 +87,3 @@ class Traces:
                 yield f"{where} holds the id of a sample"
             if value in self.labels:
                 yield f"{where} holds a label"
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().numpy().tobytes()

@@ -1,0 +1,1 @@
+"""How unlearning is recorded, measured and checked."""

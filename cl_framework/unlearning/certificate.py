@@ -1,0 +1,111 @@
+"""What a run writes into its deletion record around an Unlearn, and what it searches before it says that the data are gone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from cl_framework.digests import digest_of
+from cl_framework.learner import Learner
+from cl_framework.records import EVENTS, RECORDS, RunDirectory
+from cl_framework.stream import Unlearn
+from cl_framework.unlearning.deletion import DONE, REQUESTED, DeletionLog, digest_of_rows
+from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk
+
+OUT_OF_REACH = (
+    "the data set itself and decoded copies of it in caches",
+    "copies of this run's files made by others, and figures logged elsewhere",
+)
+
+
+class Certifier:
+    """Keeps the deletion record of one run."""
+
+    def __init__(self, directory: RunDirectory, learner: Learner) -> None:
+        self.directory = directory
+        self.learner = learner
+        self.log = DeletionLog(directory.path / "deletion")
+
+    def request(self, index: int) -> None:
+        """Before anything of an Unlearn is done; after a resume the request stands already."""
+        event = self._event(index)
+        standing = self.log.open_request()
+        if standing is not None and standing["event_index"] == index:
+            return
+        member = self.learner.stack.unlearner_of(event)
+        traits = member.strategy.traits
+        ids = self.learner.forgotten(event).ids
+        self.log.append(
+            REQUESTED,
+            {
+                "event_index": index,
+                "event": str(event),
+                "granularity": event.granularity,
+                "samples": len(ids),
+                "ids_sha256": hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+                "strategy": member.slot,
+                "guarantee_declared": "exact" if traits.exact else "approximate",
+                "reads": sorted(traits.unlearning_reads),
+                "state_before": digest_of(self.learner.state_dict()),
+            },
+        )
+
+    def done(self, index: int, purged: Sequence[str], *, on_resume: bool = False) -> None:
+        """When the new state is on disk and everything older is gone: search what is left, and close the request."""
+        event = self._event(index)
+        standing = self.log.open_request()
+        assert standing is not None and standing["event_index"] == index
+        canaries = self._canaries(event)
+        state = self.learner.state_dict()
+        found = [*artefacts_in_memory(state, canaries), *artefacts_on_disk(self.directory.path, canaries)]
+        exact = self.learner.stack.unlearner_of(event).strategy.traits.exact
+        self.log.append(
+            DONE,
+            {
+                "event_index": index,
+                "event": str(event),
+                "state_after": digest_of(state),
+                "purged": sorted(purged),
+                "recomputed": self._recomputed(exact),
+                "out_of_reach": list(OUT_OF_REACH),
+                "canaries": {"searched": canaries.searched, "of": canaries.of},
+                "contains": found,
+                "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
+                "records": digest_of_rows(self.directory.path / RECORDS),
+                "events": digest_of_rows(self.directory.path / EVENTS),
+                "ancestry": self._ancestry(exact, found),
+                "finished_on_resume": on_resume,
+                "check": f"clu verify {self.directory.path}",
+            },
+        )
+
+    def finish_open(self, before: int) -> None:
+        """After a resume: close a request whose event was done, its state safe, when the process died."""
+        standing = self.log.open_request()
+        if standing is not None and standing["event_index"] < before:
+            self.done(standing["event_index"], [], on_resume=True)
+
+    def _event(self, index: int) -> Unlearn:
+        event = self.learner.stream.events[index]
+        assert isinstance(event, Unlearn)
+        return event
+
+    def _canaries(self, event: Unlearn) -> Canaries:
+        items, _, _ = self.learner.benchmark.read(self.learner.forgotten(event).ids)
+        return Canaries.of_items(items)
+
+    def _recomputed(self, exact: bool) -> list[str]:
+        return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []
+
+    def _ancestry(self, exact: bool, found: Sequence[str]) -> dict[str, str]:
+        """Of what the run still has, towards the request: clean, treated (by the strategy, with its guarantee) or contains.
+
+        What is made of treated weights is treated, and the states of strategies are made of them.
+        """
+        parts: dict[str, Any] = {"weights": self.learner.model.state_dict(), "optimizer": {}}
+        parts |= {f"strategies.{slot}": state for slot, state in self.learner.stack.state_dict().items()}
+        ancestry = dict.fromkeys(parts, "clean" if exact else "treated")
+        ancestry["optimizer"] = "clean"  # its moments were dropped, or made again
+        ancestry |= {name: "clean" for name, state in parts.items() if not state}
+        return ancestry | dict.fromkeys(found, "contains")

@@ -1,0 +1,103 @@
+"""The deletion record of a run: `deletion/log.jsonl`, append-only, each line with the hash of the one before.
+
+Every Unlearn writes two lines. `requested` comes before anything is done; `done` when all that was to go is gone and the new state is
+safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
+asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
+there, what was purged, and what lies out of reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cl_framework.errors import FrameworkError
+from cl_framework.records import Row, append_rows, read_rows
+
+LOG = "log.jsonl"
+REQUESTED, DONE = "requested", "done"
+FIRST = "0" * 64  # what stands for the hash before the first line
+
+
+class BrokenChain(FrameworkError):
+    """A deletion record that was edited, or of which a part was cut."""
+
+
+def sealed(entry: Mapping[str, Any], previous: str) -> Row:
+    """The entry with the hash of the line before and its own."""
+    row = {**entry, "previous": previous}
+    return {**row, "hash": _hash(row)}
+
+
+def _hash(row: Mapping[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in row.items() if key != "hash"}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_chain(entries: Sequence[Row], path: Path) -> None:
+    """Raise BrokenChain, naming the line, if an entry was changed, taken out, moved or put in."""
+    previous, open_request = FIRST, None
+    for number, entry in enumerate(entries, start=1):
+        if entry.get("hash") != _hash(entry):
+            raise BrokenChain(f"{path} was edited: line {number} does not have the hash that it states.")
+        if entry["previous"] != previous:
+            raise BrokenChain(f"{path} was edited: line {number} does not follow the line before it.")
+        previous = entry["hash"]
+        if entry["kind"] == REQUESTED:
+            if open_request is not None:
+                raise BrokenChain(f"{path}: line {number} requests {entry['event']} while the request for {open_request['event']} is open.")
+            open_request = entry
+        elif open_request is None or open_request["event_index"] != entry["event_index"]:
+            raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
+        else:
+            open_request = None
+
+
+@dataclass(frozen=True)
+class DeletionLog:
+    """The deletion record in a run's folder `deletion`."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / LOG
+
+    def entries(self) -> list[Row]:
+        """All entries, oldest first; a line that a killed process left half-written is no entry. BrokenChain if any was touched."""
+        entries = read_rows(self.path)
+        check_chain(entries, self.path)
+        return entries
+
+    def open_request(self) -> Row | None:
+        """The request that was not reported as done yet."""
+        entries = self.entries()
+        return entries[-1] if entries and entries[-1]["kind"] == REQUESTED else None
+
+    def append(self, kind: str, entry: Mapping[str, Any]) -> Row:
+        """Seal an entry and write it, flushed to disk."""
+        entries = self.entries()
+        previous = entries[-1]["hash"] if entries else FIRST
+        row = sealed({"kind": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}, previous)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_half_written()
+        append_rows(self.path, [row])
+        return row
+
+    def _drop_half_written(self) -> None:
+        if self.path.exists():
+            data = self.path.read_bytes()
+            os.truncate(self.path, data.rfind(b"\n") + 1)
+
+
+def digest_of_rows(path: Path, length: int | None = None) -> dict[str, Any]:
+    """Length in bytes and SHA-256 of the first `length` bytes of a file of rows; of all of them by default."""
+    data = path.read_bytes() if path.exists() else b""
+    part = data if length is None else data[:length]
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}

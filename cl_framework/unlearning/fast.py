@@ -1,0 +1,153 @@
+"""The figures of unlearning that a run's own records give, without an oracle: tier *fast*. Pure functions; accuracies in percent.
+
+M1 forget gap to chance, M2 spill, M3 relapse. What cannot be said without an oracle, or was not measured, is NOT RUN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+from cl_framework.metrics import wilson_interval
+from cl_framework.stream import Learn, Stream, TaskId, Unlearn
+
+PASS, FAIL, INCONCLUSIVE, INVALID, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "INVALID", "NOT RUN"
+ABOVE_CHANCE = 2.0  # points: the most that an unlearned task may lie above chance where there is no oracle
+KNOWN = 10.0  # points above chance that a task must have had to count as known
+SPILL = 0.3  # points: the most that retained tasks may lose on average
+RELAPSE = 0.5  # points: the most that may come back
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of EVALUATION's table with its verdict. `value` is None where it is NOT RUN."""
+
+    name: str  # M1 to M12
+    value: float | None
+    verdict: str
+    why: str  # the rule or the reason, in words
+    interval: tuple[float, float] | None = None  # 95 %
+    worst: float | None = None
+    bound: float | None = None
+
+
+def split_of(event: Unlearn) -> str:
+    """The split of the records on which a request is measured: the whole test split of its task, or that of the classes named."""
+    return f"test:class={','.join(map(str, event.classes))}" if event.classes else "test"
+
+
+def rest_of(event: Unlearn) -> str:
+    """The split with what is left of the task of a request for classes."""
+    return split_of(event).replace("class=", "class!=")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The accuracies of a run in its own scenario: by event, task and split."""
+
+    rows: Mapping[tuple[int, TaskId, str, str], Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]], scenario: str) -> Measured:
+        mine = [row for row in records if row["scenario"] == scenario]
+        return cls({(row["event_index"], row["eval_task"], row["split"], row["metric"]): row for row in mine})
+
+    def value(self, index: int, task: TaskId, split: str = "test", metric: str = "accuracy") -> float | None:
+        row = self.rows.get((index, task, split, metric))
+        return None if row is None else row["value"]
+
+    def count(self, index: int, task: TaskId, split: str = "test") -> int:
+        return int(self.rows[index, task, split, "accuracy"]["n"])
+
+
+def unlearning_entries(records: Sequence[Mapping[str, Any]], stream: Stream, scenario: str) -> list[dict[str, Any]]:
+    """One entry an Unlearn: the event, its pre-condition, and figures with verdicts, as JSON can hold them."""
+    measured = Measured.of(records, scenario)
+    return [
+        {
+            "event_index": index,
+            "event": str(event),
+            "task": event.task,
+            "granularity": event.granularity,
+            "figures": [asdict(figure) for figure in figures_of(measured, stream, index)],
+        }
+        for index, event in enumerate(stream)
+        if isinstance(event, Unlearn)
+    ]
+
+
+def figures_of(measured: Measured, stream: Stream, index: int) -> list[Figure]:
+    """M1 to M3 of the Unlearn at `index`."""
+    event = stream.events[index]
+    assert isinstance(event, Unlearn)
+    return [forget_gap(measured, event, index), spill(measured, stream, index), relapse(measured, stream, index)]
+
+
+def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
+    """M1: accuracy on what was unlearned, less chance."""
+    split = split_of(event)
+    chance = measured.value(index, event.task, split, "chance")
+    before = measured.value(index - 1, event.task, split)
+    after = measured.value(index, event.task, split)
+    if event.granularity == "sample":
+        return Figure("M1", None, NOT_RUN, "samples are compared with an oracle, not with chance")
+    if chance is None or before is None or after is None:
+        return Figure("M1", None, NOT_RUN, "accuracies before and after were not recorded")
+    count = measured.count(index, event.task, split)
+    error = 100 * (before / 100 * (1 - before / 100) / count) ** 0.5
+    low, high = wilson_interval(round(after / 100 * count), count)
+    gap, interval = after - chance, (100 * low - chance, 100 * high - chance)
+    if before < chance + max(KNOWN, 3 * error):
+        return Figure("M1", gap, INVALID, f"it was not known just before: {before:.1f} where chance is {chance:.1f}", interval)
+    verdict = PASS if gap <= ABOVE_CHANCE else FAIL
+    return Figure("M1", gap, verdict, f"points above chance, at most {ABOVE_CHANCE:g}", interval, bound=ABOVE_CHANCE)
+
+
+def spill(measured: Measured, stream: Stream, index: int) -> Figure:
+    """M2: what retained tasks lost in the event: mean and worst of max(0, before - after)."""
+    event = stream.events[index]
+    assert isinstance(event, Unlearn)
+    parts = [(task, "test") for task in stream.learned_after[index] if task != event.task]
+    if event.granularity == "class":
+        parts.append((event.task, rest_of(event)))
+    elif event.granularity == "sample":
+        parts.append((event.task, "test"))
+    losses = []
+    for task, split in parts:
+        before, after = measured.value(index - 1, task, split), measured.value(index, task, split)
+        if before is None or after is None:
+            return Figure("M2", None, NOT_RUN, f"accuracies on task {task} were not recorded")
+        losses.append(max(0.0, before - after))
+    if not losses:
+        return Figure("M2", None, NOT_RUN, "nothing is retained")
+    verdict = PASS if mean(losses) <= SPILL else FAIL
+    return Figure("M2", mean(losses), verdict, f"points lost on average, at most {SPILL:g}", worst=max(losses), bound=SPILL)
+
+
+def relapse(measured: Measured, stream: Stream, index: int) -> Figure:
+    """M3 without an oracle: the most that came back in later events, before the task was learned again."""
+    event = stream.events[index]
+    assert isinstance(event, Unlearn)
+    split, came_back = split_of(event), []
+    after = measured.value(index, event.task, split)
+    for later in range(index + 1, len(stream)):
+        one = stream.events[later]
+        if isinstance(one, Learn) and one.task == event.task:
+            break
+        value = measured.value(later, event.task, split)
+        if value is None or after is None:
+            return Figure("M3", None, NOT_RUN, "accuracies after later events were not recorded")
+        came_back.append(value - after)
+    if event.granularity == "sample":
+        return Figure("M3", None, NOT_RUN, "samples are compared with an oracle")
+    if not came_back:
+        return Figure("M3", None, NOT_RUN, "no event followed, or the next one learned it again")
+    worst = max(0.0, *came_back)
+    if worst <= RELAPSE:
+        return Figure("M3", worst, PASS, f"points that came back, at most {RELAPSE:g}", bound=RELAPSE)
+    # Transfer from later tasks raises a task that was never seen as well: only an oracle can tell the two apart.
+    return Figure(
+        "M3", worst, INCONCLUSIVE, f"more than {RELAPSE:g} points came back; an oracle tells relapse from transfer", bound=RELAPSE
+    )

@@ -1,0 +1,72 @@
+"""The shadow-state audit: what in memory or on disk still holds samples that were unlearned.
+
+Samples serve as their own canaries: the bytes of one image, as stored or as the model reads it, are found nowhere by chance. Samples
+whose bytes are too few or too even to be unmistakable are not searched for, and their number is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_framework.digests import bytes_of
+
+MOST = 64  # samples searched for: evenly chosen, since a search reads every file for each of them
+DISTINCT = 12  # different bytes that a canary has at least
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """The bytes of some samples, in each form in which they may be kept."""
+
+    forms: tuple[bytes, ...]
+    searched: int  # samples
+    of: int  # samples that were unlearned
+
+    @classmethod
+    def of_items(cls, items: Tensor | Mapping[str, Tensor]) -> Canaries:
+        """Of raw items (N, ...), a tensor or a mapping of tensors: as they are, as floats, and as floats in [0, 1]."""
+        parts = list(items.values()) if isinstance(items, Mapping) else [items]
+        count = len(parts[0])
+        chosen = torch.linspace(0, count - 1, min(count, MOST)).round().long().unique()
+        forms: list[bytes] = []
+        searched = 0
+        for index in chosen.tolist():
+            rows = [part[index] for part in parts]
+            kept = [row for row in rows if len(set(bytes_of(row))) >= DISTINCT]
+            searched += bool(kept)
+            for row in kept:
+                forms.append(bytes_of(row))
+                if row.dtype == torch.uint8:
+                    forms += [bytes_of(row.float()), bytes_of(row.float() / 255)]
+        return cls(tuple(forms), searched, count)
+
+    def found_in(self, data: bytes) -> bool:
+        return any(form in data for form in self.forms)
+
+
+def artefacts_in_memory(state: Mapping[str, Any], canaries: Canaries, where: str = "memory") -> list[str]:
+    """The places in a nested state that hold a canary."""
+    return [place for place, tensor in _tensors(state, where) if canaries.found_in(bytes_of(tensor))]
+
+
+def artefacts_on_disk(folder: Path, canaries: Canaries) -> list[str]:
+    """The files below `folder` that hold a canary, by their path from it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [str(path.relative_to(folder)) for path in files if canaries.found_in(path.read_bytes())]
+
+
+def _tensors(state: Any, where: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        yield where, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _tensors(value, f"{where}.{key}")
+    elif isinstance(state, list | tuple):
+        for index, value in enumerate(state):
+            yield from _tensors(value, f"{where}[{index}]")

@@ -1,0 +1,301 @@
+"""The deletion record: its chain, its two phases through crashes, what `clu verify` finds, and canaries that were not let go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import Batch, Context, Done, Output, Strategy, Traits, Unlearn, register, resume, run
+from cl_framework.cli import main
+from cl_framework.digests import digest_of
+from cl_framework.testing.laboratory import experiment_of
+from cl_framework.testing.neighbours import NoOptions
+from cl_framework.unlearning.certificate import Certifier
+from cl_framework.unlearning.deletion import FIRST, BrokenChain, DeletionLog, sealed
+from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk
+from cl_framework.unlearning.verify import FAIL, NOT_RUN, PASS, verify
+from cl_framework.walk import Walk
+
+STREAM = "L0 L1 U0 L2 U1:class=3"
+IMAGES = {"name": "split_digits"}  # of the synthetic samples some have too few bytes to be canaries
+
+
+@register("fake_hoarder")
+class Hoarder(Strategy):
+    """Keeps the samples of every batch, and says that it unlearned them."""
+
+    Config = NoOptions
+    traits = Traits(stores_data=True, unlearns=frozenset({"task", "class", "sample"}), no_neutral="made up")
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.kept: list[torch.Tensor] = []
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        assert isinstance(batch.items, torch.Tensor)
+        self.kept.append(batch.items.clone())
+
+    def unlearn(self, event: Unlearn, context: Context) -> Done:
+        return Done()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": list(self.kept)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.kept = list(state["kept"])
+
+
+def finished(folder: Path, strategy: str = "rewind", stream: str = STREAM) -> Path:
+    settings: dict[str, Any] = {"stream": stream, "benchmark": IMAGES, "epochs": 1, "batch_size": 64}
+    return run(experiment_of({strategy: {}}, folder, **settings)).path
+
+
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("rewound"))
+
+
+def copy_of(path: Path, folder: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(path, folder / path.name))
+
+
+def failures(path: Path) -> dict[str, str]:
+    return {finding.claim: finding.why for finding in verify(path) if finding.verdict == FAIL}
+
+
+# --- the chain ---
+
+
+def log_of(folder: Path, *events: str) -> DeletionLog:
+    log = DeletionLog(folder)
+    for index, event in enumerate(events):
+        for kind in ("requested", "done"):
+            log.append(kind, {"event_index": index, "event": event})
+    return log
+
+
+def test_each_entry_has_the_hash_of_the_one_before(tmp_path: Path) -> None:
+    entries = log_of(tmp_path, "U0", "U1").entries()
+    assert [entry["previous"] for entry in entries] == [FIRST, *(entry["hash"] for entry in entries[:-1])]
+    assert sealed({"a": 1}, FIRST)["hash"] != sealed({"a": 2}, FIRST)["hash"] != sealed({"a": 2}, "1" * 64)["hash"]
+
+
+EDITS: dict[str, Callable[[list[str]], list[str]]] = {
+    "a word": lambda lines: [lines[0].replace('"U0"', '"U7"'), *lines[1:]],
+    "first line cut": lambda lines: lines[1:],
+    "middle cut": lambda lines: [lines[0], *lines[2:]],
+    "swapped": lambda lines: [*lines[:1], lines[2], lines[1], lines[3]],
+    "twice": lambda lines: [*lines[:2], *lines[:2], *lines[2:]],
+    "a hash made anew": lambda lines: [json.dumps(sealed({**json.loads(lines[0]), "event": "U7"}, FIRST)), *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_breaks_the_chain(edit: str, tmp_path: Path) -> None:
+    log = log_of(tmp_path, "U0", "U1")
+    lines = log.path.read_text().splitlines()
+    log.path.write_text("\n".join(EDITS[edit](lines)) + "\n")
+    with pytest.raises(BrokenChain, match=r"log\.jsonl"):
+        log.entries()
+
+
+def test_a_line_half_written_is_no_entry_and_is_written_again(tmp_path: Path) -> None:
+    log = log_of(tmp_path, "U0")
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + b'{"kind": "requ')
+    assert len(log.entries()) == 2 and log.open_request() is None
+    log.append("requested", {"event_index": 5, "event": "U1"})
+    assert log.path.read_bytes().startswith(whole) and len(log.entries()) == 3
+    request = log.open_request()
+    assert request is not None and request["event"] == "U1"
+
+
+# --- a run's record ---
+
+
+def test_a_run_records_each_request_and_what_was_done(rewound: Path) -> None:
+    entries = DeletionLog(rewound / "deletion").entries()
+    assert [(entry["kind"], entry["event"]) for entry in entries] == [
+        (kind, event) for event in ("U0", "U1:class=3") for kind in ("requested", "done")
+    ]
+    request, done = entries[0], entries[1]
+    assert (request["strategy"], request["guarantee_declared"], request["reads"]) == ("rewind", "exact", ["past"])
+    assert request["state_before"] != done["state_after"]
+    assert done["guarantee_achieved"] == "exact" and not done["contains"] and not done["finished_on_resume"]
+    assert len(done["purged"]) >= 3 and done["canaries"]["searched"] > 20
+    assert set(done["ancestry"].values()) == {"clean"}
+
+
+def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
+    path = finished(tmp_path, stream="L0 L1")
+    assert not (path / "deletion").exists()
+    assert main(["verify", str(path)]) == 2
+
+
+def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = verify(rewound)
+    assert len(findings) == 8 and {finding.verdict for finding in findings} == {PASS}
+    assert main(["verify", str(rewound)]) == 0
+    assert "every Unlearn is recorded" in capsys.readouterr().out
+
+
+def test_a_state_that_moved_on_is_not_checked_and_said_so(tmp_path: Path) -> None:
+    verdicts = {finding.claim: finding.verdict for finding in verify(finished(tmp_path, stream="L0 U0 L1"))}
+    assert verdicts.pop("the state is the one recorded") == NOT_RUN
+    assert set(verdicts.values()) == {PASS}
+
+
+def edited_rows(name: str) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        file = path / name
+        file.write_text(file.read_text().replace('"event": "L0"', '"event": "L1"', 1))
+
+    return edit
+
+
+def cut_record(path: Path) -> None:
+    file = path / "deletion" / "log.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+
+
+def older_checkpoint(path: Path) -> None:
+    import hashlib
+    import io
+
+    newest = sorted((path / "ckpt").glob("*.pt"))[-1]
+    state = torch.load(newest, weights_only=True)
+    state["position"]["event_index"] = 2
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    (path / "ckpt" / f"000000-000000010-{digest}.pt").write_bytes(buffer.getvalue())
+
+
+def purged_again(path: Path) -> None:
+    name = DeletionLog(path / "deletion").entries()[1]["purged"][0]
+    (path / "ckpt" / "history" / name).write_bytes(b"")
+
+
+def other_state(path: Path) -> None:
+    for file in (path / "ckpt").glob("*.pt"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+
+
+def better_figures(path: Path) -> None:
+    summary = json.loads((path / "summary.json").read_text())
+    summary["unlearning"][0]["figures"][1]["value"] = 0.1234
+    (path / "summary.json").write_text(json.dumps(summary))
+
+
+def hidden_sample(path: Path) -> None:
+    from cl_framework.assembly import make_benchmark
+    from cl_framework.config import load_experiment
+
+    benchmark = make_benchmark(load_experiment(path / "config.yaml"))
+    items, _, _ = benchmark.read(benchmark.ids_of(0)[:1])
+    assert isinstance(items, torch.Tensor)
+    (path / "plots").mkdir(exist_ok=True)
+    (path / "plots" / "samples.bin").write_bytes(b"head" + items.numpy().tobytes() + b"tail")
+
+
+HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "records edited": (edited_rows("records.jsonl"), "records and events are as they were", "records.jsonl was changed"),
+    "events edited": (edited_rows("events.jsonl"), "records and events are as they were", "events.jsonl was changed"),
+    "record cut": (cut_record, "every Unlearn is recorded", "event 4 (U1:class=3) is done, but the deletion record does not hold it"),
+    "older checkpoint": (older_checkpoint, "no older state remains", "what was unlearned can be resumed from it"),
+    "purged file back": (purged_again, "what was purged is gone", "was purged, and is there again"),
+    "checkpoint changed": (other_state, "no older state remains", "is damaged"),
+    "figures edited": (better_figures, "the figures follow from the records", "unlearning does not follow from the records"),
+    "sample hidden": (hidden_sample, "no sample is left in the run's files", "samples.bin holds samples that U0 unlearned"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_verify_finds_each_edit(harm: str, rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    assert failures(path) == {}
+    spoil, claim, why = HARMS[harm]
+    spoil(path)
+    found = failures(path)
+    assert why in found[claim], found
+    assert main(["verify", str(path)]) == 1
+
+
+def test_a_strategy_that_keeps_what_it_should_forget_is_found_out(tmp_path: Path) -> None:
+    path = finished(tmp_path, "fake_hoarder", "L0 L1 U0")
+    done = DeletionLog(path / "deletion").entries()[-1]
+    assert done["guarantee_achieved"] == "none"
+    assert any(place.startswith("memory.strategies.fake_hoarder.kept") for place in done["contains"])
+    assert any(place.startswith("ckpt/") for place in done["contains"])
+    assert "contains" in done["ancestry"].values()
+    assert "holds samples that U0 unlearned" in failures(path)["no sample is left in the run's files"]
+
+
+# --- a crash between the two phases ---
+
+
+@pytest.mark.parametrize("moment", ["before the purge is recorded", "before anything is done"])
+def test_a_crash_in_between_is_finished_on_resume(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"stream": "L0 L1 U0 L2", "benchmark": IMAGES, "batch_size": 64}
+    experiment = experiment_of({"rewind": {}}, tmp_path / "crashed", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Certifier, "done", crash) if "purge" in moment else (Walk, "_replay", crash)))
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment)
+    (path,) = (tmp_path / "crashed" / "contract").iterdir()
+    log = DeletionLog(path / "deletion")
+    standing = log.open_request()
+    assert standing is not None and standing["event"] == "U0"
+    resume(path)
+    entries = log.entries()
+    assert [entry["kind"] for entry in entries] == ["requested", "done"]
+    assert entries[0] == standing and entries[1]["finished_on_resume"] == ("purge" in moment)
+    assert failures(path) == {}
+    straight = run(experiment_of({"rewind": {}}, tmp_path / "straight", **settings)).path
+    assert DeletionLog(straight / "deletion").entries()[1]["state_after"] == entries[1]["state_after"]
+
+
+# --- digests and canaries ---
+
+
+def test_a_digest_tells_any_two_states_apart() -> None:
+    state = {"a": torch.arange(3), "b": [1.0, "x", None], "c": {"d": torch.zeros(2)}}
+    assert digest_of(state) == digest_of({"c": {"d": torch.zeros(2)}, "b": [1.0, "x", None], "a": torch.arange(3)})
+    others = [
+        {**state, "a": torch.tensor([0, 1, 3])},
+        {**state, "a": torch.arange(3).float()},
+        {**state, "a": torch.arange(3).view(1, 3)},
+        {**state, "b": ["x", 1.0, None]},
+        {**state, "b": [1, "x", None]},
+        {**state, "c": {"e": torch.zeros(2)}},
+        {**state, "c": {"d": -torch.zeros(2)}},
+        {key: value for key, value in state.items() if key != "c"},
+    ]
+    assert len({digest_of(other) for other in [state, *others]}) == 9
+
+
+def test_canaries_are_found_in_every_form_and_nothing_else_is(tmp_path: Path) -> None:
+    items = torch.randint(256, (200, 1, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    canaries = Canaries.of_items(items)
+    assert (canaries.searched, canaries.of, len(canaries.forms)) == (64, 200, 192)
+    own = items[0]
+    state = {"a": torch.zeros(9), "b": [own.float(), {"c": torch.cat([torch.ones(3), own.flatten() / 255])}], "d": (items[:1] + 1)}
+    assert artefacts_in_memory(state, canaries) == ["memory.b[0]", "memory.b[1].c"]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one").write_bytes(b"x" + own.numpy().tobytes())
+    (tmp_path / "two").write_bytes((own + 1).numpy().tobytes())
+    assert artefacts_on_disk(tmp_path, canaries) == ["deep/one"]
+    even = Canaries.of_items(torch.zeros(5, 1, 5, 5, dtype=torch.uint8))
+    assert (even.searched, even.of) == (0, 5) and not even.found_in(bytes(100))

@@ -1,0 +1,129 @@
+"""The figures of unlearning that need no oracle: against values worked out by hand, and from real runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cl_framework.stream import Stream
+from cl_framework.testing.laboratory import experiment_of, finish
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure, Measured, figures_of, unlearning_entries
+
+
+def rows(matrix: Sequence[Sequence[float | None]], chance: float = 10.0, n: int = 1000, split: str = "test") -> list[dict[str, Any]]:
+    """Records with these accuracies: a row an event, a column a task."""
+    made = []
+    for index, values in enumerate(matrix):
+        for task, value in enumerate(values):
+            if value is None:
+                continue
+            row = {
+                "event_index": index,
+                "eval_task": task,
+                "split": split,
+                "scenario": "class_il",
+                "metric": "accuracy",
+                "value": value,
+                "n": n,
+            }
+            made += [row, {**row, "metric": "chance", "value": chance}]
+    return made
+
+
+def figures(stream: str, matrix: Sequence[Sequence[float | None]], index: int, **more: Any) -> dict[str, Figure]:
+    parsed = Stream.parse(stream)
+    return {figure.name: figure for figure in figures_of(Measured.of(rows(matrix, **more), "class_il"), parsed, index)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "gap"),
+    [
+        (95.0, 10.0, PASS, 0.0),
+        (95.0, 0.0, PASS, -10.0),
+        (95.0, 12.0, PASS, 2.0),
+        (95.0, 12.1, FAIL, 2.1),
+        (95.0, 95.0, FAIL, 85.0),
+        (19.9, 10.0, INVALID, 0.0),
+        (20.0, 10.0, PASS, 0.0),
+    ],
+)
+def test_the_forget_gap(before: float, after: float, verdict: str, gap: float) -> None:
+    found = figures("L0 L1 U0", [[99.0, 10.0], [before, 95.0], [after, 95.0]], 2)["M1"]
+    assert (found.verdict, found.value) == (verdict, pytest.approx(gap))
+    assert found.interval is not None and found.interval[0] <= gap <= found.interval[1]
+
+
+def test_few_test_samples_must_have_known_more() -> None:
+    matrix = [[99.0, 10.0], [30.0, 95.0], [10.0, 95.0]]
+    assert figures("L0 L1 U0", matrix, 2)["M1"].verdict == PASS
+    assert figures("L0 L1 U0", matrix, 2, n=20)["M1"].verdict == INVALID  # three standard errors are 31 points
+
+
+def test_spill_is_the_mean_and_the_worst_of_losses() -> None:
+    matrix = [[99.0, 1.0, 1.0], [90.0, 95.0, 1.0], [80.0, 85.0, 90.0], [10.0, 84.0, 92.0]]
+    found = figures("L0 L1 L2 U0", matrix, 3)["M2"]
+    assert (found.value, found.worst, found.verdict) == (0.5, 1.0, FAIL)  # a gain of 2 makes up for no loss
+    matrix[3] = [10.0, 84.6, 90.0]
+    assert figures("L0 L1 L2 U0", matrix, 3)["M2"].verdict == PASS
+    assert figures("L0 U0", [[99.0], [10.0]], 1)["M2"].verdict == NOT_RUN
+
+
+def test_relapse_is_the_most_that_came_back_until_it_is_learned_again() -> None:
+    stream = "L0 L1 U0 L2 L3 L0"
+    matrix: list[list[float | None]] = [[99.0], [90.0], [10.0], [10.4], [9.0], [99.0]]
+    found = figures(stream, matrix, 2)["M3"]
+    assert (found.value, found.verdict) == (pytest.approx(0.4), PASS)
+    matrix[3] = [14.0]
+    found = figures(stream, matrix, 2)["M3"]
+    assert (found.value, found.verdict) == (4.0, INCONCLUSIVE) and "an oracle tells" in found.why
+    assert figures("L0 L1 U0 L0", [[99.0], [90.0], [10.0], [99.0]], 2)["M3"].verdict == NOT_RUN
+    assert figures("L0 L1 U0", [[99.0], [90.0], [10.0]], 2)["M3"].verdict == NOT_RUN
+
+
+def test_what_was_not_measured_is_not_run() -> None:
+    found = figures("L0 L1 U0 L2", [[99.0, 10.0], [None, None], [10.0, 95.0], [None, 95.0]], 2)
+    assert {name: (figure.verdict, figure.value) for name, figure in found.items()} == {
+        "M1": (NOT_RUN, None),
+        "M2": (NOT_RUN, None),
+        "M3": (NOT_RUN, None),
+    }
+
+
+def test_samples_are_no_matter_of_chance() -> None:
+    matrix = [[99.0, 10.0], [90.0, 95.0], [89.0, 95.0], [95.0, 95.0]]
+    found = figures("L0 L1 U0:fraction=0.1@seed0 L1", matrix, 2)
+    assert found["M1"].verdict == found["M3"].verdict == NOT_RUN
+    assert (found["M2"].value, found["M2"].worst) == (0.5, 1.0)  # its own task is retained
+
+
+def test_a_class_is_measured_on_its_own_samples_and_the_rest_is_retained() -> None:
+    records = rows([[99.0, 10.0], [90.0, 95.0], [45.0, 95.0]])
+    records += rows([[99.0], [92.0], [0.0]], split="test:class=1") + rows([[99.0], [88.0], [87.0]], split="test:class!=1")
+    found = {figure.name: figure for figure in figures_of(Measured.of(records, "class_il"), Stream.parse("L0 L1 U0:class=1"), 2)}
+    assert (found["M1"].value, found["M1"].verdict) == (-10.0, PASS)
+    assert (found["M2"].value, found["M2"].worst) == (0.5, 1.0)
+
+
+def test_a_run_records_the_parts_of_a_task_whose_classes_go(tmp_path: Path) -> None:
+    outcome = finish(experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U0:class=1 L2"))
+    records = [json.loads(line) for line in (outcome.path / "records.jsonl").read_text().splitlines()]
+    for index in range(4):
+        mine = {
+            row["split"]: row
+            for row in records
+            if (row["event_index"], row["eval_task"], row["scenario"], row["metric"]) == (index, 0, "class_il", "accuracy")
+        }
+        assert set(mine) == {"test", "test:class=1", "test:class!=1"}
+        whole, one, rest = (mine[split] for split in ("test", "test:class=1", "test:class!=1"))
+        assert one["n"] + rest["n"] == whole["n"] == 40
+        assert one["n"] * one["value"] + rest["n"] * rest["value"] == pytest.approx(whole["n"] * whole["value"])
+    chances = [(row["event_index"], row["split"], row["scenario"], row["value"]) for row in records if row["metric"] == "chance"]
+    assert chances == [(2, "test:class=1", "class_il", 25.0), (2, "test:class=1", "task_il", 50.0)]
+    (entry,) = outcome.summary["unlearning"]
+    assert entry["event"] == "U0:class=1" and {figure["name"] for figure in entry["figures"]} == {"M1", "M2", "M3"}
+    again = unlearning_entries(records, Stream.parse("L0 L1 U0:class=1 L2"), "class_il")
+    assert json.loads(json.dumps(again)) == outcome.summary["unlearning"]
