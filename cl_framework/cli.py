@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     part = command("report", report, "tables and plots of runs, over seeds")
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
+    part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
 
     part = command("verify", verify, "re-check the deletion record of a run")
     part.add_argument("run_dir", type=Path)
@@ -146,7 +147,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     from cl_framework import report as reports
 
-    shown, notes = reports.report(arguments.paths, arguments.out)
+    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(shown)
     for note in notes:

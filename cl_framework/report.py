@@ -314,8 +314,8 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 # --- what `clu report` does ---
 
 
-def report(paths: Sequence[str | Path], out: Path | None = None) -> tuple[RenderableType, list[str]]:
-    """What to show, and sentences about what was written or left out. `out` ends in .md or .csv.
+def report(paths: Sequence[str | Path], out: Path | None = None, into: str | None = None) -> tuple[RenderableType, list[str]]:
+    """What to show, and sentences about what was written or left out. `out` ends in .md or .csv; `into` is FILE.md#BLOCK.
 
     For a single run directory the plots and report.html are written into it.
     """
@@ -337,6 +337,10 @@ def report(paths: Sequence[str | Path], out: Path | None = None) -> tuple[Render
             text = markdown(header, rows) + "\n" if alone is None else markdown_of_run(alone)
         atomic_write(out, text)
         notes.append(f"written: {out}")
+    if into is not None:
+        file, _, block = into.partition("#")
+        replace_block(Path(file), block, markdown(header, rows))
+        notes.append(f"written: the block {block!r} of {file}")
     if alone is not None and len(paths) == 1 and (Path(paths[0]) / "config.yaml").exists():
         from cl_framework.plots import write_plots
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from cl_framework.report import report
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 LONG = "# long"
@@ -99,7 +101,18 @@ def test_every_file_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["digits", "seq_mnist"])
+def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(README.read_text())
+    report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{name}")
+    assert copy.read_text() == README.read_text()
+    copy.write_text(README.read_text().replace("| 0, 1, 2, 3, 4 |", "| 0, 1 |"))
+    report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{name}")
+    assert "| 0, 1, 2, 3, 4 |" in copy.read_text()  # the control: an edited table is written anew
+
+
 def test_tables_stand_between_markers() -> None:
     """`clu report` and `clu reproduce` write them; a marker that is lost would leave a table stale."""
     found = re.findall(r"^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$", README.read_text(), re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in found] == ["digits", "papers"]
+    assert [name for name, _ in found] == ["digits", "papers", "seq_mnist"]
