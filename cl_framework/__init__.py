@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
     from cl_framework.exemplars import herding
     from cl_framework.fisher import FisherPass
+    from cl_framework.lending import lent, retained_terms
     from cl_framework.memory import Memory
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
     from cl_framework.parameters import Matrix, matrices, trained_share
@@ -54,6 +55,7 @@ _HOMES = {
     "fisher": ("FisherPass",),
     "parameters": ("Matrix", "matrices", "trained_share"),
     "penalty": ("weighted_squares",),
+    "lending": ("lent", "retained_terms"),
     "memory": ("Memory",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
     "plan": ("Plan",),
@@ -124,6 +126,7 @@ __all__ = [
     "from_datasets",
     "from_task_datasets",
     "herding",
+    "lent",
     "load_experiment",
     "matrices",
     "mean_squared_distance",
@@ -134,6 +137,7 @@ __all__ = [
     "register_model",
     "resume",
     "retained",
+    "retained_terms",
     "run",
     "trained_share",
     "weighted_squares",

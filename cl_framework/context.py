@@ -218,11 +218,12 @@ class SlotContext:
             raise ContractError(f"strategy {self.slot!r} asks for features, but the model has no `features` method and `head`.")
         return features
 
-    def gradient(self, rows: Rows) -> Gradients:
+    def gradient(self, rows: Rows, *, evaluating: bool = False) -> Gradients:
+        mode = evaluation_mode(self.model) if evaluating else nullcontext()
         rows = self._readable(rows)
         self.learner.cost.forward(len(rows))
         self.learner.cost.backward_passes += 1
-        with torch.enable_grad(), untouched(self.model), self.learner.own_randomness(self.slot):
+        with torch.enable_grad(), mode, untouched(self.model), self.learner.own_randomness(self.slot):
             _, logits = run_model(self.model, rows)
             loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
             return differentiate(loss, self.parameters)

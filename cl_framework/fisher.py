@@ -71,6 +71,8 @@ PHASE = "fisher"
 class FisherPass:
     """The mean of squared gradients over the data of the task just learned, as a phase that a strategy asks for when an event ends.
 
+    With `labels` as in `squared_gradients`, or "batch": the squared gradient of the mean loss of each batch, averaged over batches.
+
     The strategy's `end` returns `phase`; its `step` never calls inward while `under_way`; its `commit` calls `add`. What was summed
     so far is state, so that a pass resumes where it stopped.
     """
@@ -79,15 +81,16 @@ class FisherPass:
         self.labels = labels
         self.samples = samples  # how many of the task's, chosen at random; None: all
         self._sums: dict[str, Tensor] = {}
-        self._rows = 0
+        self._count = 0  # rows, or batches
 
-    def phase(self, context: Context) -> Phase:
-        """One pass over the event's task, without augmentation."""
+    def phase(self, context: Context, ids: Tensor | None = None) -> Phase:
+        """One pass over the event's task, or over these samples of it, without augmentation."""
         generator = context.random(PHASE).generator()
-        plan = Plan.over(context.ids_of(context.position.event.task), context.batch_size, 1, generator)
+        ids = context.ids_of(context.position.event.task) if ids is None else ids
+        plan = Plan.over(ids, context.batch_size, 1, generator)
         if self.samples is not None and plan.visits > self.samples:
             plan = Plan.over(plan.ids[: self.samples], context.batch_size, 1, generator)
-        return Phase(PHASE, plan)
+        return Phase(PHASE, plan, task_term=self.labels != "batch")  # a gradient of its own tells all
 
     @staticmethod
     def under_way(context: Context) -> bool:
@@ -96,21 +99,26 @@ class FisherPass:
         return phase is not None and phase.owner == context.slot and phase.name.endswith(f"/{PHASE}")
 
     def add(self, batch: Batch, context: Context) -> dict[str, Tensor] | None:
-        """Add a step's rows; after the last step of the pass, the mean over all rows by parameter name."""
-        found = context.squared_gradients(replace(batch, inputs=None), self.labels)
+        """Add a step's rows; after the last step of the pass, the mean over all of them by parameter name."""
+        rows = replace(batch, inputs=None)
+        if self.labels == "batch":
+            found = [None if part is None else part.square() for part in context.gradient(rows, evaluating=True)]
+        else:
+            found = list(context.squared_gradients(rows, self.labels))
         for name, part in zip(context.parameter_names, found, strict=True):
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
-        self._rows += len(batch)
+            if part is not None:
+                self._sums[name] = self._sums[name] + part if name in self._sums else part
+        self._count += 1 if self.labels == "batch" else len(batch)
         phase = context.position.phase
         assert phase is not None
         if context.position.step < phase.steps - 1:
             return None
-        mean = {name: total / self._rows for name, total in self._sums.items()}
-        self._sums, self._rows = {}, 0
+        mean = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
         return mean
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self._sums), "rows": self._rows}
+        return {"sums": dict(self._sums), "rows": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums, self._rows = dict(state["sums"]), state["rows"]
+        self._sums, self._count = dict(state["sums"]), state["rows"]

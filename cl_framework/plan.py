@@ -44,6 +44,15 @@ class Plan:
         """No steps: nothing is shown."""
         return cls(torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), epochs=0)
 
+    def head(self, steps: int) -> Plan:
+        """The first `steps` steps, or all there are."""
+        end = int(self.offsets[: steps + 1][-1])
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[:end]
+
+        return Plan(self.ids[:end], self.offsets[: steps + 1], cut(self.view), cut(self.group), cut(self.strong), epochs=self.epochs)
+
     def keep(self, wanted: Tensor) -> Plan:
         """The plan without the visits where `wanted` (V,) is False; the steps stay where they were, some may be empty."""
         before = torch.cat([wanted.new_zeros(1, dtype=torch.int64), wanted.long().cumsum(0)])

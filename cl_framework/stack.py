@@ -322,7 +322,7 @@ class PhaseStack:
             lent = {}
             for name, draw in strategy.draw(batch, context).items():
                 rows = draw.rows if without is None else rows_without(draw.rows, without)
-                if len(rows):
+                if len(rows) > 1:  # one row alone has no batch statistics
                     lent[name] = Draw(rows, "reference", f"{slot}/{name}")
             if lent:
                 batch.draws[slot] = lent

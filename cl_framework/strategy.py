@@ -267,8 +267,8 @@ class Context(Protocol):
         """Features (B, D) in evaluation mode, without a trace."""
         ...
 
-    def gradient(self, rows: Rows) -> Gradients:
-        """Gradient of the mean loss on `rows`, without a trace: for draws that look ahead (MIR)."""
+    def gradient(self, rows: Rows, *, evaluating: bool = False) -> Gradients:
+        """Gradient of the mean loss on `rows`, without a trace; in the model's mode (draws that look ahead) or in evaluation mode."""
         ...
 
     def squared_gradients(self, rows: Rows, labels: str = "given") -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cl_framework.closure import StepOutput
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.records import RunDirectory
 from cl_framework.requests import requested_ids
@@ -41,7 +42,7 @@ class Witness:
         witness = self
 
         def commit(self: Strategy, batch: Batch, output: Output, context: Context) -> None:
-            if len(batch):
+            if len(batch) and isinstance(output, StepOutput) and output.live.was_run:
                 for sample, row in zip(batch.ids.tolist(), output.logits, strict=True):
                     witness.logits.setdefault(sample, []).append(row.clone())
             strategy.commit(self, batch, output, context)

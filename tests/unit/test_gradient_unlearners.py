@@ -1,0 +1,143 @@
+"""Gradient ascent, GradDiff, NPO, SimNPO: their losses against the definitions, their limits, and what they do in a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_framework import ConfigurationError
+from cl_framework.assembly import assemble
+from cl_framework.records import RunDirectory
+from cl_framework.testing.laboratory import Outcome, assert_different_weights, experiment_of, finish, first_difference
+from strategies.gradient_ascent import ascent
+from strategies.npo import npo
+from strategies.simnpo import simnpo
+
+TRAINED: dict[str, Any] = {"epochs": 10, "optimizer": {"name": "sgd", "lr": 0.1}}
+LENDER = {"er": {"capacity": 30}}
+METHODS: dict[str, dict[str, Any]] = {
+    "gradient_ascent": {"lr": 0.05},
+    "grad_diff": {"lr": 0.1, "gamma": 0.5},
+    "npo": {"lr": 0.05},
+    "simnpo": {"lr": 0.2},
+}
+
+
+def gradient(of: Any, at: Tensor) -> Tensor:
+    point = at.clone().requires_grad_()
+    (found,) = torch.autograd.grad(of(point), point)
+    return found
+
+
+LIKELIHOODS = torch.tensor([-0.1, -2.0, -7.5])
+
+
+def test_npo_starts_as_ascent_on_log_likelihoods() -> None:
+    for beta in (0.1, 1.0, 4.0):
+        assert float(npo(LIKELIHOODS, LIKELIHOODS, beta)) == pytest.approx(2 / beta * math.log(2))
+        assert torch.allclose(gradient(lambda x, b=beta: npo(x, LIKELIHOODS, b), LIKELIHOODS), gradient(ascent, LIKELIHOODS))
+
+
+def test_npo_is_bounded_and_stops_by_itself() -> None:
+    gone = LIKELIHOODS - 1e3
+    assert 0 <= float(npo(gone, LIKELIHOODS, 0.1)) < 1e-6
+    assert gradient(lambda x: npo(x, LIKELIHOODS, 0.1), gone).abs().max() < 1e-6
+    assert torch.allclose(gradient(ascent, gone), torch.full((3,), 1 / 3))  # the control: ascent never stops
+
+
+def test_npo_with_a_small_beta_is_ascent() -> None:
+    moved = LIKELIHOODS - torch.tensor([0.5, 1.0, 2.0])
+    close = gradient(lambda x: npo(x, LIKELIHOODS, 1e-4), moved)
+    assert torch.allclose(close, gradient(ascent, moved), atol=1e-3)
+    assert not torch.allclose(gradient(lambda x: npo(x, LIKELIHOODS, 1.0), moved), gradient(ascent, moved), atol=1e-3)
+
+
+def test_npo_by_its_definition() -> None:
+    ratios = [math.exp(p - q) for p, q in zip((-1.0, -3.0), (-0.5, -4.0), strict=True)]
+    expected = 2 / 0.3 * sum(math.log(1 + ratio**0.3) for ratio in ratios) / 2
+    assert float(npo(torch.tensor([-1.0, -3.0]), torch.tensor([-0.5, -4.0]), 0.3)) == pytest.approx(expected)
+
+
+def test_simnpo_by_its_definition_and_its_limit() -> None:
+    nll = torch.tensor([0.2, 3.0])
+    expected = -2 / 4.5 * sum(math.log(1 / (1 + math.exp(-4.5 * (value - 0.5)))) for value in nll.tolist()) / 2
+    assert float(simnpo(nll, 4.5, 0.5)) == pytest.approx(expected, rel=1e-5)
+    assert float(simnpo(nll + 1e3, 4.5, 0.0)) < 1e-6
+
+
+def accuracies(path: Path) -> list[list[float]]:
+    rows = [row for row in RunDirectory(path).records() if (row["scenario"], row["metric"]) == ("class_il", "accuracy")]
+    return [[row["value"] for row in rows if row["event_index"] == index] for index in range(3)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_task_goes_and_only_the_phase_of_the_unlearn_moves_weights(method: str, tmp_path: Path) -> None:
+    stack = {method: METHODS[method], **LENDER}
+    outcome = finish(experiment_of(stack, tmp_path / "all", stream="L0 L1 U0", evaluate="seen", **TRAINED))
+    _, before, after = accuracies(outcome.path)
+    assert before[0] > 80 and after[0] < before[0] - 30, (before, after)
+    learned = finish(experiment_of(stack, tmp_path / "learned", stream="L0 L1", **TRAINED))
+    plain = finish(experiment_of(LENDER, tmp_path / "plain", stream="L0 L1", **TRAINED))
+    assert first_difference(learned.learner["model"], plain.learner["model"], "weights") is None
+    assert_different_weights(outcome, learned, "before and after the Unlearn")
+    (event,) = [row for row in RunDirectory(outcome.path).events() if row["kind"] == "unlearn"]
+    assert event["steps"] > 0 and [phase["name"].split("/")[0] for phase in event["phases"]] == [method]
+
+
+def loss_on(task: int, outcome: Outcome, folder: Path) -> float:
+    """Of the final model on the training samples of a task."""
+    learner = assemble(experiment_of({}, folder, stream="L0 L1"))
+    learner.model.load_state_dict(outcome.learner["model"])
+    rows = learner.read(learner.training_ids(task))
+    assert isinstance(rows.inputs, Tensor)
+    return float(torch.nn.functional.cross_entropy(learner.model.eval()(rows.inputs), rows.targets).detach())
+
+
+@pytest.mark.parametrize("method", ["grad_diff", "simnpo"])
+def test_lent_samples_hold_what_is_retained(method: str, tmp_path: Path) -> None:
+    settings = {"stream": "L0 L1 U0", "evaluate": "seen", **TRAINED}
+    held = finish(experiment_of({method: METHODS[method], **LENDER}, tmp_path / "held", **settings))
+    loose = finish(experiment_of({method: {**METHODS[method], "alpha": 0.0}, **LENDER}, tmp_path / "loose", **settings))
+    assert loss_on(1, held, tmp_path) < 0.8 * loss_on(1, loose, tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"strategies\.{method} needs samples of what is retained"):
+        finish(experiment_of({method: {}}, tmp_path / "alone", stream="L0 L1 U0"))
+
+
+def test_no_gamma_is_fine_tuning_on_what_is_retained(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"stream": "L0 L1 U0", **TRAINED}
+    steps = 10  # of the ten that two epochs over the task take
+    diff = finish(experiment_of({"grad_diff": {"gamma": 0.0, "lr": 0.1}, **LENDER}, tmp_path / "diff", **settings))
+    tuned = finish(experiment_of({"finetune_retain": {"lr": 0.1, "steps": steps}, **LENDER}, tmp_path / "tuned", **settings))
+    # The memory's random stream belongs to the phase, whose name tells who unlearns: so the rows differ, and the figures hardly do.
+    assert diff.summary["steps"] == tuned.summary["steps"]
+    assert accuracies(diff.path)[2] == pytest.approx(accuracies(tuned.path)[2], abs=25)
+
+
+def test_steps_are_capped(tmp_path: Path) -> None:
+    for cap, steps in ((3, 3), (100, 10)):
+        experiment = experiment_of({"gradient_ascent": {"steps": cap, "epochs": 2}}, tmp_path / str(cap), stream="L0 L1 U0")
+        assert RunDirectory(finish(experiment).path).events()[-1]["steps"] == steps
+
+
+def test_the_reference_of_npo_goes_with_its_phase(tmp_path: Path) -> None:
+    outcome = finish(experiment_of({"npo": {}}, tmp_path, stream="L0 L1 U0"))
+    assert outcome.learner["strategies"]["npo"] == {"reference": {}}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "text"),
+    [
+        ("gradient_ascent", {"lr": 0}, "strategies.gradient_ascent.lr must be > 0, got 0.0"),
+        ("grad_diff", {"gamma": -1}, "strategies.grad_diff.gamma must be >= 0, got -1.0"),
+        ("npo", {"beta": 0}, "strategies.npo.beta must be > 0, got 0.0"),
+        ("simnpo", {"steps": 0}, "strategies.simnpo.steps must be >= 1, got 0"),
+    ],
+)
+def test_bad_options_are_refused_by_name(method: str, options: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        experiment_of({method: options}, tmp_path)

@@ -1,0 +1,103 @@
+"""Selective synaptic dampening: selection and factor against the definition, importances against autograd, and whole runs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_framework import ConfigurationError
+from cl_framework.testing.laboratory import Outcome, experiment_of, finish, first_difference
+from strategies.ssd import dampen, weighted_mean
+
+GENERATOR = torch.Generator().manual_seed(3)
+WEIGHTS, FORGET, KNOWN = (torch.randn(40, generator=GENERATOR), *torch.rand(2, 40, generator=GENERATOR))
+
+
+def brute(weight: float, forget: float, known: float, alpha: float, strength: float) -> float:
+    return weight * min(strength * known / forget, 1) if forget > alpha * known else weight
+
+
+def outcome(folder: Path, stream: str, options: dict[str, Any] | None = None, **settings: Any) -> Outcome:
+    return finish(experiment_of({"ssd": options or {}}, folder, stream=stream, epochs=5, **settings))
+
+
+@pytest.mark.parametrize(("alpha", "strength"), [(1.0, 0.5), (2.0, 1.0), (0.5, 3.0)])
+def test_dampening_by_its_definition(alpha: float, strength: float) -> None:
+    expected = [brute(*values, alpha, strength) for values in zip(WEIGHTS.tolist(), FORGET.tolist(), KNOWN.tolist(), strict=True)]
+    found = dampen(WEIGHTS, FORGET, KNOWN, alpha, strength)
+    assert found.tolist() == pytest.approx(expected)
+    selected = alpha * KNOWN < FORGET
+    assert 0 < int(selected.sum()) < 40
+    assert torch.equal(found[~selected], WEIGHTS[~selected])
+    assert (found[selected].abs() <= WEIGHTS[selected].abs() * min(1, strength / alpha) + 1e-6).all()
+    assert (found * WEIGHTS >= 0).all()
+
+
+def test_what_only_the_forgotten_needs_becomes_zero_and_nothing_where_alpha_is_infinite() -> None:
+    assert dampen(WEIGHTS, FORGET, torch.zeros(40), 10.0, 1.0).eq(0).all()
+    assert torch.equal(dampen(WEIGHTS, FORGET, KNOWN, float("inf"), 1.0), WEIGHTS)
+    assert torch.equal(dampen(WEIGHTS, torch.zeros(40), KNOWN, 1.0, 1.0), WEIGHTS)
+
+
+def test_a_larger_alpha_selects_fewer() -> None:
+    chosen = [set((alpha * KNOWN < FORGET).nonzero().flatten().tolist()) for alpha in (0.5, 1.0, 2.0, 4.0)]
+    assert all(later < earlier for earlier, later in pairwise(chosen))
+
+
+def test_known_importance_weighs_tasks_by_their_samples() -> None:
+    importances = {0: {"w": torch.tensor([1.0])}, 1: {"w": torch.tensor([4.0])}, 2: {"v": torch.tensor([9.0])}}
+    counts = {0: 10, 1: 30, 2: 5}
+    mean = weighted_mean(importances, counts, "w")
+    assert mean is not None and float(mean) == pytest.approx((10 * 1 + 30 * 4) / 40)
+    assert weighted_mean(importances, counts, "u") is None
+
+
+def test_importances_are_squares_of_batch_gradients(tmp_path: Path) -> None:
+    found = outcome(tmp_path, "L0", batch_size=36)  # one batch: the whole task
+    kept = found.learner["strategies"]["ssd"]["importances"][0]
+    from cl_framework.assembly import assemble
+
+    learner = assemble(experiment_of({"ssd": {}}, tmp_path / "again", stream="L0", batch_size=36))
+    learner.model.load_state_dict(found.learner["model"])
+    rows = learner.read(learner.training_ids(0))
+    learner.model.eval()
+    assert isinstance(rows.inputs, Tensor)
+    torch.nn.functional.cross_entropy(learner.model(rows.inputs), rows.targets).backward()
+    for name, parameter in learner.model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(kept[name], parameter.grad.square(), rtol=1e-4, atol=1e-10), name
+    assert found.learner["strategies"]["ssd"]["counts"] == {0: 36}
+
+
+def test_a_request_moves_weights_once_and_drops_what_was_known_of_the_task(tmp_path: Path) -> None:
+    before, after = outcome(tmp_path / "before", "L0 L1"), outcome(tmp_path / "after", "L0 L1 U0", {"alpha": 1.0})
+    changed = {name: after.learner["model"][name] != value for name, value in before.learner["model"].items()}
+    assert any(part.any() for part in changed.values()) and not all(part.all() for part in changed.values())
+    for name, part in changed.items():
+        then, now = before.learner["model"][name], after.learner["model"][name]
+        assert (now.abs() <= then.abs() + 1e-7).all() and (now[part] * then[part] >= 0).all()
+    assert set(after.learner["strategies"]["ssd"]["importances"]) == {1}
+    assert set(before.learner["strategies"]["ssd"]["importances"]) == {0, 1}
+    inert = outcome(tmp_path / "inert", "L0 L1 U0", {"alpha": 1e12})
+    assert first_difference(inert.learner["model"], before.learner["model"], "weights") is None
+
+
+def test_with_all_as_reference_the_share_of_the_forgotten_bounds_alpha(tmp_path: Path) -> None:
+    """Only task 0 was learned: I_f = I_D then, as the batches are the same, and alpha >= 1 selects nothing."""
+    settings = {"batch_size": 36}
+    before = outcome(tmp_path / "before", "L0", **settings)
+    bounded = outcome(tmp_path / "bounded", "L0 U0", {"alpha": 1.0001, "reference": "all"}, **settings)
+    assert first_difference(bounded.learner["model"], before.learner["model"], "weights") is None
+    below = outcome(tmp_path / "below", "L0 U0", {"alpha": 0.99, "strength": 0.5, "reference": "all"}, **settings)
+    assert first_difference(below.learner["model"], before.learner["model"], "weights") is not None
+
+
+def test_bad_options_are_refused_by_name(tmp_path: Path) -> None:
+    for options, text in (({"alpha": 0}, "ssd.alpha must be > 0"), ({"reference": "some"}, "ssd.reference must be one of retained, all")):
+        with pytest.raises(ConfigurationError, match=text):
+            experiment_of({"ssd": options}, tmp_path)
