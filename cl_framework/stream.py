@@ -7,6 +7,8 @@ Grammar, events separated by blanks::
     L0 L0     learn task 0 twice         U2:ids=forget.txt   unlearn the sample ids listed in a file
                                          U2:fraction=0.1@seed7   unlearn a seeded tenth of task 2
                                          U2!                 unlearn task 2 for good
+
+A whole stream may also be named: see `stream_presets`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from decimal import Decimal
 from functools import cached_property
 
 from cl_framework.errors import ConfigurationError
+from cl_framework.stream_presets import spelled_out
 
 TaskId = int
 
@@ -87,6 +90,7 @@ class Stream:
 
         Raises ConfigurationError for bad grammar, unknown tasks and impossible histories.
         """
+        text = spelled_out(text)
         if not text.strip() and num_tasks:
             text = f"L0-{num_tasks - 1}"
         events: list[Event] = []

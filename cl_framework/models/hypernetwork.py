@@ -129,6 +129,13 @@ class ChunkedHypernetwork(nn.Module):
             parts = zip(self.offsets.unbind(), written.split(self.layout.sizes, dim=1), self.scales.unbind(), strict=True)
             return torch.cat([torch.addcmul(offset, part, scale) for offset, part, scale in parts], dim=1)
 
+    def fresh_weights(self, generator: torch.Generator, draws: int = 1) -> Tensor:
+        """(d,): the mean of `draws` sets of weights that owe nothing to any data, spread as those a target starts with."""
+        normal = torch.randn(self.layout.total, generator=generator).to(self.scales)
+        sizes = torch.tensor(self.layout.sizes, device=self.scales.device)
+        offsets, scales = self.offsets.repeat_interleave(sizes), self.scales.repeat_interleave(sizes)
+        return offsets + scales * normal / draws**0.5
+
     def _hidden(self, embeddings: Tensor) -> Tensor:
         """(S, d_e) -> (S, N, H)."""
         count, chunks = embeddings.shape[0], self.chunks.shape[0]
@@ -190,6 +197,18 @@ class TaskConditionedModel(nn.Module):
     def shared_parameters(self) -> dict[str, Tensor]:
         """A copy of what writes the weights of all tasks: the snapshot that later weights are compared with."""
         return {name: parameter.detach().clone() for name, parameter in self.hypernetwork.named_parameters()}
+
+    def weights_at(self, embeddings: Tensor) -> Tensor:
+        """(S, d_e) -> (S, d): what is written for embeddings that need not be those of any task."""
+        written: Tensor = self.hypernetwork(embeddings)
+        return written
+
+    @torch.no_grad()
+    def replace_embedding(self, task: int, embedding: Tensor) -> Tensor:
+        """Give a task another embedding (d_e,); returns a copy of the one it had."""
+        before = self.embeddings[task].detach().clone()
+        self.embeddings[task].copy_(embedding)
+        return before
 
     @torch.no_grad()
     def reset_statistics(self, task: int) -> None:

@@ -1,0 +1,153 @@
+"""Unlearning by a hypernetwork: without data, at chance with the old embedding too, held at noise later; the released form's quirks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_framework import ConfigurationError, TaskConditionedModel, mean_squared_distance
+from cl_framework.assembly import assemble
+from cl_framework.evaluation import evaluate
+from cl_framework.records import RunDirectory
+from cl_framework.testing.laboratory import Outcome, experiment_of, finish
+
+SMALL = {"embedding": 8, "chunk_embedding": 8, "hidden": [32], "chunk_size": 200}
+SETTINGS: dict[str, Any] = {"scenario": "task_il", "epochs": 20, "optimizer": {"name": "adam", "lr": 0.003}}
+
+
+def outcome(folder: Path, stream: str, **options: Any) -> Outcome:
+    settings = {**SETTINGS, **({"epochs": options.pop("epochs")} if "epochs" in options else {})}
+    return finish(experiment_of({"hypernetwork": {**SMALL, **options}}, folder, stream=stream, **settings))
+
+
+def accuracies(found: Outcome) -> list[float]:
+    return found.summary["accuracy_matrix"][-1]
+
+
+def weights(found: Outcome) -> dict[str, Tensor]:
+    return dict(found.learner["model"])
+
+
+def accuracy_with(found: Outcome, folder: Path, task: int, embedding: Tensor) -> float:
+    """Of the final model on a task, with an embedding put in place of its own."""
+    learner = assemble(experiment_of({"hypernetwork": SMALL}, folder, stream="L0 L1", **SETTINGS))
+    learner.model.load_state_dict(weights(found))
+    assert isinstance(learner.model, TaskConditionedModel)
+    learner.model.replace_embedding(task, embedding)
+    (accuracy,) = evaluate(learner, [task], [task])
+    return accuracy.percent
+
+
+@pytest.mark.parametrize("noise", ["fresh", "fixed"])
+def test_a_task_is_at_chance_and_the_others_stay(noise: str, tmp_path: Path) -> None:
+    learned, unlearned = outcome(tmp_path / "learned", "L0 L1"), outcome(tmp_path / "unlearned", "L0 L1 U0", noise=noise)
+    before, after = accuracies(learned), accuracies(unlearned)
+    assert before[0] > 90 and abs(after[0] - 50) <= 15, (before, after)  # of 40 samples
+    assert after[1] >= before[1] - 5
+    (row,) = [row for row in RunDirectory(unlearned.path).events() if row["kind"] == "unlearn"]
+    assert (row["steps"], row["samples"], row["samples_drawn"], row["forward_passes"]) == (100, 0, 0, 0)  # no data was touched
+
+
+def test_the_old_embedding_put_back_brings_nothing_back(tmp_path: Path) -> None:
+    learned, unlearned = outcome(tmp_path / "learned", "L0 L1"), outcome(tmp_path / "unlearned", "L0 L1 U0")
+    old = weights(learned)["embeddings.0"]
+    assert accuracy_with(learned, tmp_path, 0, old) > 90
+    assert abs(accuracy_with(unlearned, tmp_path, 0, old) - 50) <= 15
+    assert not torch.equal(weights(unlearned)["embeddings.0"], old)
+    assert torch.equal(weights(unlearned)["embeddings.1"], weights(learned)["embeddings.1"])
+
+
+def test_the_new_embedding_owes_nothing_to_the_data(tmp_path: Path) -> None:
+    one, other = outcome(tmp_path / "one", "L0 L1 U0"), outcome(tmp_path / "other", "L0 L1 U0", epochs=1)
+    assert torch.equal(weights(one)["embeddings.0"], weights(other)["embeddings.0"])
+    assert not torch.equal(weights(one)["embeddings.1"], weights(other)["embeddings.1"])
+
+
+def test_an_unlearned_task_stays_at_its_noise_while_others_are_learned(tmp_path: Path) -> None:
+    def written(found: Outcome) -> Tensor:
+        learner = assemble(experiment_of({"hypernetwork": SMALL}, tmp_path, stream="L0 L1", **SETTINGS))
+        learner.model.load_state_dict(weights(found))
+        assert isinstance(learner.model, TaskConditionedModel)
+        return learner.model.weights_of([0])[0].detach()
+
+    def drift(**options: Any) -> float:
+        name = f"{options}"
+        then = outcome(tmp_path / name / "then", "L0 L1 U0", **options)
+        now = outcome(tmp_path / name / "now", "L0 L1 U0 L2", **options)
+        return float((written(now) - written(then)).norm() / written(then).norm())
+
+    assert drift(beta=10.0) < 0.5 * drift(beta=10.0, variant="released")
+    assert outcome(tmp_path / "sound", "L0 L1 U0 L2").learner["strategies"]["hypernetwork"]["unlearned"] == [0]
+    assert outcome(tmp_path / "released", "L0 L1 U0 L2", variant="released").learner["strategies"]["hypernetwork"]["unlearned"] == []
+
+
+@pytest.mark.parametrize("variant", ["sound", "released"])
+def test_the_last_live_task_can_be_unlearned_and_a_task_learned_again(variant: str, tmp_path: Path) -> None:
+    alone = outcome(tmp_path / "alone", "L0 U0", variant=variant)
+    assert all(bool(value.isfinite().all()) for value in weights(alone).values())
+    assert abs(accuracies(alone)[0] - 50) <= 15
+    again = outcome(tmp_path / "again", "L0 U0 L1 L0", variant=variant)
+    assert min(accuracies(again)[:2]) > 85
+    assert again.learner["strategies"]["hypernetwork"]["unlearned"] == []
+
+
+def test_the_released_form_keeps_the_embedding_and_takes_fewer_steps_each_time(tmp_path: Path) -> None:
+    learned = outcome(tmp_path / "learned", "L0 L1", epochs=1)
+    released = outcome(tmp_path / "released", "L0 L1 U0", epochs=1, variant="released")
+    assert torch.equal(weights(released)["embeddings.0"], weights(learned)["embeddings.0"])
+    stream = "L0 L1 L2 U0 L0 U1 L1 U2 L2 U0 L0 U1"
+    rows = RunDirectory(outcome(tmp_path / "many", stream, epochs=1, variant="released").path).events()
+    assert [row["steps"] for row in rows if row["kind"] == "unlearn"] == [100, 90, 81, 72, 64]
+    rows = RunDirectory(outcome(tmp_path / "sound", "L0 L1 U0 U1", epochs=1).path).events()
+    assert [row["steps"] for row in rows if row["kind"] == "unlearn"] == [100, 100]
+
+
+def model() -> TaskConditionedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TaskConditionedModel(nn.Sequential(nn.Flatten(), nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 4)), 2, 4, 4, (8,), 500)
+
+
+def test_noise_is_spread_as_fresh_weights_and_less_for_the_mean_of_several_draws() -> None:
+    hypernetwork = model().hypernetwork
+    named = {draws: hypernetwork.layout.named(hypernetwork.fresh_weights(torch.Generator().manual_seed(1), draws)) for draws in (1, 25)}
+    for index, name in enumerate(hypernetwork.layout.names):
+        if "weight" in name and named[1][name].numel() > 100:
+            scale = float(hypernetwork.scales[index])
+            assert float(named[1][name].std()) == pytest.approx(scale, rel=0.15)
+            assert torch.allclose(named[25][name] * 5, named[1][name], atol=1e-5)
+
+
+def test_the_mean_of_draws_has_the_gradient_of_the_mean_distance() -> None:
+    generator = torch.Generator().manual_seed(2)
+    written = torch.randn(7, generator=generator, requires_grad=True)
+    draws = torch.randn(5, 7, generator=generator)
+    mean_of_distances = torch.stack([(written - z).square().sum() for z in draws]).mean()
+    (wanted,) = torch.autograd.grad(mean_of_distances, written)
+    (found,) = torch.autograd.grad(mean_squared_distance(written.unsqueeze(0), draws.mean(0, keepdim=True)), written)
+    assert torch.allclose(wanted, found, atol=1e-5)
+    (one,) = torch.autograd.grad(mean_squared_distance(written.unsqueeze(0), draws[:1]), written)
+    assert not torch.allclose(wanted, one, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"variant": "published"}, "hypernetwork.variant must be one of sound, released, got 'published'"),
+        ({"gamma": 0}, "hypernetwork.gamma must be > 0, got 0.0"),
+        ({"noise": "loud"}, "hypernetwork.noise must be one of fresh, fixed, got 'loud'"),
+        ({"unlearning_steps": 0}, "hypernetwork.unlearning_steps must be >= 1, got 0"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        experiment_of({"hypernetwork": options}, tmp_path, scenario="task_il")
+
+
+def test_it_unlearns_whole_tasks_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="U0:class=1 unlearns at class level, but no strategy of this stack can do that"):
+        outcome(tmp_path, "L0 U0:class=1")
