@@ -17,8 +17,9 @@ task a new embedding that owes nothing to its data, aligns what is written for t
 one and the task's statistics, and holds the new one's noise in later events like any other task: an unlearned task can drift back
 only if it is learned again. Seen here (digits and three permutations of MNIST, one seed): with the published rate of 0.001 and
 gamma of 0.01 the new embedding is at chance and the old one, put back, still answers as before; with 0.01 and 0.1, the defaults,
-both are at chance and nothing is lost. `released` is UnCLe's code: the embedding stays, nothing holds the noise later, statistics stay, and each
-request has 9 / 10 of the steps of the one before. In neither is the last live task a special case: then nothing is preserved.
+both are at chance and nothing is lost. `released` is UnCLe's code: the embedding stays, nothing holds the noise later, statistics
+stay, and each request has 9 / 10 of the steps of the one before. In neither is the last live task a special case: then nothing is
+preserved.
 Interacts: needs the task of every row, in evaluation as well, so scenario=task_il: on permuted and rotated digits that is knowing which
 permutation it is. Replay of old tasks trains what is shared, never their embeddings. joint and cumulative show old tasks again while
 the regulariser holds them: use beta=0 there.
