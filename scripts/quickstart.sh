@@ -10,3 +10,4 @@ for method in finetune er derpp; do
 done
 clu report runs/digits_finetune runs/digits_er runs/digits_derpp
 echo "Next: clu show experiments/digits_er.yaml, or clu run experiments/digits_er.yaml seed=1 strategies.er.capacity=50"
+echo "To learn and unlearn: clu run experiments/digits_unlearn.yaml, then clu verify runs/digits_unlearn/*-s0"

@@ -1,0 +1,57 @@
+"""Quantization relapse, figure M8: what an unlearned model knows once its weights are rounded to a few bits.
+
+Weight-only, symmetric absmax rounding, in simulation: w -> s round(w / s), s = max |w| / (2^(bits - 1) - 1) over a channel or a group.
+An update smaller than half a step of that grid is rounded away, and what it had unlearned comes back (Zhang et al. 2024,
+"Catastrophic Failure of LLM Unlearning via Quantization").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def quantized(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
+    """A matrix or filter (O, ...) rounded to `bits` (2 to 16): one scale an output channel, or one for each `group` of its weights."""
+    codes, scales = _codes(weight, bits, group)
+    return (codes * scales).reshape(_padded(weight, group).shape)[:, : weight[0].numel()].reshape(weight.shape)
+
+
+def quantized_weights(named: Mapping[str, Tensor], bits: int, group: int | None = None) -> dict[str, Tensor]:
+    """All tensors by name, matrices and filters rounded; biases, gains and statistics (fewer than two dimensions) as they are."""
+    return {name: quantized(value, bits, group) if is_weight(value) else value for name, value in named.items()}
+
+
+def is_weight(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim >= 2
+
+
+def code_flip_rate(before: Mapping[str, Tensor], after: Mapping[str, Tensor], bits: int, group: int | None = None) -> float:
+    """Share of weights whose rounded code differs between two models, in [0, 1]; each on its own grid."""
+    flipped, count = 0, 0
+    for name, value in before.items():
+        if is_weight(value):
+            one, other = (_codes(weights[name], bits, group)[0] for weights in (before, after))
+            flipped += int((one != other).sum())
+            count += value.numel()
+    if not count:
+        raise ValueError("the models have no weights with two dimensions")
+    return flipped / count
+
+
+def _codes(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
+    """Codes (R, G) and scales (R, 1) of all channels or groups."""
+    if not 2 <= bits <= 16:
+        raise ValueError(f"bits must lie between 2 and 16, got {bits}")
+    rows = _padded(weight, group)
+    rows = rows if group is None else rows.reshape(-1, group)
+    scales = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / (2 ** (bits - 1) - 1)
+    return (rows / scales).round(), scales
+
+
+def _padded(weight: Tensor, group: int | None) -> Tensor:
+    """(O, I), I filled up with zeros to a multiple of the group."""
+    rows = weight.reshape(weight.shape[0], -1)
+    return rows if group is None else torch.nn.functional.pad(rows, (0, -rows.shape[1] % group))
