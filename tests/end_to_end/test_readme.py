@@ -101,7 +101,7 @@ def test_every_file_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["digits", "seq_mnist"])
+@pytest.mark.parametrize("name", ["digits", "seq_mnist", "perm_mnist"])
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -115,4 +115,4 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
 def test_tables_stand_between_markers() -> None:
     """`clu report` and `clu reproduce` write them; a marker that is lost would leave a table stale."""
     found = re.findall(r"^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$", README.read_text(), re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in found] == ["digits", "papers", "seq_mnist"]
+    assert [name for name, _ in found] == ["digits", "papers", "seq_mnist", "perm_mnist"]
