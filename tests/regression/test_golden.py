@@ -51,5 +51,6 @@ def test_every_built_in_strategy_has_one() -> None:
     assert set(GOLDEN["strategies"]) == built_in | {"none"}
     for name in built_in:
         slots = load_experiment(FINE_TUNING, GOLDEN["strategies"][name]["overrides"]).strategies
-        assert [slot.name for slot in slots] == [name]
+        unlearns = bool(registry.strategies.get(name).traits.unlearns) and name != "hypernetwork"
+        assert [slot.name for slot in slots] == ([name, "er"] if unlearns else [name])  # without a memory nothing would be retained
     assert len(GOLDEN["cells"]) == 4
