@@ -50,6 +50,7 @@ def difference(one: Outcome, other: Outcome) -> str | None:
     return first_difference({part: one.learner[part] for part in parts}, {part: other.learner[part] for part in parts}, "state")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 def test_after_a_task_was_unlearned_all_is_as_if_it_had_never_been_seen(stack: str, tmp_path: Path) -> None:
     for number, (stream, never) in enumerate(TASKS):
@@ -62,6 +63,7 @@ def test_after_a_task_was_unlearned_all_is_as_if_it_had_never_been_seen(stack: s
     assert_different_weights(knowing, outcome(tmp_path / "never", "L1", STACKS[stack]), "L0 L1 against L1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 def test_so_it_is_after_classes_and_samples_were_unlearned(stack: str, tmp_path: Path) -> None:
     for number, (stream, never, without) in enumerate(SAMPLES):
@@ -78,6 +80,7 @@ def test_the_oracle_needs_no_rewind_beside_it(tmp_path: Path) -> None:
     assert first_difference(unlearned.learner["model"], oracle.learner["model"], "weights") is None
 
 
+@pytest.mark.slow
 def test_an_unlearn_stopped_before_every_step_ends_the_same(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"stream": "L0 L1 L2 U0 L0 U1:class=2", "optimizer": MOMENTS, "epochs": 2}
     stack: dict[str, Any] = {"rewind": {}, "derpp": {"capacity": 20}, "ewc": {}}
