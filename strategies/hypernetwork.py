@@ -86,6 +86,14 @@ class HypernetworkConfig:
         check_range("unlearning_lr", self.unlearning_lr, above=0)
 
 
+def fewer_steps(first: int, requests: int) -> int:
+    """Steps of unlearning after so many requests, as released: each has 9 / 10 of those of the one before, rounded down; 1 at least."""
+    steps = first
+    for _ in range(requests):
+        steps = max(1, int(0.9 * steps))
+    return steps
+
+
 @register("hypernetwork")
 class Hypernetwork(Strategy):
     """A task-conditioned hypernetwork writes the model's weights; those of old tasks are held by output regularisation."""
@@ -144,11 +152,9 @@ class Hypernetwork(Strategy):
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         model, options = _model(context), self.config
-        steps = options.unlearning_steps
-        if options.variant == "released":
-            for _ in range(self.requests):
-                steps = max(1, int(0.9 * steps))
-        else:
+        released = options.variant == "released"
+        steps = fewer_steps(options.unlearning_steps, self.requests) if released else options.unlearning_steps
+        if not released:
             self.embedding = torch.randn(options.embedding, generator=context.random("embedding").generator()).to(model.embeddings[0])
         self.requests += 1
         adam = {"name": "adam", "lr": options.unlearning_lr, "weight_decay": 0.0, "clip": 1.0}

@@ -210,6 +210,15 @@ class TaskConditionedModel(nn.Module):
         self.embeddings[task].copy_(embedding)
         return before
 
+    @contextmanager
+    def with_embedding(self, task: int, embedding: Tensor) -> Iterator[None]:
+        """Answer for a task from another embedding (d_e,) meanwhile: whether one that was dropped, put back, brings the task back."""
+        own = self.replace_embedding(task, embedding)
+        try:
+            yield
+        finally:
+            self.replace_embedding(task, own)
+
     @torch.no_grad()
     def reset_statistics(self, task: int) -> None:
         """Normalisation statistics of a task as if it had never been seen."""

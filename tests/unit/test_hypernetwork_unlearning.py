@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework import ConfigurationError, TaskConditionedModel, mean_squared_distance
-from cl_framework.assembly import assemble
+from cl_framework import ConfigurationError, Context, Forgotten, Phase, TaskConditionedModel, Unlearn, mean_squared_distance
+from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.evaluation import evaluate
 from cl_framework.records import RunDirectory
-from cl_framework.testing.laboratory import Outcome, experiment_of, finish
+from cl_framework.testing.laboratory import Outcome, experiment_of, finish, in_place_of
+from strategies.hypernetwork import Hypernetwork, fewer_steps
 
 SMALL = {"embedding": 8, "chunk_embedding": 8, "hidden": [32], "chunk_size": 200}
 SETTINGS: dict[str, Any] = {"scenario": "task_il", "epochs": 20, "optimizer": {"name": "adam", "lr": 0.003}}
@@ -37,8 +40,8 @@ def accuracy_with(found: Outcome, folder: Path, task: int, embedding: Tensor) ->
     learner = assemble(experiment_of({"hypernetwork": SMALL}, folder, stream="L0 L1", **SETTINGS))
     learner.model.load_state_dict(weights(found))
     assert isinstance(learner.model, TaskConditionedModel)
-    learner.model.replace_embedding(task, embedding)
-    (accuracy,) = evaluate(learner, [task], [task])
+    with learner.model.with_embedding(task, embedding):
+        (accuracy,) = evaluate(learner, [task], [task])
     return accuracy.percent
 
 
@@ -52,13 +55,68 @@ def test_a_task_is_at_chance_and_the_others_stay(noise: str, tmp_path: Path) -> 
     assert (row["steps"], row["samples"], row["samples_drawn"], row["forward_passes"]) == (100, 0, 0, 0)  # no data was touched
 
 
-def test_the_old_embedding_put_back_brings_nothing_back(tmp_path: Path) -> None:
+def test_the_old_embedding_put_back_brings_nothing_back_even_after_further_learning(tmp_path: Path) -> None:
     learned, unlearned = outcome(tmp_path / "learned", "L0 L1"), outcome(tmp_path / "unlearned", "L0 L1 U0")
     old = weights(learned)["embeddings.0"]
     assert accuracy_with(learned, tmp_path, 0, old) > 90
     assert abs(accuracy_with(unlearned, tmp_path, 0, old) - 50) <= 15
     assert not torch.equal(weights(unlearned)["embeddings.0"], old)
     assert torch.equal(weights(unlearned)["embeddings.1"], weights(learned)["embeddings.1"])
+    assert abs(accuracy_with(outcome(tmp_path / "later", "L0 L1 U0 L2"), tmp_path, 0, old) - 50) <= 15
+
+
+def test_the_published_rate_and_weight_hide_a_task_behind_its_new_embedding(tmp_path: Path) -> None:
+    learned = outcome(tmp_path / "learned", "L0 L1")
+    hidden = outcome(tmp_path / "hidden", "L0 L1 U0", unlearning_lr=0.001, gamma=0.01)
+    assert abs(accuracies(hidden)[0] - 50) <= 15
+    assert accuracy_with(hidden, tmp_path, 0, weights(learned)["embeddings.0"]) > 90
+
+
+class Locked:
+    """Training samples that cannot be read while they are locked."""
+
+    in_memory = True
+    locked = False
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.targets = source, source.targets
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, rows: Tensor) -> Any:
+        assert not Locked.locked, "read while locked"
+        return self.source.read(rows)
+
+
+@pytest.mark.parametrize("locks", ["unlearn", "begin"])
+def test_unlearning_reads_no_training_sample(locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Locked, "locked", False)
+    seen: list[str] = []
+
+    class Locking(Hypernetwork):
+        def begin(self, context: Context) -> Sequence[Phase]:
+            Locked.locked = locks == "begin"  # the negative control: a Learn cannot do without
+            return super().begin(context)
+
+        def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
+            Locked.locked = True
+            return super().unlearn(event, context)
+
+        def forget(self, forgotten: Forgotten, context: Context) -> None:
+            super().forget(forgotten, context)
+            seen.append(str(forgotten.event))
+            Locked.locked = False  # the audit after the event reads the samples, to search what is left for their bytes
+
+    asked = in_place_of(experiment_of({"hypernetwork": SMALL}, tmp_path, stream="L0 L1 U0 L2 U1", **{**SETTINGS, "epochs": 1}), Locking)
+    benchmark = make_benchmark(asked)
+    locked = replace(benchmark, train=[Locked(source) for source in benchmark.train])
+    if locks == "begin":
+        with pytest.raises(AssertionError, match="read while locked"):
+            finish(asked, locked)
+    else:
+        finish(asked, locked)
+        assert seen == ["U0", "U1"]
 
 
 def test_the_new_embedding_owes_nothing_to_the_data(tmp_path: Path) -> None:
@@ -76,13 +134,15 @@ def test_an_unlearned_task_stays_at_its_noise_while_others_are_learned(tmp_path:
 
     def drift(**options: Any) -> float:
         name = f"{options}"
-        then = outcome(tmp_path / name / "then", "L0 L1 U0", **options)
-        now = outcome(tmp_path / name / "now", "L0 L1 U0 L2", **options)
+        then = outcome(tmp_path / name / "then", "L0 L1 U0", epochs=8, **options)
+        now = outcome(tmp_path / name / "now", "L0 L1 U0 L2", epochs=8, **options)
         return float((written(now) - written(then)).norm() / written(then).norm())
 
     assert drift(beta=10.0) < 0.5 * drift(beta=10.0, variant="released")
-    assert outcome(tmp_path / "sound", "L0 L1 U0 L2").learner["strategies"]["hypernetwork"]["unlearned"] == [0]
-    assert outcome(tmp_path / "released", "L0 L1 U0 L2", variant="released").learner["strategies"]["hypernetwork"]["unlearned"] == []
+
+    for variant, held in (("sound", [0]), ("released", [])):
+        state = outcome(tmp_path / variant, "L0 L1 U0", epochs=1, variant=variant).learner["strategies"]["hypernetwork"]
+        assert state["unlearned"] == held and state["embedding"] is None and not state["before"]
 
 
 @pytest.mark.parametrize("variant", ["sound", "released"])
@@ -99,11 +159,17 @@ def test_the_released_form_keeps_the_embedding_and_takes_fewer_steps_each_time(t
     learned = outcome(tmp_path / "learned", "L0 L1", epochs=1)
     released = outcome(tmp_path / "released", "L0 L1 U0", epochs=1, variant="released")
     assert torch.equal(weights(released)["embeddings.0"], weights(learned)["embeddings.0"])
-    stream = "L0 L1 L2 U0 L0 U1 L1 U2 L2 U0 L0 U1"
-    rows = RunDirectory(outcome(tmp_path / "many", stream, epochs=1, variant="released").path).events()
-    assert [row["steps"] for row in rows if row["kind"] == "unlearn"] == [100, 90, 81, 72, 64]
-    rows = RunDirectory(outcome(tmp_path / "sound", "L0 L1 U0 U1", epochs=1).path).events()
-    assert [row["steps"] for row in rows if row["kind"] == "unlearn"] == [100, 100]
+    rows = {
+        variant: RunDirectory(outcome(tmp_path / f"{variant}-two", "L0 L1 U0 U1", epochs=1, variant=variant).path).events()
+        for variant in ("released", "sound")
+    }
+    steps = {variant: [row["steps"] for row in found if row["kind"] == "unlearn"] for variant, found in rows.items()}
+    assert steps == {"released": [100, 90], "sound": [100, 100]}
+
+
+def test_each_request_has_nine_tenths_of_the_steps_of_the_one_before_rounded_down() -> None:
+    assert [fewer_steps(100, requests) for requests in range(10)] == [100, 90, 81, 72, 64, 57, 51, 45, 40, 36]
+    assert [fewer_steps(2, requests) for requests in range(4)] == [2, 1, 1, 1]
 
 
 def model() -> TaskConditionedModel:
@@ -132,6 +198,52 @@ def test_the_mean_of_draws_has_the_gradient_of_the_mean_distance() -> None:
     assert torch.allclose(wanted, found, atol=1e-5)
     (one,) = torch.autograd.grad(mean_squared_distance(written.unsqueeze(0), draws[:1]), written)
     assert not torch.allclose(wanted, one, atol=1e-2)
+
+
+def test_the_expected_distance_to_noise_is_that_to_its_mean_and_its_variance() -> None:
+    """E |W - z|^2 = |W - offset|^2 + sum of squared scales; its gradient 2 (W - offset), with a variance that falls as 1 / draws."""
+    hypernetwork = model().hypernetwork
+    sizes = torch.tensor(hypernetwork.layout.sizes)
+    offsets, scales = (value.repeat_interleave(sizes).double() for value in (hypernetwork.offsets, hypernetwork.scales))
+    generator = torch.Generator().manual_seed(3)
+    written = offsets + torch.randn(len(offsets), generator=generator, dtype=torch.float64) * scales
+
+    def noise(draws: int) -> Tensor:
+        return torch.stack([hypernetwork.fresh_weights(generator, draws) for _ in range(2000)]).double()
+
+    one, ten = noise(1), noise(10)
+    expected = (written - offsets).square().sum() + scales.square().sum()
+    assert float((written - one).square().sum(1).mean()) == pytest.approx(float(expected), rel=0.01)
+    assert float((written - ten).square().sum(1).mean()) < 0.8 * float(expected)  # of ten draws the distance is to their mean
+    gradient, wanted = 2 * (written - one.mean(0)), 2 * (written - offsets)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 0.05
+    assert float(one.var(0).sum() / ten.var(0).sum()) == pytest.approx(10, rel=0.05)
+
+
+def test_what_is_held_pulls_at_nothing_where_nothing_has_moved() -> None:
+    """Without alignment with noise a step of unlearning would leave everything as it is."""
+    one = model()
+    shared, before = list(one.hypernetwork.parameters()), one.shared_parameters()
+
+    def pull() -> float:
+        distance = mean_squared_distance(one.weights_of([0, 1]), one.weights_of([0, 1], before).detach())
+        return sum(float(gradient.abs().sum()) for gradient in torch.autograd.grad(distance, shared))
+
+    assert pull() == 0.0
+    with torch.no_grad():
+        one.hypernetwork.output.bias.add_(0.1)
+    assert pull() > 0.0
+
+
+def test_another_embedding_answers_meanwhile_and_its_own_again_after_an_error() -> None:
+    one = model()
+    own, other = one.embeddings[0].detach().clone(), torch.ones(4)
+    with one.with_embedding(0, other):
+        assert torch.equal(one.weights_of([0]), one.weights_at(other.unsqueeze(0)))
+    assert torch.equal(one.embeddings[0], own)
+    with pytest.raises(RuntimeError, match="on purpose"), one.with_embedding(0, other):
+        raise RuntimeError("on purpose")
+    assert torch.equal(one.embeddings[0], own) and not torch.equal(own, other)
 
 
 @pytest.mark.parametrize(
