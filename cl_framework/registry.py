@@ -6,9 +6,10 @@ listed as broken and stops nobody else, and two distributions that claim one nam
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -47,8 +48,6 @@ class Entry:
         if self.status != "ok":
             return ""
         loaded = self.load()
-        import sys
-
         text = loaded.__doc__ or sys.modules[loaded.__module__].__doc__ or ""
         return text.strip().partition("\n")[0]
 
@@ -90,11 +89,7 @@ class Registry:
         return [entry for _, entry in sorted(self._entries().items())]
 
     def _entries(self) -> dict[str, Entry]:
-        found: dict[str, dict[str, metadata.EntryPoint]] = {}
-        for point in metadata.entry_points(group=self.group):
-            distribution = point.dist
-            origin = f"{distribution.name} {distribution.version}" if distribution is not None else "an unknown distribution"
-            found.setdefault(point.name, {})[origin] = point
+        found = _installed(self.group, tuple(sys.path))
         entries = {name: self._entry_from_points(name, points) for name, points in found.items()}
         for name, registered in self._in_process.items():
             known = found.get(name, {})
@@ -116,6 +111,17 @@ class Registry:
                 f"{self.kind} {name!r} of {distribution} cannot be loaded ({point.value}): {type(error).__name__}: {error}"
             ) from error
         return loaded
+
+
+@lru_cache(maxsize=16)
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, dict[str, metadata.EntryPoint]]:
+    """Entry points by name and distribution. Every distribution's files are read for that, so once for each import path."""
+    found: dict[str, dict[str, metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=group):
+        distribution = point.dist
+        origin = f"{distribution.name} {distribution.version}" if distribution is not None else "an unknown distribution"
+        found.setdefault(point.name, {})[origin] = point
+    return found
 
 
 def _itself(registered: Any) -> Any:

@@ -74,7 +74,7 @@ def unlearn_canaries(subject: Subject, folder: Path, event: str) -> tuple[Outcom
     return outcome, Traces.of(benchmark, 2, ids, witness.logits, whole=granularity == "task"), before
 
 
-@check()
+@check(slow=True)
 def nothing_of_a_forgotten_task_is_left(subject: Subject, folder: Path) -> None:
     """After `forget` neither its state nor any checkpoint holds a sample, label, logit or id of what was unlearned."""
     for event in ("U2", "U2:fraction=0.5@seed3"):
@@ -98,7 +98,7 @@ def stores_no_data_as_it_says(subject: Subject, folder: Path) -> None:
     assert not kept, f"stores_data=False, but {kept[0]}"
 
 
-@check()
+@check(slow=True)
 def unlearns_or_is_refused(subject: Subject, folder: Path) -> None:
     """An Unlearn at a granularity it claims is done; at any other it is refused before anything is written."""
     for granularity, event in GRANULARITIES.items():

@@ -122,7 +122,7 @@ def _stream_with_unlearning(subject: Subject) -> str:
     return "L0 L1 U0 L2" if "task" in subject.traits.unlearns else "L0 L1 L0"
 
 
-@check()
+@check(slow=True)
 def memory_is_bounded(subject: Subject, folder: Path) -> None:
     """Its state is no larger after 20,000 samples than after 10,000."""
     sizes = []

@@ -63,7 +63,7 @@ def one_draw_and_one_commit_a_step(subject: Subject, folder: Path) -> None:
     assert not moved, f"a draw wrote to the strategy's state at {moved[0]}"
 
 
-@check()
+@check(slow=True)
 def frozen_parameters_do_not_move(subject: Subject, folder: Path) -> None:
     """What a neighbour's mask freezes, a whole tensor or part of one, is bit-identical after every step."""
     freezing, watching = slot(Freezing), slot(Watching)

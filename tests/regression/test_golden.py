@@ -27,6 +27,7 @@ def accuracy(path: Path, overrides: list[str], folder: Path, seed: int = 0) -> f
     return result.summary["average_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["strategies"])
 def test_a_strategy_reaches_its_golden_number(name: str, tmp_path: Path) -> None:
     golden = GOLDEN["strategies"][name]

@@ -102,6 +102,7 @@ def test_steps_without_rows_show_no_samples(tmp_path: Path) -> None:
     assert first[7] == STEPS_A_TASK + 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategies", [{}, {"er": {"capacity": 20}}, {"cumulative": {}, "derpp": {"capacity": 20}}])
 def test_stopped_before_every_step_an_event_has_cost_the_same(strategies: Mapping[str, Any], tmp_path: Path) -> None:
     whole = experiment_of(strategies, tmp_path / "whole", stream="L0 L1 L0")

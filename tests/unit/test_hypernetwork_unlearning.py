@@ -55,6 +55,7 @@ def test_a_task_is_at_chance_and_the_others_stay(noise: str, tmp_path: Path) -> 
     assert (row["steps"], row["samples"], row["samples_drawn"], row["forward_passes"]) == (100, 0, 0, 0)  # no data was touched
 
 
+@pytest.mark.slow
 def test_the_old_embedding_put_back_brings_nothing_back_even_after_further_learning(tmp_path: Path) -> None:
     learned, unlearned = outcome(tmp_path / "learned", "L0 L1"), outcome(tmp_path / "unlearned", "L0 L1 U0")
     old = weights(learned)["embeddings.0"]
@@ -125,6 +126,7 @@ def test_the_new_embedding_owes_nothing_to_the_data(tmp_path: Path) -> None:
     assert not torch.equal(weights(one)["embeddings.1"], weights(other)["embeddings.1"])
 
 
+@pytest.mark.slow
 def test_an_unlearned_task_stays_at_its_noise_while_others_are_learned(tmp_path: Path) -> None:
     def written(found: Outcome) -> Tensor:
         learner = assemble(experiment_of({"hypernetwork": SMALL}, tmp_path, stream="L0 L1", **SETTINGS))

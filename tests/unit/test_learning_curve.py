@@ -120,6 +120,7 @@ def further_phases() -> Iterator[Slot]:
     registry.strategies.remove(neighbour.name)
 
 
+@pytest.mark.slow
 def test_a_curve_survives_every_stop_also_in_further_phases(further_phases: Slot, tmp_path: Path) -> None:
     def experiment(name: str, seed: int = 0) -> Experiment:
         return beside(experiment_of({}, tmp_path / name, epochs=8, seed=seed), before=[further_phases])

@@ -182,6 +182,7 @@ def test_a_balanced_memory_is_uniform_within_a_class(new_class: bool) -> None:
     assert chi_square(counts + 30 * (torch.arange(60) > 54), 200) > 98.3
 
 
+@pytest.mark.slow
 def test_a_forget_leaves_the_chances_of_other_classes_as_they_were() -> None:
     def stored(desk: Desk, forgets: bool) -> bool:
         memory = Memory(8, "balanced")

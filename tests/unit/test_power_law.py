@@ -443,6 +443,7 @@ def test_samples_unlearned_one_by_one_leave_the_buffer(tmp_path: Path) -> None:
         {"source": "buffer", "capacity": 8, "budget": 0.5, "rounding": "randomised", "keeps": "steps"},
     ],
 )
+@pytest.mark.slow
 def test_clocks_and_buffers_survive_every_stop(options: dict[str, Any], tmp_path: Path) -> None:
     def experiment(name: str, seed: int = 0) -> Any:
         return experiment_of({"power_law": options}, tmp_path / name, stream="L0 L1 L2 L0 L1", seed=seed)

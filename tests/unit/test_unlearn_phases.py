@@ -102,6 +102,7 @@ def test_without_the_task_term_the_objective_is_the_owners_alone(tmp_path: Path)
     assert_different_weights(alone, both, "with and without the task term")
 
 
+@pytest.mark.slow
 def test_an_unlearn_that_stops_before_every_step_ends_the_same(tmp_path: Path) -> None:
     experiment = ascent(tmp_path / "whole", "L0 L1 U0 L2")
     whole = finish(experiment)
