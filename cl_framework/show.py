@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cl_framework.assembly import assemble, make_stack
 from cl_framework.config import Experiment
+from cl_framework.cost import new_and_past
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.plan import Plan
@@ -75,6 +76,8 @@ def _schedule(learner: Learner) -> tuple[list[str], list[tuple[Learn, Plan]]]:
         plan = learner.plan_phase(phase).plan
         assert not isinstance(plan, int)
         classes = ",".join(map(str, learner.benchmark.classes[event.task]))
-        lines.append(f"{event}: classes {classes}; {plan.visits} visits in {plan.steps} steps")
+        new, past = new_and_past(plan.ids, learner.training_ids(event.task))
+        replayed = f" and {past} of earlier tasks" if past else ""
+        lines.append(f"{event}: classes {classes}; {new} visits{replayed} in {plan.steps} steps")
         plans.append((event, plan))
     return lines, plans

@@ -288,6 +288,9 @@ class Stack:
         lines.extend(f"    {member.slot}.commit(batch, output)" for member in self._with("commit"))
         if users("end"):
             lines.append(f"end(event)                           # {', '.join(m.slot for m in reversed(self._with('end')))}")
+        answers = [f"{m.slot} ({', '.join(sorted(m.strategy.traits.unlearns))})" for m in self.members if m.strategy.traits.unlearns]
+        if answers:
+            lines.append(f"an Unlearn: {', '.join(answers)}, then forget(forgotten)   # {users('forget') or 'nobody keeps anything'}")
         lines.append(f"evaluate with {users('predict') or 'the logits'}")
         return "\n".join(lines)
 

@@ -63,8 +63,13 @@ def test_show_prints_the_step_and_the_schedule(capsys: pytest.CaptureFixture[str
     assert "plan  = shuffle -> cumulative" in shown
     assert "batch.draws['derpp'] = derpp.draw(batch)\n    batch.draws['er'] = er.draw(batch)" in shown
     assert "derpp.commit(batch, output)\n    er.commit(batch, output)" in shown
-    assert "L0: classes 0,1; 80 visits in 4 steps\nL1: classes 2,3; 160 visits in 8 steps" in shown
+    assert "L0: classes 0,1; 80 visits in 4 steps\nL1: classes 2,3; 80 visits and 80 of earlier tasks in 8 steps" in shown
+    assert "an Unlearn" not in shown
     assert [one.name for one in tmp_path.iterdir()] == ["trial.yaml"]
+    assert main(["show", str(path), "strategies.rewind={}", "stream=L0 L1 U0"]) == 0
+    shown = capsys.readouterr().out
+    assert "an Unlearn: rewind (class, sample, task), then forget(forgotten)   # derpp, er\n" in shown
+    assert "U0: unlearn, answered by rewind" in shown
 
 
 def test_run_leaves_what_it_promises(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
