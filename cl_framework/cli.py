@@ -54,6 +54,17 @@ def parser() -> argparse.ArgumentParser:
     part = command("verify", verify, "re-check the deletion record of a run")
     part.add_argument("run_dir", type=Path)
 
+    part = command("audit", audit, "measure what was unlearned against models that never saw it")
+    part.add_argument(
+        "words", nargs="+", metavar="RUN_DIR|FILE.csv|key=value", help="finished runs or folders of them, rows of audits, overrides"
+    )
+    part.add_argument("--tier", choices=("fast", "standard", "full"), default="standard", help="fast: from its own records")
+    part.add_argument("--seeds", type=int, default=3, metavar="N", help="oracles a request (default 3)")
+    part.add_argument("--again", action="store_true", help="also where an audit of this tier is there already")
+    part.add_argument("--out", type=Path, metavar="FILE.csv", help="also write all figures, one row a figure")
+    part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
+    part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw what is lost against what is gone")
+
     part = command("sweep", sweep, "a grid of runs: skips what is done, resumes what was interrupted")
     part.add_argument("words", nargs="+", metavar="EXPERIMENT|key=a,b,c", help="experiment files, then overrides; seed=0..4 is a range")
     part.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
@@ -164,6 +175,18 @@ def verify(arguments: argparse.Namespace) -> int:
     findings = check(arguments.run_dir)
     Console(width=None if sys.stdout.isatty() else 160).print(shown(findings))
     return 1 if any(finding.verdict == FAIL for finding in findings) else 0
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cl_framework.unlearning.audits import audits
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    options = (arguments.tier, arguments.seeds, arguments.again, arguments.out, arguments.into, arguments.plot)
+    for shown in audits(arguments.words, *options, tell=lambda text: print(text, file=sys.stderr)):
+        console.print(shown, soft_wrap=isinstance(shown, str))
+    return 0
 
 
 def sweep(arguments: argparse.Namespace) -> int:

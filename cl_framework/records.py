@@ -35,6 +35,7 @@ _WRITTEN_BY_A_RUN = (  # in the order in which `clear` removes them: stopped any
     "FAILED",
     "ckpt",
     "deletion",
+    "audit",
     EVENTS,
     RECORDS,
     "summary.json",

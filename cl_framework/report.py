@@ -18,6 +18,7 @@ from cl_framework.metrics import mean_and_deviation, summarise
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import living_figures
 from cl_framework.stream import Stream
+from cl_framework.unlearning.deletion import DeletionLog
 from cl_framework.unlearning.fast import unlearning_entries
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
         stream = Stream.parse(figures["stream"], None)
         figures |= living_figures(events, figures["accuracy_matrix"], stream)
         if stream.unlearns:
-            figures["unlearning"] = unlearning_entries(records, stream, figures["scenario"])
+            done = DeletionLog(directory.path / "deletion").done()
+            figures["unlearning"] = unlearning_entries(records, events, done, figures["scenario"])
     except FrameworkError as error:
         raise FrameworkError(f"{directory.path}: {error}") from error
     return {"fingerprint": directory.path.name.partition("-s")[0], **figures}
@@ -173,13 +175,13 @@ def _places(paths: Iterable[str | Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise ConfigurationError(f"{path} does not exist. Name run directories, or a folder that holds some.")
-        found = [path] if path.suffix == ".csv" else list(_runs_in(path))
+        found = [path] if path.suffix == ".csv" else list(runs_in(path))
         if not found:
             raise ConfigurationError(f"there is no run in {path}. Name run directories, or a folder that holds some.")
         yield from found
 
 
-def _runs_in(path: Path) -> Iterator[Path]:
+def runs_in(path: Path) -> Iterator[Path]:
     """The run directories in and under a folder, in order. What lies inside a run is its own (loggers keep a config.yaml too)."""
     for folder, below, files in os.walk(path):
         if "config.yaml" in files:

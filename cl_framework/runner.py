@@ -32,7 +32,8 @@ from cl_framework.report import rebuild_summary
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.unlearning.certificate import Certifier
-from cl_framework.unlearning.fast import split_of
+from cl_framework.unlearning.fast import BITS, rounded_metric, split_of
+from cl_framework.unlearning.quantization import rounded_weights
 from cl_framework.walk import Stopped, Walk
 
 
@@ -277,9 +278,20 @@ class Runner:
         if index >= 0 and isinstance(unlearned := self.learner.stream.events[index], Unlearn):
             asked = (unlearned.task, split_of(unlearned))
             rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) == asked]
+            rows += self._rounded(index, event, unlearned, live)
         self.directory.append_records(rows)
         self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
         return seconds
+
+    def _rounded(self, index: int, event: str, unlearned: Unlearn, live: Sequence[int]) -> list[Row]:
+        """Accuracies with rounded weights, of what was unlearned and what is retained."""
+        rows = []
+        for bits in BITS:
+            with rounded_weights(self.learner.model, bits):
+                found = evaluate(self.learner, sorted({unlearned.task, *live}), live)
+            own = [one for one in found if one.scenario == self.learner.run.scenario]
+            rows += [self._row(index, event, one, rounded_metric(bits), one.percent) for one in own]
+        return rows
 
     def _row(self, index: int, event: str, accuracy: Accuracy, metric: str, value: float) -> Row:
         return {

@@ -1,9 +1,9 @@
 """The deletion record of a run: `deletion/log.jsonl`, append-only, each line with the hash of the one before.
 
 Every Unlearn writes two lines. `requested` comes before anything is done; `done` when all that was to go is gone and the new state is
-safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
-asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
-there, what was purged, and what lies out of reach.
+safely on disk. `audited` holds the digest of an audit's result. A request that is still open when a run goes on tells of a crash in
+between: the rest is done then. Lines hold what was asked, by whom it was answered, with which guarantee, digests of the state before
+and after and of the rows of records and events up to there, what was purged, and what lies out of reach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cl_framework.errors import FrameworkError
 from cl_framework.records import Row, append_rows, read_rows
 
 LOG = "log.jsonl"
-REQUESTED, DONE = "requested", "done"
+REQUESTED, DONE, AUDITED = "requested", "done", "audited"
 FIRST = "0" * 64  # what stands for the hash before the first line
 
 
@@ -53,6 +53,8 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             if open_request is not None:
                 raise BrokenChain(f"{path}: line {number} requests {entry['event']} while the request for {open_request['event']} is open.")
             open_request = entry
+        elif entry["kind"] == AUDITED:
+            continue
         elif open_request is None or open_request["event_index"] != entry["event_index"]:
             raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
         else:
@@ -77,8 +79,12 @@ class DeletionLog:
 
     def open_request(self) -> Row | None:
         """The request that was not reported as done yet."""
-        entries = self.entries()
-        return entries[-1] if entries and entries[-1]["kind"] == REQUESTED else None
+        last = next((entry for entry in reversed(self.entries()) if entry["kind"] != AUDITED), None)
+        return last if last is not None and last["kind"] == REQUESTED else None
+
+    def done(self) -> dict[int, Row]:
+        """What it says of each event that it reports as done."""
+        return {entry["event_index"]: entry for entry in self.entries() if entry["kind"] == DONE}
 
     def append(self, kind: str, entry: Mapping[str, Any]) -> Row:
         """Seal an entry and write it, flushed to disk."""

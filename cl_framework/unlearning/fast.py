@@ -1,23 +1,28 @@
 """The figures of unlearning that a run's own records give, without an oracle: tier *fast*. Pure functions; accuracies in percent.
 
-M1 forget gap to chance, M2 spill, M3 relapse. What cannot be said without an oracle, or was not measured, is NOT RUN.
+M1 forget gap to chance, M2 spill, M3 relapse, M8 what comes back when weights are rounded, M11 artefacts, M12 cost. What cannot be said
+without an oracle, or was not measured, is NOT RUN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
 from cl_framework.metrics import wilson_interval
 from cl_framework.stream import Learn, Stream, TaskId, Unlearn
 
+FAST = "fast"
 PASS, FAIL, INCONCLUSIVE, INVALID, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "INVALID", "NOT RUN"
 ABOVE_CHANCE = 2.0  # points: the most that an unlearned task may lie above chance where there is no oracle
 KNOWN = 10.0  # points above chance that a task must have had to count as known
 SPILL = 0.3  # points: the most that retained tasks may lose on average
 RELAPSE = 0.5  # points: the most that may come back
+ROUNDED = 2.0  # points: the most that may come back when weights are rounded
+COLLAPSE = 10.0  # points of retained accuracy whose loss makes a rounded model one that knows nothing
+BITS = (8, 4)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Figure:
     interval: tuple[float, float] | None = None  # 95 %
     worst: float | None = None
     bound: float | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
 
 
 def split_of(event: Unlearn) -> str:
@@ -62,27 +68,30 @@ class Measured:
         return int(self.rows[index, task, split, "accuracy"]["n"])
 
 
-def unlearning_entries(records: Sequence[Mapping[str, Any]], stream: Stream, scenario: str) -> list[dict[str, Any]]:
-    """One entry an Unlearn: the event, its pre-condition, and figures with verdicts, as JSON can hold them."""
+def unlearning_entries(
+    records: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], done: Mapping[int, Mapping[str, Any]], scenario: str
+) -> list[dict[str, Any]]:
+    """One entry an Unlearn: the event, its pre-condition, and figures with verdicts, as JSON can hold them.
+
+    events: rows of events.jsonl; done: what the deletion record says of each event that it reports as done.
+    """
     measured = Measured.of(records, scenario)
-    return [
-        {
-            "event_index": index,
-            "event": str(event),
-            "task": event.task,
-            "granularity": event.granularity,
-            "figures": [asdict(figure) for figure in figures_of(measured, stream, index)],
-        }
-        for index, event in enumerate(stream)
-        if isinstance(event, Unlearn)
-    ]
+    stream = Stream.parse(" ".join(row["event"] for row in events), None)
+    entries = []
+    for index, event in enumerate(stream):
+        if isinstance(event, Unlearn):
+            found = [*figures_of(measured, stream, index), artefacts(done.get(index)), efficiency(events[index], events)]
+            entry = {"event_index": index, "event": str(event), "task": event.task, "granularity": event.granularity}
+            entries.append({**entry, "figures": [asdict(figure) for figure in found]})
+    return entries
 
 
 def figures_of(measured: Measured, stream: Stream, index: int) -> list[Figure]:
-    """M1 to M3 of the Unlearn at `index`."""
+    """M1 to M3 and M8 of the Unlearn at `index`."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
-    return [forget_gap(measured, event, index), spill(measured, stream, index), relapse(measured, stream, index)]
+    made = [forget_gap(measured, event, index), spill(measured, stream, index), relapse(measured, stream, index)]
+    return [*made, rounding(measured, stream, index)]
 
 
 def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
@@ -151,3 +160,61 @@ def relapse(measured: Measured, stream: Stream, index: int) -> Figure:
     return Figure(
         "M3", worst, INCONCLUSIVE, f"more than {RELAPSE:g} points came back; an oracle tells relapse from transfer", bound=RELAPSE
     )
+
+
+def rounding(measured: Measured, stream: Stream, index: int) -> Figure:
+    """M8 without an oracle: the most that comes back when weights are rounded to int8 or int4."""
+    event = stream.events[index]
+    assert isinstance(event, Unlearn)
+    if event.granularity == "sample":
+        return Figure("M8", None, NOT_RUN, "samples are compared with an oracle")
+    split, usable = split_of(event), {}
+    for bits in BITS:
+        now, rounded = (measured.value(index, event.task, split, metric) for metric in ("accuracy", rounded_metric(bits)))
+        if now is None or rounded is None:
+            return Figure("M8", None, NOT_RUN, "accuracies with rounded weights were not recorded")
+        if not _collapsed(measured, stream.learned_after[index], event, index, bits):
+            usable[f"int{bits}"] = rounded - now
+    if not usable:
+        return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
+    worst = max(usable.values())
+    verdict = PASS if worst <= ROUNDED else FAIL
+    return Figure("M8", worst, verdict, f"points that come back, at most {ROUNDED:g}", bound=ROUNDED, details=usable)
+
+
+def _collapsed(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, bits: int) -> bool:
+    losses = []
+    for task in live:
+        if task != event.task:
+            now, rounded = (measured.value(index, task, "test", metric) for metric in ("accuracy", rounded_metric(bits)))
+            if now is not None and rounded is not None:
+                losses.append(now - rounded)
+    return bool(losses) and mean(losses) > COLLAPSE
+
+
+def rounded_metric(bits: int) -> str:
+    """The metric under which the accuracy of a model with rounded weights is recorded."""
+    return f"accuracy_int{bits}"
+
+
+def artefacts(done: Mapping[str, Any] | None) -> Figure:
+    """M11: artefacts that still hold the data, from an entry of the deletion record; `clu verify` searches again."""
+    if done is None:
+        return Figure("M11", None, NOT_RUN, "the deletion record does not hold this request")
+    found, searched = len(done["contains"]), done["canaries"]["searched"]
+    if not searched:
+        return Figure("M11", None, NOT_RUN, "the samples have no unmistakable bytes to search for")
+    why = f"places that hold a sample, of {searched} searched for; none may"
+    return Figure("M11", float(found), PASS if found == 0 else FAIL, why, bound=0.0)
+
+
+def efficiency(row: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Figure:
+    """M12 without an oracle: seconds and samples of the request beside those of all that was learned before it."""
+    before = [one for one in events if one["kind"] == "learn" and one["event_index"] < row["event_index"]]
+    details = {
+        "seconds": row["train_seconds"],
+        "samples": row["samples"] + (row.get("samples_drawn") or 0),
+        "samples_forget": row.get("samples_new") or 0,
+        "learned_seconds": sum(one["train_seconds"] for one in before),
+    }
+    return Figure("M12", None, NOT_RUN, "without an oracle there is no cost to compare with", details=details)

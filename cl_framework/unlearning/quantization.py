@@ -7,10 +7,11 @@ An update smaller than half a step of that grid is rounded away, and what it had
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def quantized(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -22,6 +23,17 @@ def quantized(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
 def quantized_weights(named: Mapping[str, Tensor], bits: int, group: int | None = None) -> dict[str, Tensor]:
     """All tensors by name, matrices and filters rounded; biases, gains and statistics (fewer than two dimensions) as they are."""
     return {name: quantized(value, bits, group) if is_weight(value) else value for name, value in named.items()}
+
+
+@contextmanager
+def rounded_weights(model: nn.Module, bits: int, group: int | None = None) -> Iterator[None]:
+    """A model whose weights are rounded meanwhile; afterwards they are what they were, bit for bit."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(quantized_weights(before, bits, group))
+    try:
+        yield
+    finally:
+        model.load_state_dict(before)
 
 
 def is_weight(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
 from cl_framework.report import summary_of
 from cl_framework.requests import requested_ids
 from cl_framework.stream import Stream
-from cl_framework.unlearning.deletion import DONE, BrokenChain, DeletionLog, digest_of_rows
+from cl_framework.unlearning.deletion import AUDITED, DONE, BrokenChain, DeletionLog, digest_of_rows
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.shadow import Canaries, artefacts_on_disk
 
@@ -56,6 +57,7 @@ def verify(path: Path) -> list[Finding]:
         lambda: _state(directory, events, done),
         lambda: _figures(directory),
         lambda: _samples(directory, done),
+        lambda: _audits(path, [entry for entry in entries if entry["kind"] == AUDITED]),
     ]
     findings = [Finding("the record is whole", PASS, f"{len(entries)} entries, each with the hash of the one before")]
     for claim, check in zip(CLAIMS, checks, strict=True):
@@ -76,6 +78,7 @@ CLAIMS = (
     "the state is the one recorded",
     "the figures follow from the records",
     "no sample is left in the run's files",
+    "audits are as they were written",
 )
 
 
@@ -92,8 +95,9 @@ def _all_recorded(events: Sequence[Row], entries: Sequence[Row], status: str) ->
     invented = [event for event in have if event not in wanted]
     if invented:
         raise FrameworkError(f"the deletion record reports event {invented[0][0]} ({invented[0][1]}), which events.jsonl does not hold.")
-    if entries[-1]["kind"] != DONE and status == "done":
-        raise FrameworkError(f"the request {entries[-1]['event']} is still open, though the run is finished.")
+    last = [entry for entry in entries if entry["kind"] != AUDITED][-1]
+    if last["kind"] != DONE and status == "done":
+        raise FrameworkError(f"the request {last['event']} is still open, though the run is finished.")
     return f"{len(wanted)} of {len(wanted)}"
 
 
@@ -169,6 +173,16 @@ def _samples(directory: RunDirectory, done: Sequence[Row]) -> str:
     if not searched:
         raise _NotRun("the samples have no unmistakable bytes, or were learned again")
     return f"{searched} samples searched for, byte by byte"
+
+
+def _audits(path: Path, entries: Sequence[Row]) -> str:
+    latest = {entry["file"]: entry["sha256"] for entry in entries}
+    if not latest:
+        raise _NotRun(f"there is none; `clu audit {path}` makes one")
+    for name, digest in latest.items():
+        if not (path / name).exists() or hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
+            raise FrameworkError(f"{path / name} was changed or removed after it was written.")
+    return f"{len(latest)} of {len(latest)}"
 
 
 def _benchmark(directory: RunDirectory) -> Benchmark:

@@ -9,9 +9,22 @@ from typing import Any
 
 import pytest
 
+from cl_framework.records import RunDirectory
 from cl_framework.stream import Stream
 from cl_framework.testing.laboratory import experiment_of, finish
-from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure, Measured, figures_of, unlearning_entries
+from cl_framework.unlearning.deletion import DeletionLog
+from cl_framework.unlearning.fast import (
+    FAIL,
+    INCONCLUSIVE,
+    INVALID,
+    NOT_RUN,
+    PASS,
+    Figure,
+    Measured,
+    artefacts,
+    figures_of,
+    unlearning_entries,
+)
 
 
 def rows(matrix: Sequence[Sequence[float | None]], chance: float = 10.0, n: int = 1000, split: str = "test") -> list[dict[str, Any]]:
@@ -90,6 +103,7 @@ def test_what_was_not_measured_is_not_run() -> None:
         "M1": (NOT_RUN, None),
         "M2": (NOT_RUN, None),
         "M3": (NOT_RUN, None),
+        "M8": (NOT_RUN, None),
     }
 
 
@@ -124,6 +138,38 @@ def test_a_run_records_the_parts_of_a_task_whose_classes_go(tmp_path: Path) -> N
     chances = [(row["event_index"], row["split"], row["scenario"], row["value"]) for row in records if row["metric"] == "chance"]
     assert chances == [(2, "test:class=1", "class_il", 25.0), (2, "test:class=1", "task_il", 50.0)]
     (entry,) = outcome.summary["unlearning"]
-    assert entry["event"] == "U0:class=1" and {figure["name"] for figure in entry["figures"]} == {"M1", "M2", "M3"}
-    again = unlearning_entries(records, Stream.parse("L0 L1 U0:class=1 L2"), "class_il")
+    assert entry["event"] == "U0:class=1" and {figure["name"] for figure in entry["figures"]} == {"M1", "M2", "M3", "M8", "M11", "M12"}
+    directory = RunDirectory(outcome.path)
+    again = unlearning_entries(records, directory.events(), DeletionLog(outcome.path / "deletion").done(), "class_il")
     assert json.loads(json.dumps(again)) == outcome.summary["unlearning"]
+
+
+def rounded(matrix: Sequence[Sequence[float]], bits: int) -> list[dict[str, Any]]:
+    accuracies = [row for row in rows(matrix) if row["metric"] == "accuracy"]
+    return [{**row, "metric": f"accuracy_int{bits}"} for row in accuracies]
+
+
+def rounding_of(eight: Sequence[float], four: Sequence[float]) -> Figure:
+    matrix = [[99.0, 10.0], [90.0, 95.0], [10.0, 94.0]]
+    nothing: list[list[Any]] = [[], []]
+    records = [*rows(matrix), *rounded([*nothing, eight], 8), *rounded([*nothing, four], 4)]
+    found = figures_of(Measured.of(records, "class_il"), Stream.parse("L0 L1 U0"), 2)
+    return {figure.name: figure for figure in found}["M8"]
+
+
+def test_what_comes_back_when_weights_are_rounded() -> None:
+    found = rounding_of([10.5, 94.0], [31.0, 90.0])
+    assert (found.value, found.verdict, found.details) == (21.0, FAIL, {"int8": 0.5, "int4": 21.0})
+    found = rounding_of([9.0, 94.0], [12.0, 90.0])
+    assert (found.value, found.verdict) == (2.0, PASS)
+    found = rounding_of([10.5, 94.0], [31.0, 70.0])  # in four bits the model has lost what it retains: that says nothing
+    assert (found.value, found.verdict, found.details) == (0.5, PASS, {"int8": 0.5})
+    assert rounding_of([10.5, 50.0], [31.0, 70.0]).verdict == INVALID
+
+
+def test_artefacts_are_those_of_the_deletion_record() -> None:
+    assert artefacts(None).verdict == NOT_RUN
+    assert artefacts({"contains": [], "canaries": {"searched": 0}}).verdict == NOT_RUN
+    assert (artefacts({"contains": [], "canaries": {"searched": 3}}).verdict) == PASS
+    found = artefacts({"contains": ["memory.er", "ckpt/a.pt"], "canaries": {"searched": 3}})
+    assert (found.value, found.verdict) == (2.0, FAIL)

@@ -1,0 +1,266 @@
+"""`clu audit RUN_DIR`: every request of a finished run, measured against models that never saw the data.
+
+The run is lived through again in memory, and must meet the digests in its deletion record: so what is measured is that run. Beside it
+stand oracles under the run's seed and further ones (`oracle`), asked the same questions (`measure`), and compared (`verdicts`).
+Result: RUN_DIR/audit/<tier>.json and splits.json, sealed in the deletion record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.config import Experiment, load_experiment
+from cl_framework.errors import ConfigurationError, FrameworkError
+from cl_framework.learner import Learner
+from cl_framework.records import Row, RunDirectory, atomic_write
+from cl_framework.runner import torch_as_configured
+from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.unlearning.deletion import AUDITED, DeletionLog
+from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS, Figure, artefacts, spill
+from cl_framework.unlearning.fast import Measured as Recorded
+from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
+from cl_framework.unlearning.oracle import Oracles, Trained, live_again
+from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_unlearned
+
+STANDARD, FULL = "standard", "full"
+TIERS = (STANDARD, FULL)
+ORACLES = "oracles"  # the folder of kept states, beside the experiments
+
+
+@dataclass
+class Seen:
+    """What one walk along the stream has shown of one request."""
+
+    before: Measured | None = None
+    after: Measured | None = None
+    later: list[Glance] = field(default_factory=list)
+    trained: Trained | None = None
+    never_seen: tuple[float, ...] = ()
+
+
+class Watch:
+    """Asks each request's questions where a walk stands, whether the run's own or an oracle's."""
+
+    def __init__(self, questions: Sequence[Question], stream: Stream) -> None:
+        self.questions = questions
+        self.stream = stream
+        self.seen = {question.index: Seen() for question in questions}
+
+    def at(self, index: int, learner: Learner) -> None:
+        for question in self.questions:
+            mine = self.seen[question.index]
+            if index == question.index - 1:
+                mine.before = measure(learner, question)
+            elif index == question.index:
+                mine.after = measure(learner, question)
+                mine.later.append(self._again(learner, question, mine.after))
+                mine.never_seen = self._never_seen(learner, question)
+            elif self.open(question, index):
+                mine.later.append(glance(learner, question))
+
+    def open(self, question: Question, index: int) -> bool:
+        """Whether at an event a request still stands: its task was not learned again since."""
+        between = self.stream.events[question.index + 1 : index + 1]
+        return index >= question.index and not any(isinstance(event, Learn) and event.task == question.event.task for event in between)
+
+    def _again(self, learner: Learner, question: Question, measured: Measured) -> Glance:
+        """The same model asked twice must say the same."""
+        again = glance(learner, question)
+        if again != measured.glance:
+            raise FrameworkError(f"the model after {question.event} answers differently when asked again: no figure of it can be trusted.")
+        return again
+
+    def _never_seen(self, learner: Learner, question: Question) -> tuple[float, ...]:
+        """How a task that was never learned up to here is relearned: the control beside M4. Nothing if there is none."""
+        if question.event.granularity != "task":
+            return ()
+        known = {event.task for event in self.stream.events[: question.index + 1]}
+        fresh = [task for task in range(learner.benchmark.num_tasks) if task not in known]
+        return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, question.live)) if fresh else ()
+
+
+def audit(
+    path: Path,
+    tier: str = STANDARD,
+    seeds: int = 3,
+    overrides: Sequence[str] = (),
+    benchmark: Benchmark | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Audit a finished run, write the result into it, and return it. `seeds`: how many oracles, the run's own seed first.
+
+    Raises ConfigurationError if there is nothing to audit, FrameworkError if the run gives other bits here.
+    """
+    if tier not in TIERS:
+        raise ConfigurationError(f"there is no tier {tier!r}; tiers: fast, {', '.join(TIERS)}.")
+    if seeds < 1:
+        raise ConfigurationError(f"--seeds must be 1 or more, got {seeds}.")
+    started = time.monotonic()
+    directory, experiment = finished(path, overrides)
+    with torch_as_configured(experiment):
+        benchmark = benchmark or make_benchmark(experiment)
+        learner = assemble(experiment, benchmark)
+        stream = learner.stream
+        log = DeletionLog(directory.path / "deletion")
+        states = {index: row["state_after"] for index, row in log.done().items()}
+        asked = [
+            Question.of(learner, event, index, stream.learned_after[index])
+            for index, event in enumerate(stream)
+            if isinstance(event, Unlearn)
+        ]
+        tell(f"living through {directory.path} again: {len(stream)} events")
+        own = Watch(asked, stream)
+        live_again(experiment, benchmark, states, own.at)
+        watched = [oracle_watch(experiment, benchmark, asked, stream, experiment.run.seed + number, tell) for number in range(seeds)]
+    result = {
+        "format": 1,
+        "tier": tier,
+        "oracle_seeds": [experiment.run.seed + number for number in range(seeds)],
+        **identity(directory, experiment, learner),
+        "requests": [
+            entry(directory, learner, question, own.seen[question.index], [one.seen[question.index] for one in watched])
+            for question in asked
+        ],
+    }
+    result["seconds"] = time.monotonic() - started
+    if tier == FULL:
+        from cl_framework.unlearning.orders import add_path_dependence
+
+        add_path_dependence(result, experiment, benchmark, asked, tell)
+    write(directory, log, result, asked)
+    return result
+
+
+def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experiment]:
+    """A finished run with an Unlearn, and its experiment; overrides may change no numbers."""
+    directory = RunDirectory(path)
+    if directory.status == "absent":
+        raise ConfigurationError(f"{path} is no run directory (it has no config.yaml).")
+    if directory.status != "done":
+        raise ConfigurationError(f"{path} is {directory.status}: only a finished run can be audited. Finish it with `clu resume {path}`.")
+    if not any(row["kind"] == "unlearn" for row in directory.events()):
+        raise ConfigurationError(f"{path}: no Unlearn is done in this run, so there is nothing to audit.")
+    experiment = load_experiment(directory.config, overrides)
+    if not directory.path.name.startswith(experiment.fingerprint[:8]):
+        raise ConfigurationError(f"{path} was run under another configuration than {' '.join(overrides)} asks for. Undo that.")
+    return directory, experiment
+
+
+def oracle_watch(
+    experiment: Experiment, benchmark: Benchmark, asked: Sequence[Question], stream: Stream, seed: int, tell: Callable[[str], None]
+) -> Watch:
+    """The same questions to the oracles under one seed."""
+    oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES)
+    watch = Watch([replace(question) for question in asked], stream)
+    trained = 0
+    for index in range(len(stream)):
+        if not any(watch.open(question, index) for question in asked):
+            continue
+        cost = oracles.after(index)
+        trained += cost.new_events
+        watch.at(index, oracles.learner)
+        if index in watch.seen:
+            watch.seen[index].trained = cost
+    tell(f"oracles of seed {seed}: {trained} events trained, the others were kept")
+    return watch
+
+
+def identity(directory: RunDirectory, experiment: Experiment, learner: Learner) -> Row:
+    return {
+        "experiment": experiment.run.experiment,
+        "fingerprint": directory.path.name.partition("-s")[0],
+        "benchmark": learner.benchmark.name,
+        "scenario": learner.run.scenario,
+        "stream": str(learner.stream),
+        "strategies": [slot.slot for slot in experiment.strategies],
+        "seed": experiment.run.seed,
+    }
+
+
+def entry(directory: RunDirectory, learner: Learner, question: Question, own: Seen, oracles: Sequence[Seen]) -> Row:
+    """One request with its figures, those of an oracle of another seed in its place, and the curves behind them."""
+    assert own.before is not None and own.after is not None
+    first, *others = oracles
+    found = [one.after for one in oracles]
+    assert all(one is not None for one in found)
+    oracle, rest = found[0], [one for one in found[1:] if one is not None]
+    assert oracle is not None
+    models = Models(own.after, own.before, oracle, rest)
+    later = Later(own.later, first.later, [one.later for one in others])
+    mine = figures(question, models, later)
+    mine += [spill_of(directory, learner, question), shadow(directory, question), efficiency(directory, question, first.trained)]
+    row = {
+        "event_index": question.index,
+        "event": str(question.event),
+        "task": question.event.task,
+        "granularity": question.event.granularity,
+        "strategy": learner.stack.unlearner_of(question.event).slot,
+        "unlearned": is_unlearned(mine),
+        "figures": as_json(mine),
+        "relearning": {
+            "steps": list(RELEARNING_STEPS),
+            "unlearned": list(own.after.relearning),
+            "oracle": list(oracle.relearning),
+            "before": list(own.before.relearning),
+            "never_seen": list(own.never_seen),
+        },
+        "later": {"unlearned": [one.accuracy for one in own.later], "oracle": [one.accuracy for one in first.later]},
+        "retained": {
+            "unlearned": own.after.retained_accuracy,
+            "oracle": oracle.retained_accuracy,
+            "before": own.before.retained_accuracy,
+        },
+    }
+    if rest:
+        row["oracle_figures"] = as_json(
+            figures(question, replace(models, unlearned=rest[0]), Later(others[0].later, first.later, later.others))
+        )
+    return row
+
+
+# --- figures that the run's own files give ---
+
+
+def spill_of(directory: RunDirectory, learner: Learner, question: Question) -> Figure:
+    """M2."""
+    return spill(Recorded.of(directory.records(), learner.run.scenario), learner.stream, question.index)
+
+
+def shadow(directory: RunDirectory, question: Question) -> Figure:
+    """M11."""
+    return artefacts(DeletionLog(directory.path / "deletion").done().get(question.index))
+
+
+def efficiency(directory: RunDirectory, question: Question, oracle: Trained | None) -> Figure:
+    """M12: seconds of the request over those of training the suffix again without the data; judged by samples, which do not depend on
+    the machine."""
+    row = directory.events()[question.index]
+    seconds, samples = row["train_seconds"], row["samples"] + (row.get("samples_drawn") or 0)
+    details = {"seconds": seconds, "samples": samples, "samples_forget": row["samples_new"], "stored_bytes": row["stored_bytes"] or 0}
+    if oracle is None or not oracle.suffix_seconds:
+        return Figure("M12", None, NOT_RUN, "the oracle has trained nothing of its own", details=details)
+    details |= {"oracle_seconds": oracle.suffix_seconds, "whole_seconds": oracle.seconds, "whole_samples": oracle.samples}
+    fine = samples <= oracle.samples
+    return Figure("M12", seconds / oracle.suffix_seconds, PASS if fine else FAIL, "of the seconds of training the suffix", details=details)
+
+
+# --- files ---
+
+
+def write(directory: RunDirectory, log: DeletionLog, result: Mapping[str, Any], asked: Sequence[Question]) -> Path:
+    """The result and the splits, and their digests in the deletion record."""
+    path = directory.path / "audit" / f"{result['tier']}.json"
+    splits = {str(one.index): {name: places.tolist() for name, places in one.splits.items()} for one in asked}
+    atomic_write(path.with_name("splits.json"), json.dumps(splits) + "\n")
+    atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    log.append(AUDITED, {"file": f"audit/{path.name}", "sha256": digest, "event_index": -1, "event": "audit"})
+    return path

@@ -1,0 +1,183 @@
+"""Audits as tables and pictures: one run in the terminal, many runs by strategy, committed rows as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from cl_framework.errors import ConfigurationError
+from cl_framework.metrics import mean_and_deviation
+from cl_framework.records import Row, read_json
+from cl_framework.unlearning.fast import NOT_RUN, PASS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
+NAMES = {
+    "M1": "M1 forget gap",
+    "M2": "M2 spill",
+    "M3": "M3 relapse",
+    "M4": "M4 relearning",
+    "M5": "M5 membership",
+    "M6": "M6 retrain KL",
+    "M7": "M7 order",
+    "M8": "M8 rounding",
+    "M9": "M9 probe",
+    "M10": "M10 geometry",
+    "M11": "M11 artefacts",
+    "M12": "M12 cost",
+}
+UNLEARNED, ORACLE = "unlearned", "oracle of another seed"  # which model a row is about
+_IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
+_REQUEST = ("event_index", "event", "granularity", "strategy")
+_FIGURE = ("name", "value", "verdict", "bound", "worst")
+COLUMNS = (*_IDENTITY, *_REQUEST, "model", "unlearned", *_FIGURE, "details")
+
+
+# --- rows: one figure of one request of one run ---
+
+
+def rows_of(audit: Mapping[str, Any]) -> list[Row]:
+    """An audit's figures, and those of an oracle of another seed in its place."""
+    rows = []
+    for request in audit["requests"]:
+        for model, key in ((UNLEARNED, "figures"), (ORACLE, "oracle_figures")):
+            for figure in request.get(key, ()):
+                row = {key: audit[key] for key in _IDENTITY} | {key: request[key] for key in _REQUEST}
+                row |= {"model": model, "unlearned": model == ORACLE or request["unlearned"], "details": figure["details"]}
+                rows.append(row | {key: figure[key] for key in _FIGURE})
+    return rows
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, without rounding; `read_csv` gives them back."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        written = {key: "" if row[key] is None else row[key] for key in COLUMNS}
+        writer.writerow(written | {"strategies": " ".join(row["strategies"]), "details": json.dumps(row["details"])})
+    return buffer.getvalue()
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a file that `to_csv` made. ConfigurationError names the file if it is another one."""
+    rows = []
+    try:
+        with path.open(newline="") as file:
+            for text in csv.DictReader(file):
+                row: Row = {key: text[key] for key in COLUMNS}
+                row |= {key: float(text[key]) if text[key] else None for key in ("value", "bound", "worst")}
+                row |= {"seed": int(text["seed"]), "event_index": int(text["event_index"]), "unlearned": text["unlearned"] == "True"}
+                row |= {"strategies": text["strategies"].split(), "details": json.loads(text["details"])}
+                rows.append(row)
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise ConfigurationError(f"{path} holds no rows of audits. Write some with `clu audit RUN_DIR… --out FILE.csv`.") from error
+    return rows
+
+
+def audits_in(path: Path) -> Iterable[Mapping[str, Any]]:
+    """The results that a run directory holds, the fullest tier first."""
+    for tier in ("full", "standard"):
+        file = path / "audit" / f"{tier}.json"
+        if file.exists():
+            yield read_json(file)
+
+
+# --- tables ---
+
+
+def verdicts_of(audit: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """One run: a row a figure, a column a request."""
+    requests = audit["requests"]
+    header = ["figure", *(f"{request['event']} (event {request['event_index']})" for request in requests)]
+    rows = []
+    for name, title in NAMES.items():
+        cells = [_cell(next((one for one in request["figures"] if one["name"] == name), None)) for request in requests]
+        rows.append([title, *cells])
+    return header, [*rows, ['"unlearned"', *("yes" if request["unlearned"] else "not shown" for request in requests)]]
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return NOT_RUN
+    return figure["verdict"] if figure["value"] is None else f"{figure['value']:.3g} {figure['verdict']}"
+
+
+def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Many runs: a row a stack and granularity; each figure as mean over requests, and how many passed of those that were measured.
+
+    The last row of a granularity is an oracle of another seed in the place of the unlearned model, from all runs together.
+    """
+    names = [name for name in NAMES if any(row["name"] == name and row["value"] is not None for row in rows)]
+    header = ["unlearns", "strategies", *names, '"unlearned"', "requests", "orders", "seeds"]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        who = ", ".join(row["strategies"]) if row["model"] == UNLEARNED else ORACLE
+        groups.setdefault((row["granularity"], who), []).append(row)
+    order = sorted(groups, key=lambda key: (("task", "class", "sample").index(key[0]), key[1] == ORACLE, key[1]))
+    return header, [[*key, *_group(groups[key], names)] for key in order]
+
+
+def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    cells = []
+    for name in names:
+        mine = [row for row in rows if row["name"] == name]
+        values = [row["value"] for row in mine if row["value"] is not None]
+        passed = sum(row["verdict"] == PASS for row in mine)
+        cells.append(f"{mean(values):.2f} ({passed}/{len(mine)})" if values else "–")
+    requests = {(row["experiment"], row["fingerprint"], row["seed"], row["event_index"]): row["unlearned"] for row in rows}
+    orders, seeds = {row["stream"] for row in rows}, sorted({row["seed"] for row in rows})
+    said = f"{sum(requests.values())}/{len(requests)}" if rows[0]["model"] == UNLEARNED else "–"
+    return [*cells, said, str(len(requests)), str(len(orders)), ", ".join(map(str, seeds))]
+
+
+# --- pictures ---
+
+
+def relearning_picture(audit: Mapping[str, Any]) -> Picture:
+    """Relearning of each request: the unlearned model, the oracle, the model before, a task never seen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Picture
+
+    requests = audit["requests"]
+    figure = Picture(figsize=(3.2 * len(requests), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(requests), squeeze=False, sharey=True)[0]
+    styles = {"unlearned": "-", "oracle": "--", "before": ":", "never_seen": "-."}
+    for one, request in zip(axes, requests, strict=True):
+        for who, style in styles.items():
+            if request["relearning"][who]:
+                one.plot(request["relearning"]["steps"], request["relearning"][who], style, label=who.replace("_", " "))
+        one.set_title(request["event"], fontsize=9)
+        one.set_xlabel("steps of relearning")
+    axes[0].set_ylabel("accuracy, percent")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def tradeoff_picture(rows: Sequence[Row]) -> Picture:
+    """What is kept against what is gone, a point a stack; the oracle's stands at (0, 0)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Picture
+
+    figure = Picture(figsize=(5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for who in sorted({tuple(row["strategies"]) for row in rows}):
+        mine = [row for row in rows if tuple(row["strategies"]) == who and row["model"] == UNLEARNED]
+        gaps = [abs(row["value"]) for row in mine if row["name"] == "M1" and row["value"] is not None]
+        spills = [row["value"] for row in mine if row["name"] == "M2" and row["value"] is not None]
+        if gaps and spills:
+            (x, dx, _), (y, dy, _) = mean_and_deviation(gaps), mean_and_deviation(spills)
+            axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", capsize=2, label=", ".join(who))
+    axes.plot(0, 0, "k*", markersize=12, label="oracle")
+    axes.set_xlabel("distance from the oracle on what was unlearned, points (M1)")
+    axes.set_ylabel("points lost on what is retained (M2)")
+    axes.legend(fontsize=7)
+    return figure

@@ -1,0 +1,99 @@
+"""What `clu audit` does with several runs: audits those that were not yet, shows tables, writes what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cl_framework.errors import ConfigurationError
+from cl_framework.plots import png
+from cl_framework.records import Row, RunDirectory, atomic_write
+from cl_framework.report import markdown, rebuild_summary, replace_block, runs_in, terminal_table
+from cl_framework.unlearning.audit import audit, finished
+from cl_framework.unlearning.audit_report import (
+    NAMES,
+    audits_in,
+    comparison,
+    read_csv,
+    relearning_picture,
+    rows_of,
+    to_csv,
+    tradeoff_picture,
+    verdicts_of,
+)
+from cl_framework.unlearning.fast import FAST
+
+
+def audits(
+    words: Sequence[str],
+    tier: str,
+    seeds: int,
+    again: bool,
+    out: Path | None,
+    into: str | None,
+    plot: Path | None,
+    tell: Callable[[str], None],
+) -> Iterator[Any]:
+    """What to show, piece by piece, as it is there: each run's verdicts, then the table of all, then sentences about files."""
+    paths, overrides = places(words)
+    if out is not None and out.suffix != ".csv":
+        raise ConfigurationError(f"--out {out}: the name must end in .csv.")
+    if plot is not None and plot.suffix != ".png":
+        raise ConfigurationError(f"--plot writes PNG files, so its name must end with .png, got {plot}.")
+    rows: list[Row] = []
+    for path in paths:
+        if path.suffix == ".csv":
+            rows += read_csv(path)
+            continue
+        result = fast_result(path) if tier == FAST else _standing(path, tier, again) or audit(path, tier, seeds, overrides, tell=tell)
+        rows += rows_of(result)
+        yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
+        yield terminal_table(*verdicts_of(result))
+        if tier != FAST:
+            picture = RunDirectory(path).plots / "relearning.png"
+            atomic_write(picture, png(relearning_picture(result)))
+            yield f"written: {path / 'audit' / tier}.json and {picture}"
+    header, lines = comparison(rows)
+    if len(paths) > 1 or paths[0].suffix == ".csv":
+        yield terminal_table(header, lines)
+        yield " · ".join(NAMES.values()) + ". Means over requests; (passed/all)."
+    if out is not None:
+        atomic_write(out, to_csv(rows))
+        yield f"written: {out}"
+    if into is not None:
+        file, _, block = into.partition("#")
+        replace_block(Path(file), block, markdown(header, lines))
+        yield f"written: the block {block!r} of {file}"
+    if plot is not None:
+        atomic_write(plot, png(tradeoff_picture(rows)))
+        yield f"written: {plot}"
+
+
+def places(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Run directories and files, and overrides, told apart by "=" in a word that is no path."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    paths = [Path(word) for word in words if word not in overrides]
+    if not paths:
+        raise ConfigurationError("clu audit needs a run directory, such as runs/digits_unlearn/0123abcd-s0.")
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ConfigurationError(f"{missing[0]} does not exist. Name run directories, or .csv files that `clu audit --out` made.")
+    found = [run for path in paths for run in ([path] if path.suffix == ".csv" else runs_in(path))]
+    if not found:
+        raise ConfigurationError(f"there is no run in {paths[0]}. Name run directories, or a folder that holds some.")
+    return found, overrides
+
+
+def _standing(path: Path, tier: str, again: bool) -> Mapping[str, Any] | None:
+    """The audit of this tier that a run has already."""
+    return None if again else next((one for one in audits_in(path) if one["tier"] == tier), None)
+
+
+def fast_result(path: Path) -> dict[str, Any]:
+    """The run's own summary in the form of an audit."""
+    directory, _ = finished(path, ())
+    summary = rebuild_summary(directory.path)
+    identity = {key: summary[key] for key in ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")}
+    requests = [{**one, "strategy": "", "unlearned": False} for one in summary["unlearning"]]
+    return {"tier": FAST, "oracle_seeds": [], **identity, "requests": requests}

@@ -1,0 +1,308 @@
+"""What is measured of one model for one request, the same for the unlearned model, oracles, and the one before. It changes nothing.
+
+Models are asked in evaluation mode and, where they are trained or rounded, as deep copies. A figure compares two such measurements:
+see `verdicts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from cl_framework.calls import evaluation_mode, run_model
+from cl_framework.digests import digest_of
+from cl_framework.evaluation import candidates
+from cl_framework.inputs import each
+from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.optimizers import build_optimizer
+from cl_framework.rng import RandomStream
+from cl_framework.strategy import Rows
+from cl_framework.stream import TaskId, Unlearn
+from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, tpr_at_fpr
+from cl_framework.unlearning.fast import BITS
+from cl_framework.unlearning.probes import linear_probe, nearest_neighbours
+from cl_framework.unlearning.quantization import rounded_weights
+
+MOST = 1000  # samples asked about in each role, evenly chosen; all where there are fewer
+RELEARNING_STEPS = (*range(17), *range(20, 65, 4))  # after how many steps accuracy is measured
+PER_CLASS = 4  # samples of each class in a step of relearning
+_SURE = -100.0  # the least log-probability that is told apart: classes that a strategy rules out have none
+
+
+# --- samples ---
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training samples by id, or test samples of a task by their row; and the classes among which answers to them are chosen."""
+
+    task: TaskId | None  # None: training samples
+    places: Tensor  # (N,) ids or rows
+    columns: Tensor  # (K,) classes, ascending
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def part(self, first: int, stride: int) -> Samples:
+        """Every `stride`-th of them, from the one at `first`."""
+        return replace(self, places=self.places[first::stride].contiguous())
+
+    def evenly(self, most: int) -> Samples:
+        count = len(self.places)
+        chosen = torch.linspace(0, count - 1, min(count, most)).round().long().unique()
+        return replace(self, places=self.places[chosen])
+
+    def read(self, learner: Learner, places: Tensor | None = None) -> Rows:
+        """All of them, or some (M,), with inputs as in evaluation."""
+        where = self.places if places is None else places
+        if self.task is None:
+            rows = learner.read(where)
+            rows.host_tasks = learner.benchmark.locate(where)[0]
+        else:
+            source = learner.benchmark.test[self.task]
+            items = each(lambda part: part.to(learner.device), source.read(where))
+            targets = source.targets[where].to(learner.device)
+            tasks = torch.full((len(where),), self.task)
+            rows = Rows(items, targets, torch.full_like(targets, -1), tasks.to(learner.device), host_tasks=tasks)
+            rows.inputs = learner.benchmark.transform(items, None)
+        rows.tasks_readable = learner.stack.reads_tasks
+        return rows
+
+    @property
+    def chance(self) -> float:
+        """Percent of right answers of one who picks among the candidates."""
+        return 100.0 / len(self.columns)
+
+    def targets(self, learner: Learner) -> Tensor:
+        """(N,) global labels, on the host."""
+        if self.task is None:
+            return learner.benchmark.read_targets(self.places)
+        return learner.benchmark.test[self.task].targets[self.places]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request and the samples on which models are compared because of it.
+
+    The pool of what was unlearned is never used twice in one figure: its thirds serve relearning, the training of probes, and the test
+    of both. For a task or classes the pool is the test split, on which nothing is trained; for samples it is these themselves.
+    """
+
+    event: Unlearn
+    index: int
+    live: tuple[TaskId, ...]  # after the event
+    own: Tensor  # (K,) bool: which of the pool's columns are classes of what was unlearned
+    members: Samples  # training samples that were unlearned
+    others: Samples  # test samples of the same classes
+    pool: Samples
+    probed: Samples  # the pool; for classes all test samples of the task, among which features may tell them
+    retained: tuple[Samples, ...]  # test samples of each retained task
+
+    @classmethod
+    def of(cls, learner: Learner, event: Unlearn, index: int, live: Sequence[TaskId]) -> Question:
+        """`live`: the tasks that are learned after the event; the learner is one whose data and scenario are the run's."""
+        benchmark = learner.benchmark
+
+        def columns(task: TaskId) -> Tensor:
+            return candidates(learner, learner.run.scenario, task, live).nonzero().flatten()
+
+        labels = torch.tensor(event.classes or benchmark.classes[event.task])
+        targets, among = benchmark.test[event.task].targets, columns(event.task)
+        others = Samples(event.task, torch.isin(targets, labels).nonzero().flatten(), among)
+        members = Samples(None, learner.forgotten(event).ids, among)
+        retained = [Samples(task, torch.arange(len(benchmark.test[task])), columns(task)) for task in live if task != event.task]
+        if event.granularity == "class":
+            retained.append(Samples(event.task, (~torch.isin(targets, labels)).nonzero().flatten(), among))
+        elif event.granularity == "sample":
+            retained.append(others)
+        share = max(1, MOST // max(1, len(retained)))
+        pool = (members if event.granularity == "sample" else others).evenly(3 * MOST)
+        return cls(
+            event,
+            index,
+            tuple(live),
+            torch.isin(among, labels),
+            members.evenly(MOST),
+            others.evenly(MOST),
+            pool,
+            Samples(event.task, torch.arange(len(targets)), among).evenly(3 * MOST) if event.granularity == "class" else pool,
+            tuple(samples.evenly(share) for samples in retained if len(samples)),
+        )
+
+    @property
+    def chance(self) -> float:
+        """Percent of right answers of one who picks among the candidates."""
+        return self.pool.chance
+
+    @property
+    def to_relearn(self) -> Samples:
+        return self.pool.part(0, 3)
+
+    @property
+    def splits(self) -> dict[str, Tensor]:
+        """Which samples serve what: ids of training samples, rows of the test split of the request's task."""
+        probed = {"probe_train": self.probed.part(1, 3).places, "probe_test": self.probed.part(2, 3).places}
+        return {"relearning": self.to_relearn.places, "relearning_test": self.to_test.places, **probed}
+
+    @property
+    def to_test(self) -> Samples:
+        return self.pool.part(2, 3)
+
+
+# --- measurements ---
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What is looked at after every later event as well."""
+
+    accuracy: float  # on the pool, percent
+    linear_probe: float | None  # percent; None where the model has no features
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that is measured of one model for one request. Accuracies in percent."""
+
+    digest: str  # of weights and statistics
+    glance: Glance
+    retained_accuracy: float | None
+    pool: Tensor  # (N, K) log-probabilities over the candidates
+    retained: tuple[Tensor, ...]  # (M, K) of each retained part
+    attack: dict[str, tuple[float, float]]  # score -> AUC, TPR at 1 % FPR
+    relearning: tuple[float, ...]  # accuracy after RELEARNING_STEPS
+    neighbours: float | None
+    quantized: dict[int, tuple[float, float | None]]  # bits -> accuracy on the pool, on what is retained
+
+
+def measure(learner: Learner, question: Question) -> Measured:
+    """Everything, of the learner as it stands."""
+    pool = answers(learner, question.pool)[1]
+    retained = _retained(learner, question)
+    quantized = {}
+    for bits in BITS:
+        with rounded_weights(learner.model, bits):
+            right = _percent(answers(learner, question.pool)[1], question.pool, learner)
+            quantized[bits] = (right, _percent_retained(_retained(learner, question), question, learner))
+    probes = _probe(learner, question)
+    return Measured(
+        digest_of(learner.model.state_dict()),
+        Glance(_percent(pool, question.pool, learner), probes[0]),
+        _percent_retained(retained, question, learner),
+        pool,
+        tuple(retained),
+        _attack(learner, question),
+        relearning(learner, question),
+        probes[1],
+        quantized,
+    )
+
+
+def glance(learner: Learner, question: Question) -> Glance:
+    """Accuracy and a freshly fitted probe."""
+    pool = answers(learner, question.pool)[1]
+    return Glance(_percent(pool, question.pool, learner), _probe(learner, question)[0])
+
+
+def answers(learner: Learner, samples: Samples) -> tuple[Tensor | None, Tensor]:
+    """Features (N, D), None if there are none, and log-probabilities (N, K) over some classes, in float64 on the host."""
+    features, parts = [], []
+    model, predict = learner.model, learner.stack.predictor
+    with torch.no_grad(), evaluation_mode(model), global_randomness_kept(learner.device):
+        for rows in _batches(learner, samples):
+            found, scores = run_model(model, rows)
+            if predict is not None:
+                scores = predict(found, scores, rows)
+            if found is not None:
+                features.append(found.cpu())
+            parts.append(scores[:, samples.columns.to(scores.device)].double().log_softmax(1).clamp(min=_SURE).cpu())
+    told = torch.cat(parts) if parts else torch.empty(0, len(samples.columns), dtype=torch.float64)
+    return (torch.cat(features) if features else None), told
+
+
+def _batches(learner: Learner, samples: Samples) -> Iterator[Rows]:
+    for places in samples.places.split(learner.run.evaluation_batch_size):
+        yield samples.read(learner, places)
+
+
+def _retained(learner: Learner, question: Question) -> list[Tensor]:
+    return [answers(learner, samples)[1] for samples in question.retained]
+
+
+def _percent(told: Tensor, samples: Samples, learner: Learner) -> float:
+    right = samples.columns[told.argmax(1)] == samples.targets(learner)
+    return 100.0 * float(right.double().mean())
+
+
+def _percent_retained(told: Sequence[Tensor], question: Question, learner: Learner) -> float | None:
+    """The mean over retained tasks."""
+    values = [_percent(part, samples, learner) for part, samples in zip(told, question.retained, strict=True)]
+    return sum(values) / len(values) if values else None
+
+
+def _probe(learner: Learner, question: Question) -> tuple[float | None, float | None]:
+    """A linear probe and nearest neighbours, from the second third of what is probed to its last."""
+    features, labels = answers(learner, question.probed)[0], question.probed.targets(learner)
+    train, test = (slice(first, None, 3) for first in (1, 2))
+    if features is None or len(labels[train].unique()) < 2 or not len(labels[test]):
+        return None, None
+    parts = (features[train], labels[train], features[test], labels[test])
+    return linear_probe(*parts), nearest_neighbours(*parts)
+
+
+def _attack(learner: Learner, question: Question) -> dict[str, tuple[float, float]]:
+    """Of each score, how well it tells members from others of the same classes; both read as in evaluation."""
+    place = torch.full((learner.benchmark.num_classes,), -1)
+    place[question.pool.columns] = torch.arange(len(question.pool.columns))
+    scores = []
+    for samples in (question.members, question.others):
+        told = answers(learner, samples)[1]
+        scores.append(membership_scores(told, place[samples.targets(learner)]))
+    if not len(question.members) or not len(question.others):
+        return {}
+    inside, outside = scores
+    return {name: (auc(inside[name], outside[name]), tpr_at_fpr(inside[name], outside[name])) for name in SCORES}
+
+
+def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
+    """Accuracy on the last third of the pool while a copy is trained on its first third, after each of RELEARNING_STEPS.
+
+    Fresh optimizer with the run's options, `PER_CLASS` samples of each class a step, the same ones for every model.
+    """
+    model, samples = deepcopy(learner.model), question.to_relearn
+    labels = samples.targets(learner)
+    if not len(labels) or not len(question.to_test):
+        return ()
+    named = dict(model.named_parameters())
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+    optimizer = build_optimizer(learner.run.optimizer, {}, list(named.values()), list(named), {})
+    stream = RandomStream("audit", "relearning", question.index)
+    by_class = [samples.places[labels == label] for label in labels.unique()]
+    found = []
+    with global_randomness_kept(learner.device):
+        torch.manual_seed(stream.seed_at(0))
+        for step in range(max(RELEARNING_STEPS) + 1):
+            if step in RELEARNING_STEPS:
+                told = _logits(learner, model, question.to_test)
+                found.append(_percent(told, question.to_test, learner))
+            drawn = stream.uniform(step, PER_CLASS * len(by_class)).view(len(by_class), PER_CLASS)
+            places = torch.cat([own[(row * len(own)).long()] for own, row in zip(by_class, drawn, strict=True)])
+            rows = samples.read(learner, places)
+            model.train()
+            _, logits = run_model(model, rows)
+            loss = learner.criterion.mean(logits, rows.targets, rows.task_of_row)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return tuple(found)
+
+
+def _logits(learner: Learner, model: nn.Module, samples: Samples) -> Tensor:
+    """The model's own answers (N, K): a strategy's `predict` would not follow what the copy relearns."""
+    with torch.no_grad(), evaluation_mode(model):
+        return torch.cat([run_model(model, rows)[1][:, samples.columns.to(learner.device)].cpu() for rows in _batches(learner, samples)])

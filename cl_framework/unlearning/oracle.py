@@ -1,0 +1,166 @@
+"""Models to compare an unlearned one with: the run itself, lived through again in memory, and oracles that never saw the data.
+
+An oracle of an event is the state to which the stream leads without what was unlearned up to there: `Stream.without_unlearned`, and
+without the samples unlearned one by one. Its states are kept under `OUT/oracles/`, by what led to them, so that requests, repeated
+audits and runs that differ only in how they unlearn share what they can. They never saw what was unlearned; what they hold is retained.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cl_framework.assembly import assemble
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.config import Experiment
+from cl_framework.digests import digest_of
+from cl_framework.errors import FrameworkError
+from cl_framework.history import History, key_of
+from cl_framework.learner import Learner
+from cl_framework.records import append_rows, read_rows
+from cl_framework.strategy import Traits
+from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.walk import Walk
+
+_COSTS = "costs.jsonl"
+
+
+# --- the run itself ---
+
+
+def live_again(experiment: Experiment, benchmark: Benchmark, states: Mapping[int, str], seen: Callable[[int, Learner], None]) -> None:
+    """Run an experiment in memory, as it was run; `seen` is called before the first event (-1) and after each.
+
+    states: the digest of the state after some of the events, which must be met. Raises FrameworkError where one is not.
+    """
+    learner = assemble(experiment, benchmark)
+    with tempfile.TemporaryDirectory() as folder:  # for strategies that go back to earlier states; gone at the end
+        history = History(Path(folder)) if learner.stack.replays else None
+        if history is not None:
+            history.keep(learner.stream, 0, learner, learner.state_dict())
+        walk = Walk(learner, history=history)
+        seen(-1, learner)
+        for index, event in enumerate(learner.stream):
+            walk.event(index)
+            if history is not None:
+                history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
+            if index in states and digest_of(learner.state_dict()) != states[index]:
+                raise FrameworkError(
+                    f"the state after {event} (event {index}) is not the one that the run recorded: run again, it gives other bits here. "
+                    "Audit it on the machine, with the package versions and the number of threads (threads=N) that it ran with."
+                )
+            seen(index, learner)
+
+
+# --- oracles ---
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training of an oracle has cost, whenever that was."""
+
+    seconds: float
+    samples: int  # shown by plans and drawn from memories
+    suffix_seconds: float  # of these the events from where it left the run
+    new_events: int  # trained just now: 0 if all was kept
+
+
+class Oracles:
+    """The oracles of one run under one seed; the data stay those of the run."""
+
+    def __init__(self, experiment: Experiment, benchmark: Benchmark, seed: int, folder: Path) -> None:
+        self.whole = Stream.parse(experiment.run.stream, benchmark.num_tasks)
+        learning = learning_part(experiment, self.whole)
+        self.learner = assemble(replace(learning, run=replace(learning.run, seed=seed)), benchmark)
+        self._never = self.learner.deleted
+        kept = replace(learning, run=replace(learning.run, stream="")).fingerprint
+        self.history = History(folder / f"{kept[:16]}-s{experiment.run.seed}-o{seed}")
+        self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
+
+    def after(self, index: int) -> Trained:
+        """Put `learner` into the state of the oracle of the event `index`; trains what is not kept yet."""
+        learner, history = self.learner, self.history
+        stream, count = self.whole.without_unlearned(index)
+        learner.stream, learner.deleted = stream if len(stream) else self.whole, self._deleted(index)
+        done, state = history.nearest(stream, count, learner)
+        assert state is not None  # the one before any event was kept at the start
+        deleted = learner.deleted
+        learner.load_state_dict(state)
+        learner.deleted = deleted
+        walk = Walk(learner)
+        for number in range(done, count):
+            walk.event(number)
+            history.keep(stream, number + 1, learner, learner.state_dict())
+            self._note(stream, number + 1, walk)
+        position = learner.position
+        position.event_index, position.phase, position.step = max(0, count - 1), None, 0
+        position.event = learner.stream.events[position.event_index]
+        learner.new_streams()
+        return self._cost(stream, count, count - done)
+
+    def _deleted(self, index: int) -> Tensor:
+        """Ids of samples that were unlearned one by one up to an event, and of those that the run was never to see."""
+        parts = [self._never]
+        for event in self.whole.events[: index + 1]:
+            if isinstance(event, Unlearn) and event.granularity != "task":
+                parts.append(self.learner.forgotten(event).ids)
+        return torch.cat(parts).unique()
+
+    def _note(self, stream: Stream, count: int, walk: Walk) -> None:
+        tally = walk.tally
+        row = {
+            "key": key_of(stream, count, self.learner),
+            "seconds": tally.train_seconds,
+            "samples": tally.samples + self.learner.cost.drawn_rows,
+        }
+        append_rows(self.history.folder / _COSTS, [row])
+
+    def _cost(self, stream: Stream, count: int, new: int) -> Trained:
+        path = self.history.folder / _COSTS
+        costs = {row["key"]: row for row in read_rows(path)}
+        keys = [key_of(stream, number, self.learner) for number in range(1, count + 1)]
+        known = [costs.get(key, {"seconds": 0.0, "samples": 0}) for key in keys]
+        shared = self._shared(keys)
+        seconds = [float(row["seconds"]) for row in known]
+        return Trained(sum(seconds), sum(int(row["samples"]) for row in known), sum(seconds[shared:]), new)
+
+    def _shared(self, keys: list[str]) -> int:
+        """How many events from the start are those of the run, samples and all."""
+        with deleted_only(self.learner, self._never):
+            mine = [key_of(self.whole, number, self.learner) for number in range(1, len(self.whole) + 1)]
+        count = 0
+        while count < len(keys) and keys[count] == mine[count]:
+            count += 1
+        return count
+
+
+@contextmanager
+def deleted_only(learner: Learner, ids: Tensor) -> Iterator[None]:
+    """Meanwhile a learner that never sees these samples, and sees all others."""
+    before, learner.deleted = learner.deleted, ids
+    try:
+        yield
+    finally:
+        learner.deleted = before
+
+
+def only_unlearns(traits: Traits) -> bool:
+    """Whether a strategy, by its traits, leaves no trace in weights while others learn."""
+    return bool(traits.unlearns) and traits.neutral == {}
+
+
+def learning_part(experiment: Experiment, stream: Stream) -> Experiment:
+    """The experiment as far as it learns: without Unlearn events, and without the strategies that do nothing but answer these.
+
+    Random streams belong to a slot, a task and its occurrence, so what remains is trained bit for bit as it was.
+    """
+    slots = tuple(slot for slot in experiment.strategies if not only_unlearns(slot.strategy_class.traits))
+    written = {slot.slot: experiment.run.strategies[slot.slot] for slot in slots}
+    learns = " ".join(str(event) for event in stream if isinstance(event, Learn))
+    return replace(experiment, run=replace(experiment.run, strategies=written, stream=learns), strategies=slots)

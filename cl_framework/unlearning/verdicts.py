@@ -1,0 +1,299 @@
+"""Figures M1 to M12 with verdicts, from measurements of an unlearned model, its oracle, and oracles of other seeds. Pure functions.
+
+Every comparison is made a second time with an oracle of another seed in the place of the unlearned model. The largest of these is the
+**noise floor**: two models that never saw the data lie that far apart. The bound of a figure is its floor, or the least difference that
+matters (`LEAST`), whichever is larger. An attack that does not tell even the model before the request from the oracle shows nothing:
+INCONCLUSIVE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_framework.metrics import wilson_interval
+from cl_framework.unlearning.attacks import SCORES
+from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
+from cl_framework.unlearning.fast import BITS, COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question
+from cl_framework.unlearning.probes import probe_leakage
+
+LEAST = {
+    "M1": 2.0,  # points of accuracy
+    "M3": 0.5,  # points of accuracy that came back
+    "M4": 2.0,  # points of accuracy, mean over the steps of relearning
+    "M5": 0.03,  # of the area under the ROC curve
+    "M6": 0.01,  # nats
+    "M8": 2.0,  # points of accuracy
+    "M9": 0.1,  # of the way from the oracle to the model before
+    "M10": 0.05,  # total variation
+}
+WORD = ("M1", "M3", "M4", "M6", "M9", "M11")  # all must PASS for the word "unlearned"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The measurements that the figures of one request are made of."""
+
+    unlearned: Measured
+    before: Measured  # the same run just before the request
+    oracle: Measured
+    others: Sequence[Measured] = ()  # oracles of other seeds
+
+
+@dataclass(frozen=True)
+class Later:
+    """Looks at one model after the request and after each later event, until the task is learned again."""
+
+    unlearned: Sequence[Glance]
+    oracle: Sequence[Glance]
+    others: Sequence[Sequence[Glance]] = ()
+
+
+def figures(question: Question, models: Models, later: Later) -> list[Figure]:
+    """M1, M3 to M6 and M8 to M10 of one request. What does not apply is NOT RUN, with the reason."""
+    made = [
+        forget_gap(question, models),
+        relearning_gap(models),
+        membership(models),
+        retrain_gap(models),
+        quantization_relapse(models),
+        leakage(models),
+        geometry(question, models),
+    ]
+    if models.unlearned.digest == models.oracle.digest:
+        made = [one if one.verdict == NOT_RUN else _identical(one) for one in made]
+    made.append(relapse(later))
+    reason = void(question, models)
+    return [replace(one, verdict=INVALID, why=reason) if reason and one.verdict != NOT_RUN else one for one in made]
+
+
+def _identical(figure: Figure) -> Figure:
+    """Weights that are the oracle's own hide nothing, however weak the attack."""
+    return replace(figure, value=figure.value or 0.0, verdict=PASS, why="weights and statistics are the oracle's, bit for bit")
+
+
+def void(question: Question, models: Models) -> str:
+    """Why nothing can be said: what was to be unlearned was not known, or the model knows nothing of what it retains."""
+    known, chance, count = models.before.glance.accuracy, question.chance, len(question.pool)
+    error = 100 * (known / 100 * (1 - known / 100) / count) ** 0.5
+    if known < chance + max(KNOWN, 3 * error):
+        return f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
+    retained = models.unlearned.retained_accuracy
+    chances = [samples.chance for samples in question.retained]
+    if retained is not None and retained < mean(chances) + KNOWN:
+        return f"the model does not know what it retains: {retained:.1f} where chance is {mean(chances):.1f}"
+    return ""
+
+
+def _floor(models: Models, figure: Callable[[Measured], float]) -> float | None:
+    return max((abs(figure(other)) for other in models.others), default=None)
+
+
+def _judged(name: str, value: float, floor: float | None, unit: str, two_sided: bool = True, **more: Any) -> Figure:
+    bound = max(LEAST[name], floor or 0.0)
+    verdict = PASS if (abs(value) if two_sided else value) <= bound else FAIL
+    noise = "no noise floor: one oracle only" if floor is None else f"noise floor {floor:.3g}"
+    return Figure(name, value, verdict, f"{unit}, at most {bound:.3g} ({noise})", bound=bound, **more)
+
+
+def forget_gap(question: Question, models: Models) -> Figure:
+    """M1: accuracy on what was unlearned, less the oracle's; below it is a signal too."""
+
+    def gap(one: Measured) -> float:
+        return one.glance.accuracy - models.oracle.glance.accuracy
+
+    accuracy, count = models.unlearned.glance.accuracy, len(question.pool)
+    low, high = (100 * end - models.oracle.glance.accuracy for end in wilson_interval(round(accuracy / 100 * count), count))
+    details = {
+        "accuracy": accuracy,
+        "oracle": models.oracle.glance.accuracy,
+        "before": models.before.glance.accuracy,
+        "chance": question.chance,
+    }
+    return _judged("M1", gap(models.unlearned), _floor(models, gap), "points from the oracle", interval=(low, high), details=details)
+
+
+def relapse(later: Later) -> Figure:
+    """M3: what came back in later events, beyond what the oracle gained by transfer; also through a freshly fitted probe."""
+    if len(later.unlearned) < 2:
+        return Figure("M3", None, NOT_RUN, "no event followed, or the next one learned it again")
+
+    def back(seen: Sequence[Glance], read: Callable[[Glance], float]) -> float:
+        pairs = zip(seen[1:], later.oracle[1:], strict=True)
+        return max((read(one) - read(seen[0])) - (read(oracle) - read(later.oracle[0])) for one, oracle in pairs)
+
+    def judged(read: Callable[[Glance], float]) -> tuple[float, float, bool]:
+        floor = max((abs(back(seen, read)) for seen in later.others), default=0.0)
+        value = back(later.unlearned, read)
+        return value, floor, value <= max(LEAST["M3"], floor)
+
+    value, floor, fine = judged(lambda one: one.accuracy)
+    details, probed = {}, True
+    if all(one.linear_probe is not None for one in (*later.unlearned, *later.oracle)):
+        probe, probe_floor, probed = judged(lambda one: one.linear_probe or 0.0)
+        details = {"probe": probe, "probe_floor": probe_floor}
+    bound = max(LEAST["M3"], floor)
+    noise = f"noise floor {floor:.3g}" if later.others else "no noise floor: one oracle only"
+    verdict = PASS if fine and probed else FAIL
+    why = f"points that came back beyond the oracle's, at most {bound:.3g} ({noise}); and by a fresh probe within its own floor"
+    return Figure("M3", max(0.0, value), verdict, why, bound=bound, details=details)
+
+
+def relearning_gap(models: Models) -> Figure:
+    """M4: accuracy while relearning, mean over its steps, less the oracle's. Slower than the oracle is no leak: M6 sees that."""
+    if not models.unlearned.relearning:
+        return Figure("M4", None, NOT_RUN, "there are too few samples that were not trained on")
+
+    def gap(one: Measured) -> float:
+        return mean(one.relearning) - mean(models.oracle.relearning)
+
+    ratio = steps_ratio(models.unlearned.relearning, models.oracle.relearning)
+    details = {"before": gap(models.before), **({} if ratio is None else {"steps_ratio": ratio})}
+    floor, unit = _floor(models, gap), "points above the oracle's curve"
+    figure = _judged("M4", gap(models.unlearned), floor, unit, two_sided=False, details=details)
+    return _attacked(figure, abs(gap(models.before)), "relearning")
+
+
+def _attacked(figure: Figure, before: float, what: str) -> Figure:
+    """INCONCLUSIVE where the attack does not tell the model before from the oracle, by no more than `before`."""
+    assert figure.bound is not None
+    if before > figure.bound:
+        return figure
+    return replace(figure, verdict=INCONCLUSIVE, why=f"{what} does not tell even the model before the request from the oracle")
+
+
+def steps_ratio(curve: Sequence[float], oracle: Sequence[float]) -> float | None:
+    """Steps to half of what the oracle relearns, over the oracle's; 0 where it is known at once, None where it is never reached."""
+    threshold = (oracle[0] + max(oracle)) / 2
+    if max(oracle) <= oracle[0]:
+        return None
+    steps, theirs = (_first(one, threshold) for one in (curve, oracle))
+    return None if steps is None or not theirs else steps / theirs
+
+
+def _first(curve: Sequence[float], threshold: float) -> int | None:
+    return next((step for step, value in zip(RELEARNING_STEPS, curve, strict=True) if value >= threshold), None)
+
+
+def membership(models: Models) -> Figure:
+    """M5: area under the ROC curve of the attack that lies farthest from the oracle's."""
+    if not models.unlearned.attack:
+        return Figure("M5", None, NOT_RUN, "there are no samples of these classes that were never trained on")
+
+    def farthest(one: Measured) -> float:
+        gaps = [one.attack[score][0] - models.oracle.attack[score][0] for score in SCORES]
+        return max(gaps, key=abs)
+
+    details = {f"auc_{score}": models.unlearned.attack[score][0] for score in SCORES}
+    details |= {f"oracle_auc_{score}": models.oracle.attack[score][0] for score in SCORES}
+    details |= {"tpr_loss": models.unlearned.attack["loss"][1], "oracle_tpr_loss": models.oracle.attack["loss"][1]}
+    details["before"] = farthest(models.before)
+    figure = _judged("M5", farthest(models.unlearned), _floor(models, farthest), "AUC from the oracle's", details=details)
+    return _attacked(figure, abs(farthest(models.before)), "the attack")
+
+
+def retrain_gap(models: Models) -> Figure:
+    """M6: KL(oracle || model) on what was unlearned and on what is retained; with Jensen-Shannon and agreement beside it."""
+
+    def divergence(read: Callable[[Measured], Sequence[Tensor]]) -> Callable[[Measured], float]:
+        def gap(one: Measured) -> float:
+            found = [kl_divergence(oracle, own) for oracle, own in zip(read(models.oracle), read(one), strict=True)]
+            return float(torch.cat(found).mean()) if found else 0.0
+
+        return gap
+
+    if not models.others:
+        why = "without an oracle of another seed there is no noise floor"
+        return Figure("M6", divergence(_pool)(models.unlearned), INCONCLUSIVE, why)
+    told: dict[str, float] = {}
+    fine = True
+    for part, read in (("forget", _pool), ("retain", _retained)):
+        gap = divergence(read)
+        floor = _floor(models, gap) or 0.0
+        fine &= gap(models.unlearned) <= max(LEAST["M6"], floor)
+        told |= {f"kl_{part}": gap(models.unlearned), f"floor_{part}": floor}
+        pairs = list(zip(read(models.oracle), read(models.unlearned), strict=True))
+        if pairs:
+            told[f"js_{part}"] = float(torch.cat([jensen_shannon(*pair) for pair in pairs]).mean())
+            told[f"agreement_{part}"] = mean(agreement(*pair) for pair in pairs)
+    why = f"nats, within the noise floor of {told['floor_forget']:.3g} on what was unlearned and {told['floor_retain']:.3g} on the rest"
+    bound = max(LEAST["M6"], told["floor_forget"])
+    return Figure("M6", told["kl_forget"], PASS if fine else FAIL, why, worst=told["kl_retain"], bound=bound, details=told)
+
+
+def _pool(one: Measured) -> Sequence[Tensor]:
+    return (one.pool,)
+
+
+def _retained(one: Measured) -> Sequence[Tensor]:
+    return one.retained
+
+
+def quantization_relapse(models: Models) -> Figure:
+    """M8: what comes back once weights are rounded to int8 or int4, less what the oracle gains."""
+
+    def gain(one: Measured, bits: int) -> float:
+        return one.quantized[bits][0] - one.glance.accuracy
+
+    def collapsed(one: Measured, bits: int) -> bool:
+        before, after = one.retained_accuracy, one.quantized[bits][1]
+        return before is not None and after is not None and before - after > COLLAPSE
+
+    usable = [bits for bits in BITS if not collapsed(models.unlearned, bits) and not collapsed(models.oracle, bits)]
+    if not usable:
+        return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
+
+    def most(one: Measured) -> float:
+        return max(gain(one, bits) - gain(models.oracle, bits) for bits in usable)
+
+    details = {f"int{bits}": gain(models.unlearned, bits) - gain(models.oracle, bits) for bits in usable}
+    return _judged("M8", most(models.unlearned), _floor(models, most), "points that come back", two_sided=False, details=details)
+
+
+def leakage(models: Models) -> Figure:
+    """M9: how far features tell what was unlearned, from the oracle (0) to the model before (1), by a linear probe."""
+    probes = [one.glance.linear_probe for one in (models.unlearned, models.oracle, models.before)]
+    if None in probes:
+        return Figure("M9", None, NOT_RUN, "the model has no features, or there is one class only to tell")
+    unlearned, oracle, before = (value or 0.0 for value in probes)
+    details = {"probe": unlearned, "oracle_probe": oracle, "before_probe": before}
+    neighbours = {"": models.unlearned.neighbours, "oracle_": models.oracle.neighbours, "before_": models.before.neighbours}
+    details |= {f"{who}neighbours": value for who, value in neighbours.items() if value is not None}
+    leak = probe_leakage(unlearned, oracle, before)
+    if leak is None:
+        why = "features of the model before tell no more than the oracle's"
+        return Figure("M9", None, INCONCLUSIVE, why, details=details)
+
+    def leaked(one: Measured) -> float:
+        return probe_leakage(one.glance.linear_probe or 0.0, oracle, before) or 0.0
+
+    figure = _judged("M9", leak, _floor(models, leaked), "of the way to the model before", two_sided=False, details=details)
+    return _attacked(figure, 1.0, "the probe")
+
+
+def geometry(question: Question, models: Models) -> Figure:
+    """M10: total variation from the oracle of the mean answer over the other classes, to inputs of what was unlearned."""
+    if not bool((~question.own).any()):
+        return Figure("M10", None, NOT_RUN, "there are no other classes among which to answer")
+
+    def leak(one: Measured) -> float:
+        return class_geometry_leak(one.pool, models.oracle.pool, question.own)
+
+    figure = _judged("M10", leak(models.unlearned), _floor(models, leak), "total variation", details={"before": leak(models.before)})
+    return _attacked(figure, leak(models.before), "the distribution over other classes")
+
+
+def is_unlearned(found: Sequence[Figure]) -> bool:
+    """Whether the word may be used: see `WORD`."""
+    verdicts = {figure.name: figure.verdict for figure in found}
+    return all(verdicts.get(name) == PASS for name in WORD)
+
+
+def as_json(found: Sequence[Figure]) -> list[Mapping[str, Any]]:
+    return [asdict(figure) for figure in sorted(found, key=lambda figure: int(figure.name[1:]))]

@@ -1,0 +1,184 @@
+"""Figures and verdicts of an audit, from made-up measurements whose answers are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_framework.stream import Unlearn
+from cl_framework.unlearning.attacks import SCORES
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
+from cl_framework.unlearning.verdicts import WORD, Later, Models, figures, is_unlearned, steps_ratio
+
+COUNT = 600
+
+
+def question(classes: int = 4, own: int = 2) -> Question:
+    columns = torch.arange(classes)
+    pool = Samples(1, torch.arange(COUNT), columns)
+    members = Samples(None, torch.arange(COUNT), columns)
+    return Question(Unlearn(1), 2, (0,), columns < own, members, pool, pool, pool, (Samples(0, torch.arange(COUNT), columns),))
+
+
+def answers(share: float, tilt: float = 1.0, classes: int = 4) -> Tensor:
+    """Log-probabilities that give the first class this much, and the others the rest, the last of them `tilt` times as much."""
+    probabilities = torch.ones(COUNT, classes, dtype=torch.float64)
+    probabilities[:, -1] = tilt
+    probabilities[:, 0] = 0
+    probabilities *= (1 - share) / probabilities.sum(1, keepdim=True)
+    probabilities[:, 0] = share
+    return probabilities.log()
+
+
+def measured(name: str, **changes: Any) -> Measured:
+    """An oracle, or what differs from it."""
+    plain: dict[str, Any] = {
+        "digest": name,
+        "glance": Glance(25.0, 60.0),
+        "retained_accuracy": 90.0,
+        "pool": answers(0.25),
+        "retained": (answers(0.9),),
+        "attack": dict.fromkeys(SCORES, (0.5, 0.01)),
+        "relearning": tuple(25.0 + step for step in RELEARNING_STEPS),
+        "neighbours": 60.0,
+        "quantized": {8: (25.0, 90.0), 4: (25.0, 88.0)},
+    }
+    return Measured(**{**plain, **changes})
+
+
+ORACLE = measured("oracle")
+OTHER = measured(
+    "other",
+    glance=Glance(26.0, 61.0),
+    pool=answers(0.3),
+    retained=(answers(0.88),),
+    relearning=tuple(26.0 + step for step in RELEARNING_STEPS),
+    attack=dict.fromkeys(SCORES, (0.51, 0.01)),
+)
+BEFORE = measured(
+    "before",
+    glance=Glance(95.0, 95.0),
+    pool=answers(0.97, tilt=3.0),
+    relearning=(95.0,) * len(RELEARNING_STEPS),
+    attack=dict.fromkeys(SCORES, (0.7, 0.2)),
+)
+QUIET = Later([Glance(25.0, 60.0)] * 3, [Glance(25.0, 60.0)] * 3, [[Glance(26.0, 61.0)] * 3])
+
+
+def judged(unlearned: Measured, later: Later = QUIET, others: bool = True, before: Measured = BEFORE) -> dict[str, Figure]:
+    found = figures(question(), Models(unlearned, before, ORACLE, [OTHER] if others else []), later)
+    return {figure.name: figure for figure in found}
+
+
+def test_a_model_like_the_oracle_passes_everything() -> None:
+    found = judged(measured("like", pool=answers(0.26)))
+    assert {name: figure.verdict for name, figure in found.items()} == dict.fromkeys(
+        ("M1", "M3", "M4", "M5", "M6", "M8", "M9", "M10"), PASS
+    )
+    assert is_unlearned([*found.values(), Figure("M11", 0.0, PASS, "")])
+
+
+def test_a_model_that_did_nothing_fails_what_matters() -> None:
+    found = judged(replace(BEFORE, digest="same"))
+    assert {name for name, figure in found.items() if figure.verdict == FAIL} == {"M1", "M4", "M5", "M6", "M9", "M10"}
+    assert found["M1"].value == 70.0 and found["M9"].value == 1.0
+    assert found["M4"].value == pytest.approx(95 - 25 - sum(RELEARNING_STEPS) / len(RELEARNING_STEPS))
+
+
+@pytest.mark.parametrize("name", WORD)
+def test_each_figure_of_the_word_is_needed(name: str) -> None:
+    good = [Figure(one, 0.0, PASS, "") for one in WORD]
+    assert is_unlearned(good)
+    assert not is_unlearned([replace(one, verdict=INCONCLUSIVE) if one.name == name else one for one in good])
+    assert not is_unlearned([one for one in good if one.name != name])
+
+
+def test_the_gap_to_the_oracle_is_two_sided() -> None:
+    for accuracy, verdict in ((27.0, PASS), (27.5, FAIL), (23.0, PASS), (22.0, FAIL)):
+        assert judged(measured("u", glance=Glance(accuracy, 60.0)))["M1"].verdict == verdict
+    interval = judged(measured("u", glance=Glance(27.0, 60.0)))["M1"].interval
+    assert interval is not None and interval[0] < 2.0 < interval[1]
+
+
+def test_the_bound_is_the_noise_floor_where_that_is_larger() -> None:
+    noisy = Models(measured("u", glance=Glance(31.0, 60.0)), BEFORE, ORACLE, [replace(OTHER, glance=Glance(18.0, 60.0))])
+    found = {figure.name: figure for figure in figures(question(), noisy, QUIET)}
+    assert (found["M1"].verdict, found["M1"].bound) == (PASS, 7.0) and "noise floor 7" in found["M1"].why
+    quiet = replace(noisy, others=[replace(OTHER, glance=Glance(20.0, 60.0))])
+    assert {figure.name: figure for figure in figures(question(), quiet, QUIET)}["M1"].verdict == FAIL
+
+
+def test_without_a_second_oracle_there_is_no_floor() -> None:
+    found = judged(measured("u"), others=False, later=replace(QUIET, others=[]))
+    assert found["M6"].verdict == INCONCLUSIVE and "no noise floor" in found["M1"].why
+
+
+def test_what_was_not_known_cannot_be_unlearned() -> None:
+    found = judged(measured("u"), before=replace(BEFORE, glance=Glance(34.0, 95.0)))
+    assert {figure.verdict for figure in found.values()} == {INVALID}
+    assert found["M1"].why == "it was not known just before: 34.0 where chance is 25.0"
+
+
+def test_a_model_that_knows_nothing_has_not_unlearned() -> None:
+    found = judged(measured("u", retained_accuracy=30.0))
+    assert {figure.verdict for figure in found.values()} == {INVALID}
+    assert "does not know what it retains: 30.0 where chance is 25.0" in found["M1"].why
+
+
+def test_an_attack_must_succeed_on_the_model_before() -> None:
+    weak = replace(BEFORE, relearning=ORACLE.relearning, attack=ORACLE.attack, glance=Glance(95.0, 60.5), pool=answers(0.25))
+    found = judged(measured("u"), before=weak)
+    assert {name for name, figure in found.items() if figure.verdict == INCONCLUSIVE} == {"M4", "M5", "M9", "M10"}
+
+
+def test_relapse_is_what_came_back_beyond_transfer() -> None:
+    back = [Glance(25.0, 60.0), Glance(45.0, 60.0), Glance(30.0, 60.0)]
+    assert judged(measured("u"), Later(back, back))["M3"].verdict == PASS  # the oracle gained as much
+    found = judged(measured("u"), replace(QUIET, unlearned=back))["M3"]
+    assert (found.value, found.verdict) == (20.0, FAIL)
+    hidden = [Glance(25.0, 60.0), Glance(25.0, 90.0), Glance(25.0, 90.0)]  # a dead head over features that came back
+    found = judged(measured("u"), replace(QUIET, unlearned=hidden))["M3"]
+    assert (found.value, found.verdict, found.details["probe"]) == (0.0, FAIL, 30.0)
+    assert judged(measured("u"), Later(back[:1], back[:1]))["M3"].verdict == NOT_RUN
+
+
+def test_relearning_more_slowly_is_no_leak() -> None:
+    slow = measured("u", relearning=(25.0,) * len(RELEARNING_STEPS))
+    assert judged(slow)["M4"].verdict == PASS and (judged(slow)["M4"].value or 0) < 0
+
+
+def test_steps_to_half_of_what_the_oracle_relearns() -> None:
+    oracle = [0.0] * 10 + [100.0] * (len(RELEARNING_STEPS) - 10)
+    sooner = [0.0] * 5 + [100.0] * (len(RELEARNING_STEPS) - 5)
+    assert steps_ratio(sooner, oracle) == 0.5
+    assert steps_ratio(oracle, oracle) == 1.0
+    assert steps_ratio([60.0] * len(oracle), oracle) == 0.0
+    assert steps_ratio([0.0] * len(oracle), oracle) is None
+    assert steps_ratio(sooner, [5.0] * len(oracle)) is None
+
+
+def test_rounding_counts_beyond_the_oracle_and_not_where_all_is_lost() -> None:
+    back = measured("u", quantized={8: (25.0, 90.0), 4: (65.0, 85.0)})
+    found = judged(back)["M8"]
+    assert (found.value, found.verdict, found.details) == (40.0, FAIL, {"int8": 0.0, "int4": 40.0})
+    lost = measured("u", quantized={8: (25.0, 90.0), 4: (65.0, 50.0)})
+    assert (judged(lost)["M8"].value, judged(lost)["M8"].verdict) == (0.0, PASS)
+    assert judged(measured("u", quantized={8: (25.0, 20.0), 4: (65.0, 50.0)}))["M8"].verdict == INVALID
+
+
+def test_the_oracles_own_weights_pass_however_weak_the_attacks() -> None:
+    weak = replace(BEFORE, relearning=ORACLE.relearning, attack=ORACLE.attack, glance=Glance(95.0, 60.0))
+    found = judged(replace(ORACLE), before=weak)
+    assert {figure.verdict for figure in found.values()} == {PASS} and found["M9"].value == 0.0
+    assert judged(replace(ORACLE, digest="another"), before=weak)["M9"].verdict == INCONCLUSIVE
+
+
+def test_without_features_or_other_classes_nothing_is_probed() -> None:
+    blind = [replace(one, glance=replace(one.glance, linear_probe=None)) for one in (measured("u"), BEFORE, ORACLE)]
+    found = {figure.name: figure for figure in figures(question(2, 2), Models(*blind), QUIET)}
+    assert found["M9"].verdict == NOT_RUN and found["M10"].verdict == NOT_RUN
