@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cl_framework.lending import lent, retained_terms
     from cl_framework.memory import Memory
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
+    from cl_framework.models.isolated import IsolatedModel
     from cl_framework.parameters import Matrix, matrices, trained_share
     from cl_framework.penalty import weighted_squares
     from cl_framework.plan import Plan
@@ -58,6 +59,7 @@ _HOMES = {
     "lending": ("lent", "retained_terms"),
     "memory": ("Memory",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
+    "models.isolated": ("IsolatedModel",),
     "plan": ("Plan",),
     "recall": ("best_interval", "decay_exponent", "first_rows", "recall_intervals", "retained"),
     "registry": ("register", "register_benchmark", "register_model"),
@@ -100,6 +102,7 @@ __all__ = [
     "Forgotten",
     "FrameworkError",
     "Gradients",
+    "IsolatedModel",
     "Learn",
     "Matrix",
     "Memory",

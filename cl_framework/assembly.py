@@ -17,7 +17,7 @@ from cl_framework.learner import Learner
 from cl_framework.rng import seeded
 from cl_framework.stack import Stack
 from cl_framework.strategy import Setting
-from cl_framework.stream import Learn, Stream
+from cl_framework.stream import Learn, Stream, Unlearn
 
 _DIGESTED = 64  # items at either end of each source that go into the digest of a given benchmark
 
@@ -96,9 +96,22 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         )
         stack.check_setting(known)
         learner = Learner(run, benchmark, model, stack, stream, device)
-    for event in stream.unlearns:
-        learner.forgotten(event)
+    _check_requests(learner)
     return learner
+
+
+def _check_requests(learner: Learner) -> None:
+    """Refuse requests for samples that do not exist, or that are all gone by then."""
+    gone = learner.deleted
+    for index, event in enumerate(learner.stream):
+        if isinstance(event, Unlearn):
+            ids = learner.forgotten(event).ids
+            if len(ids) and bool(torch.isin(ids, gone).all()):
+                raise ConfigurationError(
+                    f"stream: all samples that {event} (event {index}) names are unlearned already by then. Remove that event."
+                )
+            if event.granularity != "task":
+                gone = torch.cat([gone, ids]).unique()
 
 
 def on_device(benchmark: Benchmark, device: torch.device, room: int) -> Benchmark:

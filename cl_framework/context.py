@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model
 from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
+from cl_framework.inputs import each
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Gradients, Position, Rows, Traits
 from cl_framework.stream import Learn, TaskId, Unlearn
@@ -149,7 +151,8 @@ class SlotContext:
         event = self.position.event
         if isinstance(event, Learn):
             raise ContractError(f"strategy {self.slot!r} asks what is to be unlearned during {event}, which unlearns nothing.")
-        return self.learner.forgotten(event).ids
+        ids = self.learner.forgotten(event).ids
+        return ids[~torch.isin(ids, self.learner.deleted)]
 
     def ids_of(self, task: TaskId) -> Tensor:
         event = self.position.event
@@ -210,10 +213,15 @@ class SlotContext:
             replaced = dict(at) if isinstance(at, Mapping) else dict(zip(self.parameter_names, at, strict=True))
             return call_at(model, replaced, rows.inputs, *conditioning(model, rows))
 
-    def features(self, rows: Rows) -> Tensor:
+    def features(self, rows: Rows, *, exact: bool = False) -> Tensor:
         self.learner.cost.forward(len(rows))
-        with torch.no_grad(), evaluation_mode(self.model):
-            features, _ = run_model(self.model, self._readable(rows))
+        model, rows = self.model, self._readable(rows)
+        if exact:
+            assert rows.inputs is not None
+            model = deepcopy(model).double()
+            rows = replace(rows, inputs=each(lambda part: part.double() if part.is_floating_point() else part, rows.inputs))
+        with torch.no_grad(), evaluation_mode(model):
+            features, _ = run_model(model, rows)
         if features is None:
             raise ContractError(f"strategy {self.slot!r} asks for features, but the model has no `features` method and `head`.")
         return features

@@ -241,7 +241,7 @@ class Context(Protocol):
 
     @property
     def requested_ids(self) -> Tensor:
-        """Training sample ids that the Unlearn under way names, sorted. ContractError during a Learn."""
+        """Training sample ids that the Unlearn under way names and that are not gone yet, sorted. ContractError during a Learn."""
         ...
 
     def ids_of(self, task: TaskId) -> Tensor:
@@ -263,8 +263,11 @@ class Context(Protocol):
         """
         ...
 
-    def features(self, rows: Rows) -> Tensor:
-        """Features (B, D) in evaluation mode, without a trace."""
+    def features(self, rows: Rows, *, exact: bool = False) -> Tensor:
+        """Features (B, D) in evaluation mode, without a trace.
+
+        `exact`: in float64, where a row's features are the same to rounding whichever rows stand beside it; for sums that are taken back.
+        """
         ...
 
     def gradient(self, rows: Rows, *, evaluating: bool = False) -> Gradients:

@@ -28,6 +28,7 @@ class Traits:
     unlearning_reads: frozenset[str] = frozenset()  # to unlearn: "forget" (the data named), "memory" (samples lent by the stack), "past"
     replays: bool = False  # answers an Unlearn by `Replay`: the run keeps its state after every event
     exact: bool = False  # the state after unlearning equals that of a model which never saw the data
+    rounding: float = 0.0  # relative difference up to which it does; 0: bit for bit
     neutral: Mapping[str, Any] | None = None  # settings at which it equals plain fine-tuning bit for bit
     no_neutral: str = ""  # why there are none
     modalities: tuple[str, ...] = ("vision", "text")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from cl_framework.inputs import Inputs, each
+from cl_framework.inputs import Inputs
+from cl_framework.models.by_task import answer_of, answers_by_task
 
 CONSTANT_SCALE = 0.1  # of tensors that the target starts as a constant: biases, gains and shifts of normalisation
 
@@ -177,14 +178,8 @@ class TaskConditionedModel(nn.Module):
     def features_and_logits(self, inputs: Inputs, tasks: Tensor) -> tuple[Tensor | None, Tensor]:
         """Features (B, D), None if the target has none, and logits (B, C). Tasks on the host save a wait for the device."""
         present = torch.unique(tasks).tolist()
-        weights = self.weights_of(present)
-        if len(present) == 1:
-            return self._run(inputs, present[0], weights[0])
-        places = [(tasks == task).nonzero().flatten().to(weights.device) for task in present]
-        parts = [self._run(at(inputs, place), task, row) for task, place, row in zip(present, places, weights, strict=True)]
-        back = torch.cat(places).argsort()
-        features = [part for part, _ in parts if part is not None]
-        return torch.cat(features)[back] if features else None, torch.cat([logits for _, logits in parts])[back]
+        weights = dict(zip(present, self.weights_of(present), strict=True))
+        return answers_by_task(inputs, tasks, present, lambda rows, task: self._run(rows, task, weights[task]))
 
     def weights_of(self, tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None) -> Tensor:
         """(S, d): the weights of these tasks; with other shared parameters (those of a snapshot) if given."""
@@ -236,11 +231,6 @@ class TaskConditionedModel(nn.Module):
         return result
 
 
-def at(inputs: Inputs, places: Tensor) -> Inputs:
-    """Some rows of the inputs."""
-    return each(lambda part: part[places], inputs)
-
-
 class WithFeatures(nn.Module):
     """A model that answers with features (None if it has none) and logits of one pass."""
 
@@ -250,11 +240,7 @@ class WithFeatures(nn.Module):
         self.norms = [module for module in model.modules() if isinstance(module, _NormBase)]
 
     def forward(self, inputs: Inputs) -> tuple[Tensor | None, Tensor]:
-        extract, head = getattr(self.model, "features", None), getattr(self.model, "head", None)
-        if callable(extract) and callable(head):
-            features = extract(inputs)
-            return features, head(features)
-        return None, self.model(inputs)
+        return answer_of(self.model, inputs)
 
 
 def give_up_weights(target: nn.Module, num_tasks: int) -> None:

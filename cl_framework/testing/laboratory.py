@@ -113,12 +113,12 @@ def finish_in_pieces(experiment: Experiment, stops: Callable[[int], bool], bench
     return outcome_of(result.path), len(seen)
 
 
-def first_difference(one: Any, other: Any, where: str = "state") -> str | None:
-    """Where two nested states differ first, or None if they are equal bit for bit."""
+def first_difference(one: Any, other: Any, where: str = "state", rounding: float = 0.0) -> str | None:
+    """Where two nested states differ first, or None if they are equal: bit for bit, or to a relative difference of `rounding`."""
     if type(one) is not type(other):
         return f"{where}: {type(one).__name__} against {type(other).__name__}"
     if isinstance(one, Tensor):
-        same = one.dtype == other.dtype and one.shape == other.shape and torch.equal(one.view(-1), other.view(-1))
+        same = one.dtype == other.dtype and one.shape == other.shape and _close(one, other, rounding)
         return None if same else f"{where}: tensors of shapes {tuple(one.shape)} and {tuple(other.shape)} differ"
     if isinstance(one, Mapping):
         if one.keys() != other.keys():
@@ -130,7 +130,13 @@ def first_difference(one: Any, other: Any, where: str = "state") -> str | None:
         pairs = [(a, b, f"{where}[{index}]") for index, (a, b) in enumerate(zip(one, other, strict=True))]
     else:
         return None if one == other else f"{where}: {one!r} against {other!r}"
-    return next((found for a, b, place in pairs if (found := first_difference(a, b, place))), None)
+    return next((found for a, b, place in pairs if (found := first_difference(a, b, place, rounding))), None)
+
+
+def _close(one: Tensor, other: Tensor, rounding: float) -> bool:
+    if not rounding or not one.is_floating_point():
+        return torch.equal(one.view(-1), other.view(-1))
+    return float((one - other).norm()) <= rounding * float(other.norm())
 
 
 def assert_equal_outcomes(one: Outcome, other: Outcome, what: str, *, slot: str | None = None) -> None:

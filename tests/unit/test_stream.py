@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cl_framework.assembly import assemble
 from cl_framework.errors import ConfigurationError
 from cl_framework.stream import Event, Learn, Stream, Unlearn
+from cl_framework.testing.laboratory import experiment_of
 
 TASKS = 6
 
@@ -180,3 +183,19 @@ def test_a_changed_stream_does_not_read_back_as_the_old_one(events: tuple[Event,
     fresh = next((task for task in range(TASKS) if Learn(task) not in events), None)
     if fresh is not None:
         assert Stream.parse(f"{text} L{fresh}", TASKS).events != events
+
+
+@pytest.mark.parametrize(
+    ("stream", "event"),
+    [
+        ("L0 L1 U1:class=3 U1:class=3", r"U1:class=3 \(event 3\)"),
+        ("L0 U0:fraction=0.2@seed1 L1 U0:fraction=0.2@seed1", r"U0:fraction=0.2@seed1 \(event 3\)"),
+        ("L0 L1 U1:class=2 L1 U1:class=2", r"U1:class=2 \(event 4\)"),
+    ],
+)
+def test_what_is_gone_already_cannot_be_unlearned(stream: str, event: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"stream: all samples that {event} names are unlearned already by then. Remove that event"
+    ):
+        assemble(experiment_of({"rewind": {}}, tmp_path, stream=stream))
+    assemble(experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U1:class=3 U1:class=2 U0:fraction=0.2@seed1 U0:fraction=0.2@seed2"))

@@ -1,0 +1,73 @@
+"""Isolation: no task moves another's part, and a part that goes leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cl_framework import IsolatedModel
+from cl_framework.testing.laboratory import Outcome, experiment_of, finish, first_difference
+from strategies.isolation import Isolation
+
+ROUGH = {"name": "mlp", "hidden": [16], "dropout": 0.2, "batch_norm": True}
+
+
+def outcome(folder: Path, stream: str, strategies: dict[str, Any] | None = None, part: str = "model") -> Outcome:
+    stack = {"isolation": {"part": part}, **(strategies or {})}
+    return finish(experiment_of(stack, folder, stream=stream, scenario="task_il", model=ROUGH))
+
+
+def part_of(found: Outcome, task: int) -> dict[str, Any]:
+    return {name: value for name, value in found.weights.items() if name.startswith(f"parts.{task}.")}
+
+
+@pytest.mark.parametrize("part", ["model", "head"])
+@pytest.mark.parametrize("strategies", [{}, {"er": {"capacity": 30}}])
+def test_a_task_moves_its_own_part_alone(part: str, strategies: dict[str, Any], tmp_path: Path) -> None:
+    one, both = outcome(tmp_path / "a", "L0", strategies, part), outcome(tmp_path / "b", "L0 L1", strategies, part)
+    assert first_difference(part_of(one, 0), part_of(both, 0)) is None  # statistics of its BatchNorm layers included
+    assert first_difference(part_of(one, 1), part_of(both, 1)) is not None
+    assert first_difference(part_of(one, 2), part_of(both, 2)) is None
+
+
+@pytest.mark.parametrize("part", ["model", "head"])
+def test_what_goes_leaves_nothing_and_comes_back_as_the_first_time(part: str, tmp_path: Path) -> None:
+    never = outcome(tmp_path / "never", "L1", part=part)
+    assert first_difference(outcome(tmp_path / "gone", "L0 L1 U0", part=part).weights, never.weights) is None
+    first = outcome(tmp_path / "first", "L0 L1", part=part)
+    assert first_difference(first.weights, never.weights) is not None
+    assert first_difference(outcome(tmp_path / "again", "L0 L1 U0 L0", part=part).weights, first.weights) is None
+
+
+def test_a_frozen_body_stays_as_it_was(tmp_path: Path) -> None:
+    one, other = outcome(tmp_path / "a", "L0", part="head"), outcome(tmp_path / "b", "L0 L1 L2", part="head")
+    bodies = [{name: value for name, value in found.weights.items() if name.startswith("body.")} for found in (one, other)]
+    assert bodies[0] and first_difference(*bodies) is None
+
+
+def test_each_row_is_answered_by_its_own_part() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.zeros(1))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs + self.value
+
+    model = IsolatedModel(Constant(), 3)
+    with torch.no_grad():
+        for task, part in enumerate(model.parts):
+            part.value.fill_(10 * task)  # type: ignore[operator,union-attr]
+    rows, tasks = torch.arange(4.0).unsqueeze(1), torch.tensor([2, 0, 2, 1])
+    assert model(rows, tasks).flatten().tolist() == [20, 1, 22, 13]
+    assert model(rows[:2], torch.tensor([1, 1])).flatten().tolist() == [10, 11]
+    model.reset(2)
+    assert model(rows, tasks).flatten().tolist() == [0, 1, 2, 13]
+
+
+def test_its_claims() -> None:
+    assert Isolation.traits.exact and Isolation.traits.rounding == 0.0 and not Isolation.traits.unlearning_reads
