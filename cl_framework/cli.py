@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     part.add_argument("--tier", choices=("fast", "standard", "full"), default="standard", help="fast: from its own records")
     part.add_argument("--seeds", type=int, default=3, metavar="N", help="oracles a request (default 3)")
+    part.add_argument("--orders", type=int, default=3, metavar="N", help="orders of the events before a request, tier full (default 3)")
     part.add_argument("--again", action="store_true", help="also where an audit of this tier is there already")
     part.add_argument("--out", type=Path, metavar="FILE.csv", help="also write all figures, one row a figure")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
@@ -183,7 +184,7 @@ def audit(arguments: argparse.Namespace) -> int:
     from cl_framework.unlearning.audits import audits
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    options = (arguments.tier, arguments.seeds, arguments.again, arguments.out, arguments.into, arguments.plot)
+    options = (arguments.tier, arguments.seeds, arguments.orders, arguments.again, arguments.out, arguments.into, arguments.plot)
     for shown in audits(arguments.words, *options, tell=lambda text: print(text, file=sys.stderr)):
         console.print(shown, soft_wrap=isinstance(shown, str))
     return 0

@@ -92,10 +92,14 @@ def audit(
     tier: str = STANDARD,
     seeds: int = 3,
     overrides: Sequence[str] = (),
+    *,
+    orders: int = 3,
     benchmark: Benchmark | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Audit a finished run, write the result into it, and return it. `seeds`: how many oracles, the run's own seed first.
+    """Audit a finished run, write the result into it, and return it.
+
+    seeds: oracles a request, the run's own seed first; orders: of the events before a request, the run's own first (tier full).
 
     Raises ConfigurationError if there is nothing to audit, FrameworkError if the run gives other bits here.
     """
@@ -103,6 +107,8 @@ def audit(
         raise ConfigurationError(f"there is no tier {tier!r}; tiers: fast, {', '.join(TIERS)}.")
     if seeds < 1:
         raise ConfigurationError(f"--seeds must be 1 or more, got {seeds}.")
+    if orders < 2:
+        raise ConfigurationError(f"--orders must be 2 or more, got {orders}.")
     started = time.monotonic()
     directory, experiment = finished(path, overrides)
     with torch_as_configured(experiment):
@@ -130,11 +136,12 @@ def audit(
             for question in asked
         ],
     }
-    result["seconds"] = time.monotonic() - started
     if tier == FULL:
         from cl_framework.unlearning.orders import add_path_dependence
 
-        add_path_dependence(result, experiment, benchmark, asked, tell)
+        with torch_as_configured(experiment):
+            add_path_dependence(result, experiment, benchmark, orders, Path(experiment.run.out) / ORACLES, tell)
+    result["seconds"] = time.monotonic() - started
     write(directory, log, result, asked)
     return result
 

@@ -29,6 +29,7 @@ def audits(
     words: Sequence[str],
     tier: str,
     seeds: int,
+    orders: int,
     again: bool,
     out: Path | None,
     into: str | None,
@@ -46,7 +47,11 @@ def audits(
         if path.suffix == ".csv":
             rows += read_csv(path)
             continue
-        result = fast_result(path) if tier == FAST else _standing(path, tier, again) or audit(path, tier, seeds, overrides, tell=tell)
+        result = (
+            fast_result(path)
+            if tier == FAST
+            else _standing(path, tier, again) or audit(path, tier, seeds, overrides, orders=orders, tell=tell)
+        )
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
         yield terminal_table(*verdicts_of(result))

@@ -1,67 +1,93 @@
-"""Path dependence, figure M7: the same request after other orders of the events before it."""
+"""Path dependence, figure M7: the same request after other orders of the events before it.
+
+What an unlearner that follows gradients leaves behind depends on the path that led to the request; what retraining leaves depends on it no
+more than learning does (Yu et al. 2025, "On the Impossibility of Retrain Equivalence in Machine Unlearning").
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from typing import Any
+
+from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment
+from cl_framework.learner import Learner
 from cl_framework.rng import RandomStream
-from cl_framework.stream import Event, Stream
+from cl_framework.stream import Event, Stream, Unlearn
 from cl_framework.unlearning.fast import FAIL, PASS, Figure
 from cl_framework.unlearning.measure import Measured, Question, measure
 from cl_framework.unlearning.oracle import Oracles, live_again
 from cl_framework.unlearning.verdicts import LEAST, Models, forget_gap, leakage, relearning_gap, retrain_gap
 
-ORDERS = 3  # the run's own among them
+_TRIES = 20  # draws for each order wanted: small streams have few
+
+
+@dataclass(frozen=True)
+class Route:
+    """What one order has led to."""
+
+    stream: Stream
+    figures: Mapping[str, float | None]  # M1, M4, M6, M9
+    before: Tensor  # (N, K) probabilities on what was unlearned, just before
+    after: Tensor
+    oracle: Tensor
 
 
 def add_path_dependence(
-    result: dict[str, Any], experiment: Experiment, benchmark: Benchmark, asked: Sequence[Question], tell: Callable[[str], None]
+    result: dict[str, Any], experiment: Experiment, benchmark: Benchmark, orders: int, oracles: Path, tell: Callable[[str], None]
 ) -> None:
-    """Write M7 into each request of an audit's result, and what each order gave."""
-    for question, request in zip(asked, result["requests"], strict=True):
-        own = {figure["name"]: figure["value"] for figure in request["figures"]}
-        table = [{"stream": result["stream"], **{name: own.get(name) for name in ("M1", "M4", "M6", "M9")}}]
-        for number in range(1, ORDERS):
-            stream = shuffled(Stream.parse(result["stream"], benchmark.num_tasks), question.index, number, experiment.run.seed)
-            tell(f"{question.event} after another order: {stream}")
-            table.append({"stream": str(stream), **in_order(experiment, benchmark, stream)})
-        request["orders"] = table
-        request["figures"].append(asdict(path_dependence(table)))
+    """Write M7 into each request of an audit's result, with what each order gave; `orders` >= 2 of them, the run's own first."""
+    stream = Stream.parse(result["stream"], benchmark.num_tasks)
+    for request in result["requests"]:
+        paths = []
+        for one in distinct_orders(stream, request["event_index"], orders, experiment.run.seed):
+            tell(f"{request['event']} after {one}")
+            paths.append(in_order(experiment, benchmark, one, oracles))
+        request["orders"] = [{"stream": str(path.stream), **path.figures} for path in paths]
+        request["figures"].append(asdict(path_dependence(paths)))
         request["figures"].sort(key=lambda figure: int(figure["name"][1:]))
 
 
-def shuffled(stream: Stream, index: int, number: int, seed: int) -> Stream:
-    """The events up to the one at `index`, those before it in another order; events of one task keep theirs.
+def distinct_orders(stream: Stream, index: int, count: int, seed: int) -> list[Stream]:
+    """Up to `count` orders of the events before the one at `index`, this one included: the run's own, and others at random."""
+    found = {str(own := Stream(stream.events[: index + 1], stream.num_tasks)): own}
+    for number in range(_TRIES * count):
+        if len(found) == count:
+            break
+        drawn = shuffled(stream, index, number, seed)
+        found.setdefault(str(drawn), drawn)
+    return list(found.values())
 
-    Drawn anew for each `number`; where there is one task alone there is one order only, and it comes back.
-    """
+
+def shuffled(stream: Stream, index: int, number: int, seed: int) -> Stream:
+    """The events up to the one at `index`, those before it in a random order, in which events of one task keep theirs."""
     chains: dict[int, list[Event]] = {}
     for event in stream.events[:index]:
         chains.setdefault(event.task, []).append(event)
-    drawn = RandomStream(seed, "audit", "order", index).uniform(number, max(1, index)).tolist()
     events: list[Event] = []
-    for value in drawn[:index]:
+    for value in RandomStream(seed, "audit", "order", index).uniform(number, max(1, index)).tolist()[:index]:
         left = [task for task, chain in chains.items() for _ in chain]  # a task is drawn as often as it has events: all orders alike
         events.append(chains[left[int(value * len(left))]].pop(0))
     return Stream((*events, stream.events[index]), stream.num_tasks)
 
 
-def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream) -> Mapping[str, float | None]:
-    """M1, M4, M6 and M9 of the last event of a stream, beside its own oracle."""
+def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream, folder: Path) -> Route:
+    """The last event of a stream, beside its own oracle."""
     shown = replace(experiment, run=replace(experiment.run, stream=str(stream)))
     last = len(stream) - 1
-    oracles = Oracles(shown, benchmark, experiment.run.seed, Path(experiment.run.out) / "oracles")
     event = stream.events[last]
-    question = Question.of(oracles.learner, event, last, stream.learned_after[last])  # type: ignore[arg-type]
+    assert isinstance(event, Unlearn)
+    oracles = Oracles(shown, benchmark, experiment.run.seed, folder)
+    question = Question.of(oracles.learner, event, last, stream.learned_after[last])
     seen: dict[int, Measured] = {}
 
-    def look(index: int, learner: Any) -> None:
+    def look(index: int, learner: Learner) -> None:
         if index >= last - 1:
             seen[index] = measure(learner, question)
 
@@ -69,17 +95,26 @@ def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream) -> Ma
     oracles.after(last)
     models = Models(seen[last], seen[last - 1], measure(oracles.learner, question))
     figures = (forget_gap(question, models), relearning_gap(models), retrain_gap(models), leakage(models))
-    return {figure.name: figure.value for figure in figures}
+    answers = [one.pool.exp() for one in (models.before, models.unlearned, models.oracle)]
+    return Route(stream, {figure.name: figure.value for figure in figures}, *answers)
 
 
-def path_dependence(table: Sequence[Mapping[str, Any]]) -> Figure:
-    """M7: how far M1 moves with the order, largest less smallest; the standard deviations of all figures beside it."""
-    details: dict[str, float] = {}
+def mean_pairwise_distance(answers: Sequence[Tensor]) -> float:
+    """The mean over pairs of models of the mean squared distance of their answers (N, K) to the same N inputs; 0 for a single one."""
+    pairs = [float((one - other).square().sum(1).mean()) for one, other in combinations(answers, 2)]
+    return mean(pairs) if pairs else 0.0
+
+
+def path_dependence(paths: Sequence[Route]) -> Figure:
+    """M7: the range of M1 over the orders; beside it ranges and deviations of the others, and how far answers of different orders lie
+    apart before the request, after it, and when trained again without the data."""
+    details: dict[str, float] = {"orders": float(len(paths))}
     for name in ("M1", "M4", "M6", "M9"):
-        values = [row[name] for row in table if row[name] is not None]
+        values = [value for path in paths if (value := path.figures[name]) is not None]
         if len(values) > 1:
             details |= {f"{name}_range": max(values) - min(values), f"{name}_std": stdev(values)}
-    bound = 2 * LEAST["M1"]
-    spread = details["M1_range"]
+    for name in ("before", "after", "oracle"):
+        details[f"distance_{name}"] = mean_pairwise_distance([getattr(path, name) for path in paths])
+    bound, spread = 2 * LEAST["M1"], details.get("M1_range", 0.0)
     verdict = PASS if spread <= bound else FAIL
-    return Figure("M7", spread, verdict, f"points of M1 between orders ({len(table)}), at most {bound:g}", bound=bound, details=details)
+    return Figure("M7", spread, verdict, f"points of M1 between {len(paths)} orders, at most {bound:g}", bound=bound, details=details)

@@ -25,7 +25,7 @@ from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.fast import PASS
 from cl_framework.unlearning.measure import Question, measure
 from cl_framework.unlearning.oracle import Oracles, live_again
-from cl_framework.unlearning.orders import shuffled
+from cl_framework.unlearning.orders import distinct_orders, shuffled
 from cl_framework.unlearning.verify import verify
 
 STREAM = "L0 L1 U0 L2 U1:class=3 U2:fraction=0.3@seed5 L0"
@@ -230,6 +230,12 @@ def test_orders_keep_what_each_task_went_through() -> None:
         assert Stream.parse(str(again), 4) == again  # a stream that can be run
         seen.add(str(again))
     assert len(seen) > 10
+
+
+def test_few_events_have_few_orders() -> None:
+    assert [str(one) for one in distinct_orders(Stream.parse("L0 U0 L1", 2), 1, 3, seed=0)] == ["L0 U0"]
+    found = [str(one) for one in distinct_orders(Stream.parse("L0 L1 U1", 2), 2, 3, seed=0)]
+    assert found == ["L0 L1 U1", "L1 L0 U1"]
 
 
 @pytest.mark.slow

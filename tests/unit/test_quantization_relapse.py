@@ -1,0 +1,95 @@
+"""An update too small for the 4-bit grid unlearns in full precision and comes back when weights are rounded; the audit catches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import Context, Done, Learn, Phase, Strategy, Traits, Unlearn, register, run
+from cl_framework.testing.laboratory import experiment_of
+from cl_framework.testing.neighbours import NoOptions
+from cl_framework.unlearning.audit import audit
+from cl_framework.unlearning.fast import FAIL
+from cl_framework.unlearning.quantization import is_weight, quantized, rounded_weights
+
+INT4 = 4
+SHARE = 0.2  # of a step of the grid: the most that a weight moves
+
+
+class OnTheGrid(Strategy):
+    """Weights are rounded to int4 after every Learn, as those of a model that is served so. Unlearns by ascent within a box around them."""
+
+    Config = NoOptions
+    box = SHARE
+    traits = Traits(unlearns=frozenset({"task"}), unlearning_reads=frozenset({"forget"}), no_neutral="weights are rounded after every task")
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        if isinstance(context.position.event, Learn):
+            with torch.no_grad():
+                for parameter in context.model.parameters():
+                    parameter.copy_(quantized(parameter, INT4) if is_weight(parameter) else parameter)
+        return ()
+
+    def unlearn(self, event: Unlearn, context: Context) -> Done:
+        rows = context.read(context.requested_ids)
+        weights = [parameter for parameter in context.model.parameters() if is_weight(parameter)]
+        boxes = [self.box * weight.detach().abs().amax(1, keepdim=True) / 7 for weight in weights]
+        start = [weight.detach().clone() for weight in weights]
+        named = {id(parameter): place for place, parameter in enumerate(context.model.parameters())}
+        for parameter in context.model.parameters():
+            parameter.requires_grad_(True)
+        for _ in range(60):
+            loss = context.criterion(context.model(rows.inputs), rows).mean()
+            gradients = torch.autograd.grad(loss, list(context.model.parameters()))
+            with torch.no_grad():
+                for weight, first, box in zip(weights, start, boxes, strict=True):
+                    moved = weight + 0.1 * box * gradients[named[id(weight)]].sign()
+                    weight.copy_(torch.clamp(moved, first - box, first + box))
+        return Done()
+
+
+@register("fake_small_steps")
+class SmallSteps(OnTheGrid):
+    """Moves no weight across a step of the grid."""
+
+
+@register("fake_large_steps")
+class LargeSteps(OnTheGrid):
+    """The control: moves weights on to the next step of the grid."""
+
+    box = 0.6
+
+
+def audited(unlearner: str, folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.1}}
+    model = {"name": "mlp", "hidden": [256, 256]}
+    experiment = experiment_of({"er": {"capacity": 200}, unlearner: {}}, folder, stream="L0 L1 U1", model=model, **settings)
+    result = audit(run(experiment).path, seeds=2)
+    return {figure["name"]: figure for figure in result["requests"][0]["figures"]}
+
+
+@pytest.mark.slow
+def test_what_came_back_is_found_and_what_did_not_is_not(tmp_path: Path) -> None:
+    small = audited("fake_small_steps", tmp_path / "small")
+    assert small["M1"]["details"]["before"] > 90 and small["M1"]["details"]["accuracy"] < 60  # in full precision half of it is gone
+    assert small["M8"]["verdict"] == FAIL and small["M8"]["details"]["int4"] > 20
+    large = audited("fake_large_steps", tmp_path / "large")
+    assert large["M1"]["details"]["accuracy"] < 60 and large["M8"]["value"] == 0.0
+
+
+def test_rounding_puts_such_a_model_back_where_it_was() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(20, 8, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(quantized(torch.randn(8, 20, generator=generator), INT4))
+        known, box = model.weight.clone(), SHARE * model.weight.abs().amax(1, keepdim=True) / 7
+        model.weight.add_(box * torch.randn(8, 20, generator=generator).sign())
+        moved = model.weight.clone()
+        with rounded_weights(model, INT4):
+            scales = (model.weight.abs().amax(1) / known.abs().amax(1)).unsqueeze(1)
+            assert torch.allclose(model.weight, known * scales, atol=1e-6)
+        assert torch.equal(model.weight, moved) and not torch.equal(moved, known)
