@@ -347,7 +347,25 @@ def report(paths: Sequence[str | Path], out: Path | None = None, into: str | Non
         from cl_framework.plots import write_plots
 
         notes.extend(f"written: {path}" for path in write_plots(RunDirectory(Path(paths[0])), alone))
-    return Group(shown), notes
+    return Group(shown, *audits_below(paths, notes)), notes
+
+
+def audits_below(paths: Sequence[str | Path], notes: list[str]) -> list[RenderableType]:
+    """The verdicts of the runs that `clu audit` has measured, with their pictures; nothing where there are none."""
+    from cl_framework.unlearning.audit_report import audits_in, comparison, relearning_picture, rows_of, verdicts_of
+
+    folders = [Path(path) for path in paths if Path(path).suffix != ".csv"]
+    runs = {run: found[0] for folder in folders for run in runs_in(folder) if (found := list(audits_in(run)))}
+    if len(runs) == 1:
+        from cl_framework.plots import png
+
+        ((run, result),) = runs.items()
+        picture = RunDirectory(run).plots / "relearning.png"
+        atomic_write(picture, png(relearning_picture(result)))
+        notes.append(f"written: {picture}")
+        return ["audited beside oracles:", terminal_table(*verdicts_of(result))]
+    rows = [row for result in runs.values() for row in rows_of(result)]
+    return ["audited beside oracles:", terminal_table(*comparison(rows))] if rows else []
 
 
 def replace_block(path: Path, name: str, text: str) -> None:

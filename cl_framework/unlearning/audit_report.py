@@ -141,23 +141,30 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 
 def relearning_picture(audit: Mapping[str, Any]) -> Picture:
-    """Relearning of each request: the unlearned model, the oracle, the model before, a task never seen."""
+    """Of each request, above: relearning of the unlearned model, the oracle, the model before, a task never seen; below: accuracy in the
+    events after the request, beside the oracle's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 
-    requests = audit["requests"]
-    figure = Picture(figsize=(3.2 * len(requests), 3), layout="constrained")
+    requests, events = audit["requests"], audit["stream"].split()
+    figure = Picture(figsize=(3.2 * len(requests), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(requests), squeeze=False, sharey=True)[0]
+    rows = figure.subplots(2, len(requests), squeeze=False, sharey=True)
     styles = {"unlearned": "-", "oracle": "--", "before": ":", "never_seen": "-."}
-    for one, request in zip(axes, requests, strict=True):
+    for above, below, request in zip(*rows, requests, strict=True):
         for who, style in styles.items():
             if request["relearning"][who]:
-                one.plot(request["relearning"]["steps"], request["relearning"][who], style, label=who.replace("_", " "))
-        one.set_title(request["event"], fontsize=9)
-        one.set_xlabel("steps of relearning")
-    axes[0].set_ylabel("accuracy, percent")
-    axes[0].legend(fontsize=7)
+                above.plot(request["relearning"]["steps"], request["relearning"][who], style, label=who.replace("_", " "))
+        above.set_title(request["event"], fontsize=9)
+        above.set_xlabel("steps of relearning")
+        for who, values in request["later"].items():
+            below.plot(range(len(values)), values, styles[who], marker="o", markersize=3, label=who)
+        first = request["event_index"]
+        below.set_xticks(range(len(request["later"]["unlearned"])), events[first : first + len(request["later"]["unlearned"])], fontsize=7)
+        below.set_xlabel("after event")
+    for row in rows:
+        row[0].set_ylabel("accuracy, percent")
+        row[0].legend(fontsize=7)
     return figure
 
 

@@ -211,6 +211,16 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     assert lines[0][2].endswith("(0/1)") and "oracle of another seed" in table
 
 
+def test_a_report_shows_what_was_audited(audited: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = audited["rewind"]
+    (path / "plots" / "relearning.png").unlink(missing_ok=True)
+    assert main(["report", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "audited beside oracles:" in shown and "│M9 probe     │0 PASS" in shown and (path / "plots" / "relearning.png").exists()
+    assert main(["report", str(path.parent)]) == 0
+    assert "audited beside oracles:" in (table := capsys.readouterr().out) and "M11" in table
+
+
 def test_the_fast_tier_trains_nothing(audited: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = audited["do_nothing"]
     assert main(["audit", str(path), "--tier", "fast"]) == 0
