@@ -16,7 +16,7 @@ from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model
 from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
-from cl_framework.inputs import each
+from cl_framework.inputs import Inputs, at, each
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Gradients, Position, Rows, Traits
 from cl_framework.stream import Learn, TaskId, Unlearn
@@ -239,9 +239,10 @@ class SlotContext:
     def squared_gradients(self, rows: Rows, labels: str = "given") -> tuple[Tensor, ...]:
         model = self.model
         rows = self._readable(rows)
-        assert isinstance(rows.inputs, Tensor)
+        assert rows.inputs is not None
+        given = rows.inputs
 
-        def log_probabilities(values: tuple[Tensor, ...], inputs: Tensor, tasks: Tensor) -> Tensor:
+        def log_probabilities(values: tuple[Tensor, ...], inputs: Inputs, tasks: Tensor) -> Tensor:
             replaced = dict(zip(self.parameter_names, values, strict=True))
             one = replace(rows, inputs=inputs, task_of_row=tasks, host_tasks=None)
             logits = call_at(model, replaced, inputs, *conditioning(model, one))
@@ -253,7 +254,7 @@ class SlotContext:
             for task in tasks:
                 mine = rows.task_of_row == task
                 one_task = rows.task_of_row[mine][:1]
-                part = squared_gradients(log_probabilities, self.parameters, rows.inputs[mine], rows.targets[mine], one_task, labels)
+                part = squared_gradients(log_probabilities, self.parameters, at(given, mine), rows.targets[mine], one_task, labels)
                 totals = tuple(total + found for total, found in zip(totals, part, strict=True))
                 passes = self.num_classes if labels == "expected" else 1
                 self.learner.cost.forward(int(mine.sum()), passes)

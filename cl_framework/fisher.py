@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from cl_framework.batch import Batch
+from cl_framework.inputs import Inputs, device_of, each, parted
 from cl_framework.plan import Plan
 from cl_framework.strategy import Context, Phase
 
@@ -18,11 +19,11 @@ LABELS = ("given", "expected", "weighted")
 _LARGEST = 1 << 22  # gradient entries held at once on the host: 16 MiB in float32; more leave its cache and take three times as long
 _LARGEST_ON_DEVICE = 1 << 28  # on an accelerator: 1 GiB
 
-LogProbabilities = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]  # parameters, one input (1, ...), its task (1,) -> (1, C)
+LogProbabilities = Callable[[tuple[Tensor, ...], Inputs, Tensor], Tensor]  # parameters, one input (1, ...), its task (1,) -> (1, C)
 
 
 def squared_gradients(
-    log_probabilities: LogProbabilities, parameters: Sequence[Tensor], inputs: Tensor, targets: Tensor, task: Tensor, labels: str
+    log_probabilities: LogProbabilities, parameters: Sequence[Tensor], inputs: Inputs, targets: Tensor, task: Tensor, labels: str
 ) -> tuple[Tensor, ...]:
     """The sum over rows of (d log p(y|x) / d theta)^2, one tensor for each of `parameters`.
 
@@ -35,30 +36,31 @@ def squared_gradients(
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     held = tuple(parameter.detach() for parameter in parameters)
 
-    def of_label(values: tuple[Tensor, ...], row: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def of_label(values: tuple[Tensor, ...], row: Inputs, label: Tensor) -> tuple[Tensor, Tensor]:
         """log p(label | row), and the same as an auxiliary value."""
-        found = log_probabilities(values, row.unsqueeze(0), task)[0]
+        found = log_probabilities(values, each(lambda part: part.unsqueeze(0), row), task)[0]
         chosen = found.gather(0, label.view(1))[0]
         return chosen, chosen
 
-    def of_row(row: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+    def of_row(row: Inputs, label: Tensor) -> tuple[Tensor, ...]:
         gradients, log_p = grad(of_label, has_aux=True)(held, row, label)
         squares = tuple(gradient.square() for gradient in gradients)
         return squares if labels == "given" else tuple(log_p.exp() * square for square in squares)
 
     entries = sum(parameter.numel() for parameter in held)
-    chunk = max(1, (_LARGEST if inputs.device.type == "cpu" else _LARGEST_ON_DEVICE) // max(1, entries))
+    chunk = max(1, (_LARGEST if device_of(inputs).type == "cpu" else _LARGEST_ON_DEVICE) // max(1, entries))
     if labels != "expected":
         return _summed(of_row, inputs, targets, chunk)
-    classes = log_probabilities(held, inputs[:1], task).shape[1]
+    classes = log_probabilities(held, each(lambda part: part[:1], inputs), task).shape[1]
     parts = [_summed(of_row, inputs, torch.full_like(targets, label), chunk) for label in range(classes)]
     return tuple(torch.stack(part).sum(0) for part in zip(*parts, strict=True))
 
 
-def _summed(of_row: Callable[[Tensor, Tensor], tuple[Tensor, ...]], inputs: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, ...]:
+def _summed(of_row: Callable[[Inputs, Tensor], tuple[Tensor, ...]], inputs: Inputs, targets: Tensor, chunk: int) -> tuple[Tensor, ...]:
     """The sum of `of_row` over rows, at most `chunk` of them held at once."""
     total: tuple[Tensor, ...] | None = None
-    for some, labels in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+    chunks = targets.split(chunk)
+    for some, labels in zip(parted(inputs, [len(part) for part in chunks]), chunks, strict=True):
         part = tuple(found.sum(0) for found in vmap(of_row)(some, labels))
         total = part if total is None else tuple(one + other for one, other in zip(total, part, strict=True))
     assert total is not None

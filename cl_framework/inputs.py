@@ -17,6 +17,15 @@ def each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return function(inputs)
 
 
+def at(inputs: Inputs, places: Tensor) -> Inputs:
+    """Some rows of the inputs, by number (N,) or by a mask (B,)."""
+    return each(lambda part: part[places], inputs)
+
+
+def device_of(inputs: Inputs) -> torch.device:
+    return next(iter(inputs.values())).device if isinstance(inputs, dict) else inputs.device
+
+
 def combined(function: Callable[[Tensor, Tensor], Tensor], one: Inputs, other: Inputs) -> Inputs:
     """`function` of both tensors, or of both tensors of each name."""
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,8 +1,19 @@
 #!/usr/bin/env bash
-# From nothing to a first comparison: an environment, the package, and three runs on data that needs no download.
+# From nothing to a first comparison: an environment, the package, and runs on data that needs no download.
+# `quickstart.sh text` does the same for text; further arguments are overrides for every run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
+
+if [ "${1:-}" = text ]; then
+  shift
+  prepare_environment "[text]"
+  for method in finetune er; do
+    clu run "experiments/docstrings_$method.yaml" "$@"
+  done
+  clu report runs/docstrings_finetune runs/docstrings_er
+  exit
+fi
 prepare_environment ""
 
 for method in finetune er derpp; do

@@ -65,6 +65,7 @@ class Benchmark:
     input_shape: tuple[int, ...]  # of one model input
     scenarios: tuple[str, ...]  # the scenarios it allows; the first is its default
     modality: str = "vision"
+    vocabulary: int | None = None  # number of token ids, where items are tokens
     notes: dict[str, str] = field(default_factory=dict)  # e.g. class order, angles: shown by `clu show`
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cl_framework.inputs import Inputs, each
+from cl_framework.inputs import Inputs, at, device_of
 
 Answer = tuple[Tensor | None, Tensor]  # features (B, D), None if there are none, and logits (B, C)
 
@@ -25,14 +25,8 @@ def answers_by_task(inputs: Inputs, tasks: Tensor, present: Sequence[int], answe
     """Each row's answer by its own task: `answer` is asked once for each of the tasks that are `present` in `tasks` (B,)."""
     if len(present) == 1:
         return answer(inputs, present[0])
-    device = next(iter(inputs.values())).device if isinstance(inputs, dict) else inputs.device
-    places = [(tasks == task).nonzero().flatten().to(device) for task in present]
+    places = [(tasks == task).nonzero().flatten().to(device_of(inputs)) for task in present]
     parts = [answer(at(inputs, place), task) for task, place in zip(present, places, strict=True)]
     back = torch.cat(places).argsort()
     features = [part for part, _ in parts if part is not None]
     return torch.cat(features)[back] if features else None, torch.cat([logits for _, logits in parts])[back]
-
-
-def at(inputs: Inputs, places: Tensor) -> Inputs:
-    """Some rows of the inputs."""
-    return each(lambda part: part[places], inputs)

@@ -177,8 +177,17 @@ def test_a_heavy_import_would_be_seen() -> None:
 
 
 TRAIN = """
-import sys
-sys.modules.update(dict.fromkeys(sys.argv[2:]))   # importing one of these now fails, as where it is not installed
+import importlib.metadata as metadata, sys
+absent = sys.argv[2:]
+sys.modules.update(dict.fromkeys(absent))   # importing one of these now fails, as where it is not installed
+known = metadata.distribution
+
+def distribution(name):   # and nobody is told that it is there
+    if name in absent:
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+
+metadata.distribution = distribution
 from cl_framework import load_experiment, run
 experiment = load_experiment({
     "experiment": "absent", "benchmark": {"name": "synthetic"}, "strategies": {"er": {"capacity": 20}},

@@ -1,0 +1,147 @@
+"""Classification of texts as a stream of tasks: domains where the corpus has them, else classes divided evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.benchmarks.sources import TensorSource, divide_classes, split_by_class
+from cl_framework.benchmarks.split_images import check_limit, stratified
+from cl_framework.benchmarks.text.corpora import CORPORA, FOLDERS, Corpus
+from cl_framework.benchmarks.text.docstrings import docstrings as docstring_corpus
+from cl_framework.benchmarks.text.tokens import PAD, Tokens, encode, make_tokens
+from cl_framework.checks import check_choice, check_range
+from cl_framework.errors import ConfigurationError
+from cl_framework.inputs import Inputs
+from cl_framework.registry import register_benchmark
+from cl_framework.rng import RandomStream
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    tasks: int | None = None  # number of tasks; default: the corpus's domains, else ten
+    classes_per_task: int | None = None  # instead of `tasks`; the last task takes what is left
+    class_order: tuple[int, ...] | None = None  # default: 0, 1, 2, ...
+    length: int = 32  # tokens a text at most, >= 2; longer texts are cut
+    tokenizer: str = "bpe"  # bpe (trained on the first task of the class order), bytes, the path of a tokenizer.json, or package:NAME
+    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    train_limit: int | None = None  # training texts in all, stratified; default: all
+
+    def __post_init__(self) -> None:
+        check_range("length", self.length, low=2)
+        check_range("vocabulary", self.vocabulary, low=300)
+        check_limit(self.train_limit)
+
+
+@dataclass(frozen=True)
+class CorpusOptions(TextOptions):
+    folder: str | None = None  # of the corpus; default: in data.root
+
+
+@dataclass(frozen=True)
+class NamedCorpusOptions(CorpusOptions):
+    corpus: str = "clinc150"  # clinc150, banking77, hwu64, trec or news20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("corpus", self.corpus, tuple(CORPORA))
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Rows of token ids as a model reads them: ids and which of them are text. Views drop tokens at random."""
+
+    dropped: float = 0.15  # share of tokens that a strong view leaves out
+    random: bool = False
+
+    def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
+        assert isinstance(items, Tensor)
+        ids = items.long()
+        return {"input_ids": ids, "attention_mask": ids != PAD}
+
+    def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
+        """Some tokens after the first are not attended to."""
+        assert isinstance(items, Tensor)
+        ids = items.long()
+        kept = torch.rand(ids.shape, generator=generator).to(ids.device) >= self.dropped
+        kept[:, 0] = True
+        return {"input_ids": ids, "attention_mask": (ids != PAD) & kept}
+
+
+@register_benchmark("docstrings", TextOptions)
+def docstrings(options: TextOptions, context: BenchmarkContext) -> Benchmark:
+    """Paragraphs of docstrings by module, two modules a task: text that comes with the packages installed."""
+    return classification("docstrings", docstring_corpus(), options, context, "the packages installed")
+
+
+@register_benchmark("text_classification", NamedCorpusOptions)
+def text_classification(options: NamedCorpusOptions, context: BenchmarkContext) -> Benchmark:
+    """Intents, questions, news: clinc150 (ten domains), banking77, hwu64, trec, news20, from their published files."""
+    name = options.corpus
+    folder = Path(options.folder).expanduser() if options.folder else context.root / FOLDERS.get(name, name)
+    return classification(name, CORPORA[name](folder), options, context, str(folder))
+
+
+def classification(name: str, corpus: Corpus, options: TextOptions, context: BenchmarkContext, where: str) -> Benchmark:
+    """A benchmark of a corpus; `where` it lies, for what is wrong in it."""
+    labels = corpus.labels
+    classes = _divided(corpus, labels, options)
+    number = {label: place for place, label in enumerate(labels)}
+    parts = {}
+    for split, pairs in (("train", corpus.train), ("test", corpus.test)):
+        numbers = []
+        for row, (text, label) in enumerate(pairs):
+            if not text.strip():
+                raise ConfigurationError(f"{where}: text {row} of the {split} split is empty. Remove it.")
+            if label not in number:
+                raise ConfigurationError(f"{where}: text {row} of the {split} split has label {label!r}, which no training text has.")
+            numbers.append(number[label])
+        parts[split] = [text for text, _ in pairs], torch.tensor(numbers)
+    first = set(classes[0])
+    texts, targets = parts["train"]
+    shown_first = [text for text, label in zip(texts, targets.tolist(), strict=True) if label in first]
+    tokens = make_tokens(options.tokenizer, options.vocabulary, shown_first)
+    train, train_cut = _source(tokens, *parts["train"], options.length)
+    test, test_cut = _source(tokens, *parts["test"], options.length)
+    notes = {"classes": " | ".join(", ".join(labels[label] for label in held) for held in classes)}
+    cut = f"{train_cut} training and {test_cut} test texts are longer than {options.length}"
+    notes["tokens"] = f"{options.tokenizer}, {tokens.size} ids; {cut}"
+    if options.train_limit is not None:
+        generator = RandomStream("train_limit", name, context.seed).generator()
+        train = train.select(stratified(train.targets, options.train_limit, generator))
+        notes["train_limit"] = f"{len(train):,} training texts in all, stratified, seed {context.seed}"
+    return Benchmark(
+        name=name,
+        num_classes=len(labels),
+        classes=tuple(classes),
+        train=split_by_class(train, classes),
+        test=split_by_class(test, classes),
+        transform=TokenInputs(),
+        input_shape=(options.length,),
+        scenarios=("class_il", "task_il"),
+        modality="text",
+        notes=notes,
+        vocabulary=tokens.size,
+    )
+
+
+def _divided(corpus: Corpus, labels: Sequence[str], options: TextOptions) -> list[tuple[int, ...]]:
+    """By domain, where the corpus has them and nothing else is asked for."""
+    asked = options.tasks is not None or options.classes_per_task is not None or options.class_order is not None
+    if corpus.groups and not asked:
+        number = {label: place for place, label in enumerate(labels)}
+        return [tuple(number[label] for label in held) for held in corpus.groups.values()]
+    tasks = options.tasks
+    if tasks is None and options.classes_per_task is None:
+        tasks = min(10, len(labels))
+    return divide_classes(len(labels), tasks, options.classes_per_task, options.class_order)
+
+
+def _source(tokens: Tokens, texts: Sequence[str], targets: Tensor, length: int) -> tuple[TensorSource, int]:
+    encoded = encode(tokens, texts, length)
+    return TensorSource(encoded.ids, targets), encoded.cut

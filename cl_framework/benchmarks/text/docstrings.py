@@ -1,0 +1,73 @@
+"""An embedded corpus: paragraphs of docstrings of packages that this one needs, labelled by module. No download, no import of them.
+
+What there is differs from version to version, so its figures are no results: it is for first runs and tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from cl_framework.benchmarks.text.corpora import Corpus
+from cl_framework.errors import ConfigurationError
+
+MODULES = (
+    "scipy.stats",
+    "matplotlib.axes",
+    "sklearn.linear_model",
+    "torch.nn",
+    "scipy.optimize",
+    "numpy.polynomial",
+    "scipy.signal",
+    "sklearn.metrics",
+    "scipy.sparse",
+    "networkx.algorithms",
+)
+TRAIN, TEST = 300, 60  # paragraphs of a module, at most
+_SHORTEST = 60  # characters of a paragraph
+
+
+def docstrings() -> Corpus:
+    """Paragraphs by module, two modules a task; all of one object are in the same split, since they resemble one another."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    seen: dict[str, str] = {}
+    for module in MODULES:
+        train: list[str] = []
+        test: list[str] = []
+        for name, paragraph in _paragraphs(module):
+            if seen.setdefault(paragraph, module) != module or paragraph in train or paragraph in test:
+                continue
+            split, most = (test, TEST) if hashlib.sha256(name.encode()).digest()[0] % 5 == 0 else (train, TRAIN)
+            if len(split) < most:
+                split.append(paragraph)
+            if len(train) == TRAIN and len(test) == TEST:
+                break
+        found[module] = train, test
+    pairs = list(zip(MODULES[::2], MODULES[1::2], strict=True))
+    return Corpus(
+        [(text, module) for module in MODULES for text in found[module][0]],
+        [(text, module) for module in MODULES for text in found[module][1]],
+        {" and ".join(pair): pair for pair in pairs},
+    )
+
+
+def _paragraphs(module: str) -> Iterator[tuple[str, str]]:
+    """(object, paragraph) of all docstrings below a module's folder, read from the source."""
+    package, _, below = module.partition(".")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(f"benchmark docstrings reads the sources of {package}, which is not installed: pip install {package}.")
+    for path in sorted((Path(spec.origin).parent / below).rglob("*.py")):
+        if {"tests", "test"} & set(path.parts):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                name = f"{path.name}:{getattr(node, 'name', '')}"
+                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                    words = " ".join(paragraph.split())
+                    if len(words) >= _SHORTEST and not words.startswith(">>>"):
+                        yield name, words

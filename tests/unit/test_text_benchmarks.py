@@ -1,0 +1,211 @@
+"""Corpora from made-up files in their published formats, tokens, and the streams made of them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_framework.assembly import make_benchmark
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.text.corpora import CORPORA, news20, trec
+from cl_framework.benchmarks.text.docstrings import MODULES, TEST, TRAIN, docstrings
+from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, Loaded, Trained, encode, folder_of, make_tokens
+from cl_framework.cli import main
+from cl_framework.config import load_experiment
+from cl_framework.errors import ConfigurationError
+
+DOMAINS = {"banking": ["balance", "pay_bill"], "travel": ["book_flight", "visa"], "home": ["play_music", "lights"]}
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def write_clinc(folder: Path, data: dict[str, Any] | None = None, packed: bool = False) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        data = {
+            split: [[f"please {label} number {n}", label] for labels in DOMAINS.values() for label in labels for n in range(count)]
+            for split, count in (("train", 6), ("test", 2))
+        }
+        data["oos_train"] = [["what is the meaning of life", "oos"]]
+    text = json.dumps(data).encode()
+    if packed:
+        (folder / "data_full.json.gz").write_bytes(gzip.compress(text))
+    else:
+        (folder / "data_full.json").write_bytes(text)
+    (folder / "domains.json").write_text(json.dumps(DOMAINS))
+    return folder
+
+
+def benchmark_of(root: Path, name: str = "text_classification", **options: Any) -> Benchmark:
+    return make_benchmark(load_experiment({"benchmark": {"name": name, **options}, "data": {"root": str(root)}}))
+
+
+# --- tokens ---
+
+
+def test_bytes_are_what_they_are() -> None:
+    assert Bytes().ids(["aé", ""]) == [[START, 99, 197, 171], [START]]
+
+
+def test_trained_tokens_know_every_text_and_nothing_but_the_texts_decides() -> None:
+    texts = ["the cat sat on the mat", "the cat ate the rat"] * 5
+    one, other = Trained.on(texts, 300), Trained.on(texts, 300)
+    assert one.size <= 300 and one.ids(texts) == other.ids(texts)
+    assert all(row[0] == START and min(row[1:]) >= 2 for row in one.ids(["völlig neu: 漢字"]))
+    assert len(one.ids(["the cat"])[0]) < len(one.ids(["xqz vkw"])[0])  # what was frequent is one token
+    assert Trained.on(["something else entirely"] * 5, 300).ids(texts) != one.ids(texts)
+
+
+def test_rows_are_filled_up_and_cut() -> None:
+    encoded = encode(Bytes(), ["abc", "abcdefgh", ""], 5)
+    assert encoded.ids.tolist() == [[1, 99, 100, 101, PAD], [1, 99, 100, 101, 102], [1, PAD, PAD, PAD, PAD]]
+    assert encoded.cut == 1 and encoded.ids.dtype == torch.int32
+
+
+def test_a_tokenizer_is_loaded_from_its_file(tmp_path: Path) -> None:
+    trained = Trained.on(["one two three"] * 3, 290)
+    trained._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for place in (tmp_path, tmp_path / "tokenizer.json"):
+        assert Loaded(place).ids(["one two"]) == [[one - 2 for one in trained.ids(["one two"])[0][1:]]]
+    (tmp_path / "tokenizer.json").write_text("{")
+    for name, text in (
+        (tmp_path, "cannot be read"),
+        (tmp_path / "nowhere", "there is no .*nowhere. Name a folder that holds tokenizer.json"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            make_tokens(str(name), 300, [])
+    with pytest.raises(ConfigurationError, match=r"there is no installed package 'no_such_package'. Install it, or name a folder"):
+        folder_of("package:no_such_package")
+
+
+# --- corpora ---
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_clinc_is_a_stream_of_domains(packed: bool, tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150", packed=packed)
+    benchmark = benchmark_of(tmp_path, length=8, vocabulary=300)
+    assert benchmark.modality == "text" and benchmark.num_classes == 6 and benchmark.input_shape == (8,)
+    assert benchmark.classes == ((0, 1), (2, 3), (4, 5))
+    assert [len(source) for source in benchmark.train] == [12, 12, 12] and [len(source) for source in benchmark.test] == [4, 4, 4]
+    assert benchmark.notes["classes"] == "balance, pay_bill | book_flight, visa | play_music, lights"
+    assert benchmark.vocabulary is not None and int(benchmark.train[2].read(torch.arange(12)).max()) < benchmark.vocabulary  # type: ignore[union-attr]
+    again = benchmark_of(tmp_path, length=8, vocabulary=300, classes_per_task=4, class_order=[5, 4, 3, 2, 1, 0])
+    assert again.classes == ((5, 4, 3, 2), (1, 0))
+
+
+def test_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "banking77").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "banking77" / f"{split}.csv").write_text('text,category\n"a card, please",card\nwhere is it,lost\n')
+        folder = tmp_path / "intents_hwu64_snips_atis" / "HWU64" / split
+        folder.mkdir(parents=True)
+        (folder / "seq.in").write_text("wake me up\nplay a song\n")
+        (folder / "label").write_text("alarm\nmusic\n")
+    assert CORPORA["banking77"](tmp_path / "banking77").train == [("a card, please", "card"), ("where is it", "lost")]
+    assert CORPORA["hwu64"](tmp_path / "intents_hwu64_snips_atis").test == [("wake me up", "alarm"), ("play a song", "music")]
+    with zipfile.ZipFile(tmp_path / "qc.zip", "w") as archive:
+        for split in ("train", "test"):
+            archive.writestr(f"qc/{split}.txt", "DESC:manner How did it \xe9 ?\nNUM:date When ?\n".encode("latin-1"))
+    assert trec(tmp_path).train == [("How did it é ?", "DESC"), ("When ?", "NUM")]
+    with tarfile.open(tmp_path / "20_newsgroups.tar.xz", "w:xz") as file:
+        for number in range(10):
+            message = f"From: x\nNewsgroups: sci.space\n\nbody {number}\n".encode()
+            member = tarfile.TarInfo(f"20_newsgroups/sci.space/{number}")
+            member.size = len(message)
+            file.addfile(member, io.BytesIO(message))
+    found = news20(tmp_path)
+    assert len(found.train) == 8 and len(found.test) == 2 and found.train[0] == ("body 1", "sci.space")  # no header names the group
+
+
+def test_the_embedded_corpus() -> None:
+    corpus = docstrings()
+    assert corpus.labels == MODULES and len(corpus.groups) == 5
+    for split, most in ((corpus.train, TRAIN), (corpus.test, TEST)):
+        counts = [sum(label == module for _, label in split) for module in MODULES]
+        assert max(counts) <= most and min(counts) >= most // 3
+    assert not {text for text, _ in corpus.train} & {text for text, _ in corpus.test}
+    assert docstrings() == corpus
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda folder: (folder / "data_full.json").unlink(), "data_full.json does not exist. Set data.root"),
+        (lambda folder: (folder / "data_full.json").write_text("{"), "data_full.json is no valid JSON"),
+        (lambda folder: (folder / "data_full.json").write_bytes(b'{"a":\n"\xff"}'), "is not written in utf-8: byte 7 in line 2."),
+        (
+            lambda folder: write_clinc(folder, {"train": [["hi", "oos"]], "test": []}),
+            "row 0 of 'train' is no \\[text, intent of domains.json\\]",
+        ),
+        (lambda folder: write_clinc(folder, {"test": []}), "has no list 'train'"),
+        (lambda folder: write_clinc(folder, {"train": [["  ", "visa"]], "test": []}), "text 0 of the train split is empty. Remove it."),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(change: Any, text: str, tmp_path: Path) -> None:
+    change(write_clinc(tmp_path / "clinc150"))
+    with pytest.raises(ConfigurationError, match=text):
+        benchmark_of(tmp_path)
+
+
+def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "banking77").mkdir()
+    (tmp_path / "banking77" / "train.csv").write_text("text,kind\na,b\n")
+    with pytest.raises(ConfigurationError, match=r"train.csv has no column 'category'; it has text, kind"):
+        benchmark_of(tmp_path, corpus="banking77")
+    (tmp_path / "banking77" / "train.csv").write_text("text,category\na,b\nc,d\n")
+    (tmp_path / "banking77" / "test.csv").write_text("text,category\na,z\n")
+    with pytest.raises(ConfigurationError, match="text 0 of the test split has label 'z', which no training text has"):
+        benchmark_of(tmp_path, corpus="banking77")
+
+
+def test_inputs_and_views(tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150")
+    benchmark = benchmark_of(tmp_path, length=8, vocabulary=300)
+    items, _, _ = benchmark.read(benchmark.ids_of(0))
+    inputs = benchmark.transform(items, None)
+    assert isinstance(inputs, dict) and isinstance(items, Tensor) and inputs["input_ids"].dtype == torch.int64
+    assert torch.equal(inputs["attention_mask"], items != PAD)
+    strong = benchmark.transform.strong(items, torch.Generator().manual_seed(1))  # type: ignore[attr-defined]
+    assert torch.equal(strong["input_ids"], inputs["input_ids"]) and bool(strong["attention_mask"][:, 0].all())
+    fewer = int(strong["attention_mask"].sum()) / int(inputs["attention_mask"].sum())
+    assert 0.7 < fewer < 0.98
+
+
+def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text("benchmark: {name: text_classification}\nmodel: {name: encoder}\n")
+    for override, text in (
+        ("benchmark.corpus=imdb", "benchmark.corpus"),
+        ("benchmark.length=1", "benchmark.length"),
+        ("model.width=30", "model.width=30 is no multiple of heads=4"),
+    ):
+        assert main(["run", str(path), override, f"out={tmp_path}", f"data.root={tmp_path}"]) == 2
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the published files do not lie beside the checkout")
+@pytest.mark.parametrize(
+    ("corpus", "tasks", "classes", "train", "test"),
+    [
+        ("clinc150", 10, 150, 15000, 4500),
+        ("banking77", 10, 77, 10003, 3080),
+        ("hwu64", 10, 64, 8954, 1076),
+        ("trec", 6, 6, 5452, 500),
+        ("news20", 10, 20, None, None),
+    ],
+)
+def test_the_published_files(corpus: str, tasks: int, classes: int, train: int | None, test: int | None) -> None:
+    benchmark = benchmark_of(SHARED, corpus=corpus, tokenizer="bytes")
+    assert (benchmark.num_tasks, benchmark.num_classes) == (tasks, classes)
+    counts = [sum(map(len, sources)) for sources in (benchmark.train, benchmark.test)]
+    assert counts == [train, test] if train is not None else sum(counts) > 19000

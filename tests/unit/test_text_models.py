@@ -1,0 +1,122 @@
+"""Encoders of text, and every strategy on a stream of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import load_experiment, run
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.errors import ConfigurationError
+from cl_framework.models.text import TextEncoder
+from cl_framework.unlearning.audit import audit
+from tests.unit.test_text_benchmarks import write_clinc
+
+TINY = {"name": "encoder", "width": 16, "layers": 1, "heads": 2}
+
+
+def experiment(folder: Path, strategies: dict[str, Any], **settings: Any) -> Any:
+    if not (folder / "clinc150").exists():
+        write_clinc(folder / "clinc150")
+    base: dict[str, Any] = {
+        "benchmark": {"name": "text_classification", "length": 10, "tokenizer": "bytes"},
+        "model": TINY,
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "data": {"root": str(folder)},
+        "batch_size": 4,
+        "strategies": strategies,
+        "out": str(folder / "runs"),
+        "threads": 1,
+        "stream": "L0 L1",
+    }
+    return load_experiment({**base, **settings})
+
+
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    benchmark = make_benchmark(experiment(tmp_path, {}))
+    model = assemble(experiment(tmp_path, {})).model.eval()
+    assert isinstance(model, TextEncoder)
+    inputs = benchmark.transform(benchmark.read(benchmark.ids_of(0))[0], None)
+    assert isinstance(inputs, dict)
+    short = {name: value[:, :7] for name, value in inputs.items()}
+    short["attention_mask"] = short["attention_mask"].clone()
+    short["attention_mask"][:, 5:] = False
+    longer = {name: value.clone() for name, value in inputs.items()}
+    longer["attention_mask"][:, 5:] = False
+    longer["input_ids"][:, 5:] = 77  # what is not attended to does not count
+    with torch.no_grad():
+        assert torch.allclose(model.features(short), model.features(longer), atol=1e-6)
+        assert not torch.allclose(model.features(inputs), model.features(longer), atol=1e-3)
+
+
+STACKS: dict[str, dict[str, Any]] = {
+    "der": {"der": {"capacity": 8}},
+    "derpp": {"derpp": {"capacity": 8}},
+    "er_ace": {"er_ace": {"capacity": 8}},
+    "mir": {"mir": {"capacity": 8}},
+    "agem": {"agem": {"capacity": 8}},
+    "gdumb": {"gdumb": {"capacity": 8, "epochs": 2, "cutmix": 0.0}},
+    "icarl": {"icarl": {"capacity": 8}},
+    "lwf": {"lwf": {}},
+    "ewc": {"ewc": {}},
+    "si": {"si": {}},
+    "refresh": {"refresh": {}, "er": {"capacity": 8}},
+    "view_batch": {"view_batch": {"views": 2}, "er": {"capacity": 8}},
+    "power_law": {"power_law": {}},
+    "half": {"half": {}, "er": {"capacity": 8}},
+    "joint": {"joint": {}},
+    "cumulative": {"cumulative": {}},
+}
+UNLEARNERS = ("rewind", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "reset_head", "noise", "do_nothing", "finetune_retain")
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_strategies_learn_texts(name: str, tmp_path: Path) -> None:
+    result = run(experiment(tmp_path, STACKS[name]))
+    assert result.status == "done" and result.summary is not None and result.summary["average_accuracy"] >= 0
+
+
+@pytest.mark.parametrize("name", UNLEARNERS)
+def test_strategies_unlearn_texts(name: str, tmp_path: Path) -> None:
+    result = run(experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, stream="L0 L1 U0 L2"))
+    assert result.summary is not None and [entry["event"] for entry in result.summary["unlearning"]] == ["U0"]
+
+
+def test_parts_and_heads_of_texts(tmp_path: Path) -> None:
+    for name, settings in (("analytic", {}), ("isolation", {"scenario": "task_il"})):
+        assert run(experiment(tmp_path, {name: {}}, stream="L0 L1 U0 L2", **settings)).status == "done"
+
+
+def test_a_stream_of_texts_is_audited_as_any_other(tmp_path: Path) -> None:
+    result = audit(run(experiment(tmp_path, {"er": {"capacity": 8}, "rewind": {}}, stream="L0 L1 U0 L2", epochs=6)).path, seeds=1)
+    figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}
+    assert figures["M1"]["value"] == 0.0 and figures["M4"]["value"] == 0.0
+
+
+def test_a_model_and_a_benchmark_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="benchmark 'synthetic' has no tokens: an encoder of text needs a benchmark of text"):
+        assemble(experiment(tmp_path, {}, benchmark={"name": "synthetic"}))
+
+
+def test_a_pretrained_encoder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=258, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "model")
+    model = {"name": "pretrained_encoder", "source": str(tmp_path / "model")}
+    for frozen in (False, True):
+        learner = assemble(experiment(tmp_path, {}, model={**model, "frozen": frozen}))
+        trained = [name for name, parameter in learner.model.named_parameters() if parameter.requires_grad]
+        assert (trained == ["head.weight", "head.bias"]) == frozen
+    assert run(experiment(tmp_path, {"er": {"capacity": 8}}, model=model)).status == "done"
+    longer = {"name": "text_classification", "length": 13, "tokenizer": "bytes"}
+    with pytest.raises(ConfigurationError, match=r"benchmark.length=13 is longer than the 12 tokens that"):
+        assemble(experiment(tmp_path, {}, model=model, benchmark=longer))
+    with pytest.raises(ConfigurationError, match=r"the benchmark's tokenizer has .* token ids, but .* knows 258. Set benchmark.tokenizer="):
+        assemble(experiment(tmp_path, {}, model=model, benchmark={**longer, "length": 10, "tokenizer": "bpe", "vocabulary": 300}))
+    with pytest.raises(ConfigurationError, match=r"model.source=no/such-model cannot be loaded"):
+        assemble(experiment(tmp_path, {}, model={**model, "source": "no/such-model"}))
