@@ -43,12 +43,14 @@ class Part:
 
 
 def parts_of(learner: Learner, tasks: Sequence[TaskId]) -> list[Part]:
-    """Each task as a whole; and where the stream unlearns classes of it, these and what is left of it."""
+    """Each task as a whole; and where the stream unlearns classes of it, these and what is left, of each request and of all so far."""
     parts = []
     for task in tasks:
         targets = learner.benchmark.test[task].targets
         parts.append(Part(task, "test", None, len(targets)))
-        for classes in dict.fromkeys(event.classes for event in learner.stream.unlearns if event.task == task and event.classes):
+        requests = [event.classes for event in learner.stream.unlearns if event.task == task and event.classes]
+        so_far = [gone[task] for gone in learner.stream.classes_gone if task in gone]
+        for classes in dict.fromkeys([*requests, *so_far]):
             mask = torch.zeros(learner.benchmark.num_classes, dtype=torch.bool)
             mask[list(classes)] = True
             for sign, chosen in (("=", mask), ("!=", ~mask)):

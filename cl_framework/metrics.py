@@ -20,13 +20,32 @@ Matrix = list[list[float | None]]
 BASELINE = -1  # event_index of the untrained model's rows
 
 
-def accuracy_matrix(rows: Sequence[Mapping[str, Any]], scenario: str, num_events: int, num_tasks: int) -> Matrix:
-    """a[n][t] of one scenario: a row an event, a column a task."""
+def accuracy_matrix(
+    rows: Sequence[Mapping[str, Any]], scenario: str, num_events: int, num_tasks: int, gone: Sequence[Mapping[TaskId, Sequence[int]]] = ()
+) -> Matrix:
+    """a[n][t] of one scenario: a row an event, a column a task.
+
+    `gone` names for each event the classes of a task that were unlearned: they are no part of what is measured there.
+    """
     matrix: Matrix = [[None] * num_tasks for _ in range(num_events)]
     for row in _accuracies(rows, scenario):
         if row["event_index"] != BASELINE:
             matrix[row["event_index"]][row["eval_task"]] = row["value"]
+    left = {(row["event_index"], row["eval_task"], row["split"]): row["value"] for row in _accuracies(rows, scenario, "test:class!=")}
+    for index, classes in enumerate(gone):
+        for task, labels in classes.items():
+            key = (index, task, f"test:class!={','.join(map(str, labels))}")
+            if key in left:
+                matrix[index][task] = left[key]
     return matrix
+
+
+def matrices(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int) -> tuple[Matrix, Matrix]:
+    """Accuracy after each event of a stream on the classes that are live then; and on those that are live at its end, for what was lost."""
+    gone = stream.classes_gone
+    count = len(stream)
+    then = accuracy_matrix(rows, scenario, count, num_tasks, gone)
+    return then, accuracy_matrix(rows, scenario, count, num_tasks, [gone[-1]] * count)
 
 
 def baseline(rows: Sequence[Mapping[str, Any]], scenario: str, num_tasks: int) -> list[float | None]:
@@ -38,8 +57,10 @@ def baseline(rows: Sequence[Mapping[str, Any]], scenario: str, num_tasks: int) -
     return values
 
 
-def _accuracies(rows: Sequence[Mapping[str, Any]], scenario: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["metric"] == "accuracy" and row["scenario"] == scenario and row["split"] == "test"]
+def _accuracies(rows: Sequence[Mapping[str, Any]], scenario: str, part: str = "") -> list[Mapping[str, Any]]:
+    """Of the whole test split, or of the parts of it whose name begins with `part`."""
+    mine = [row for row in rows if row["metric"] == "accuracy" and row["scenario"] == scenario]
+    return [row for row in mine if (row["split"].startswith(part) if part else row["split"] == "test")]
 
 
 def average_accuracy(row: Sequence[float | None], live: Sequence[TaskId]) -> float | None:
@@ -147,7 +168,7 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
     tasks = 1 + max(row["eval_task"] for row in records)
     stream = Stream.parse(" ".join(row["event"] for row in events), None)
     scenario = run_scenario(config, records)
-    matrix = accuracy_matrix(records, scenario, len(stream), tasks)
+    matrix, at_the_end = matrices(records, scenario, stream, tasks)
     live = stream.learned_after[-1]
     summary: dict[str, Any] = {
         "experiment": config["experiment"],
@@ -160,13 +181,13 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "strategies": list(config["strategies"]),
         "average_accuracy": average_accuracy(matrix[-1], live),
         "average_anytime_accuracy": average_anytime_accuracy(matrix, stream),
-        "forgetting": forgetting(matrix, stream),
-        "bwt": bwt(matrix, stream),
+        "forgetting": forgetting(at_the_end, stream),
+        "bwt": bwt(at_the_end, stream),
         "fwt": fwt(matrix, baseline(records, scenario, tasks), stream),
         "accuracy_matrix": matrix,
     }
     if scenario == "class_il" and _accuracies(records, "task_il"):
-        by_task = accuracy_matrix(records, "task_il", len(stream), tasks)
+        by_task, _ = matrices(records, "task_il", stream, tasks)
         summary["average_accuracy_task_il"] = average_accuracy(by_task[-1], live)
         summary["accuracy_matrix_task_il"] = by_task
     elif scenario == "task_il":

@@ -158,6 +158,17 @@ class Stream:
                 kept = [learn for learn in kept if learn.task != event.task]
         return Stream((*kept, *self.events[index + 1 :]), self.num_tasks), len(kept)
 
+    @cached_property
+    def classes_gone(self) -> tuple[dict[TaskId, tuple[int, ...]], ...]:
+        """For each event, the classes of each task that were unlearned one by one up to there; they stay gone for good."""
+        gone: dict[TaskId, tuple[int, ...]] = {}
+        history = []
+        for event in self.events:
+            if isinstance(event, Unlearn) and event.classes:
+                gone[event.task] = tuple(sorted({*gone.get(event.task, ()), *event.classes}))
+            history.append(dict(gone))
+        return tuple(history)
+
     @property
     def unlearns(self) -> tuple[Unlearn, ...]:
         return tuple(event for event in self.events if isinstance(event, Unlearn))

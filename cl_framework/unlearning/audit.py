@@ -15,11 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment, load_experiment
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.learner import Learner
+from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.runner import torch_as_configured
 from cl_framework.stream import Learn, Stream, Unlearn
@@ -28,7 +31,7 @@ from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS, Figure, artefacts,
 from cl_framework.unlearning.fast import Measured as Recorded
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
-from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_unlearned
+from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_known, is_unlearned
 
 STANDARD, FULL = "standard", "full"
 TIERS = (STANDARD, FULL)
@@ -44,6 +47,8 @@ class Seen:
     later: list[Glance] = field(default_factory=list)
     trained: Trained | None = None
     never_seen: tuple[float, ...] = ()
+    put_back: float | None = None  # accuracy on the pool with the embedding of the task that was let go, where there is one
+    embedding: Tensor | None = None  # of the task just before the request
 
 
 class Watch:
@@ -59,10 +64,12 @@ class Watch:
             mine = self.seen[question.index]
             if index == question.index - 1:
                 mine.before = measure(learner, question)
+                mine.embedding = embedding_of(learner, question)
             elif index == question.index:
                 mine.after = measure(learner, question)
                 mine.later.append(self._again(learner, question, mine.after))
                 mine.never_seen = self._never_seen(learner, question)
+                mine.put_back = put_back(learner, question, mine.embedding)
             elif self.open(question, index):
                 mine.later.append(glance(learner, question))
 
@@ -85,6 +92,21 @@ class Watch:
         known = {event.task for event in self.stream.events[: question.index + 1]}
         fresh = [task for task in range(learner.benchmark.num_tasks) if task not in known]
         return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, question.live)) if fresh else ()
+
+
+def embedding_of(learner: Learner, question: Question) -> Tensor | None:
+    """A copy of what a hypernetwork knows a task by."""
+    model = learner.model
+    return model.embeddings[question.event.task].detach().clone() if isinstance(model, TaskConditionedModel) else None
+
+
+def put_back(learner: Learner, question: Question, embedding: Tensor | None) -> float | None:
+    """Accuracy with the old embedding of the task in its place: what is hidden behind another one comes back."""
+    if embedding is None or question.event.granularity != "task":
+        return None
+    assert isinstance(learner.model, TaskConditionedModel)
+    with learner.model.with_embedding(question.event.task, embedding):
+        return glance(learner, question).accuracy
 
 
 def audit(
@@ -202,7 +224,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     assert oracle is not None
     models = Models(own.after, own.before, oracle, rest)
     later = Later(own.later, first.later, [one.later for one in others])
-    mine = figures(question, models, later)
+    mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     mine += [spill_of(directory, learner, question), shadow(directory, question), efficiency(directory, question, first.trained)]
     row = {
         "event_index": question.index,
@@ -233,7 +255,14 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     return row
 
 
-# --- figures that the run's own files give ---
+def with_put_back(figure: Figure, accuracy: float | None, question: Question) -> Figure:
+    """M1 must hold with the old embedding put back as well: a key that was thrown away unlearns nothing."""
+    if figure.name != "M1" or accuracy is None:
+        return figure
+    details = {**figure.details, "old_embedding_put_back": accuracy}
+    if figure.verdict != PASS or not is_known(accuracy, question):
+        return replace(figure, details=details)
+    return replace(figure, verdict=FAIL, why=f"with its old embedding put back it is at {accuracy:.1f} percent", details=details)
 
 
 def spill_of(directory: RunDirectory, learner: Learner, question: Question) -> Figure:

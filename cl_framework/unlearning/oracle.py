@@ -23,12 +23,16 @@ from cl_framework.digests import digest_of
 from cl_framework.errors import FrameworkError
 from cl_framework.history import History, key_of
 from cl_framework.learner import Learner
-from cl_framework.records import append_rows, read_rows
+from cl_framework.records import append_rows, atomic_write, read_rows
 from cl_framework.strategy import Traits
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.walk import Walk
 
 _COSTS = "costs.jsonl"
+_MARK = "CONTAINS_DATA.txt"
+_MARKED = (
+    "Models for comparison. They know what was retained when they were made, and what may have been unlearned since: delete this folder.\n"
+)
 
 
 # --- the run itself ---
@@ -82,6 +86,7 @@ class Oracles:
         kept = replace(learning, run=replace(learning.run, stream="")).fingerprint
         self.history = History(folder / f"{kept[:16]}-s{experiment.run.seed}-o{seed}")
         self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
+        atomic_write(folder / _MARK, _MARKED)
 
     def after(self, index: int) -> Trained:
         """Put `learner` into the state of the oracle of the event `index`; trains what is not kept yet."""

@@ -80,15 +80,20 @@ def _identical(figure: Figure) -> Figure:
 
 def void(question: Question, models: Models) -> str:
     """Why nothing can be said: what was to be unlearned was not known, or the model knows nothing of what it retains."""
-    known, chance, count = models.before.glance.accuracy, question.chance, len(question.pool)
-    error = 100 * (known / 100 * (1 - known / 100) / count) ** 0.5
-    if known < chance + max(KNOWN, 3 * error):
+    known, chance = models.before.glance.accuracy, question.chance
+    if not is_known(known, question):
         return f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
     retained = models.unlearned.retained_accuracy
     chances = [samples.chance for samples in question.retained]
     if retained is not None and retained < mean(chances) + KNOWN:
         return f"the model does not know what it retains: {retained:.1f} where chance is {mean(chances):.1f}"
     return ""
+
+
+def is_known(accuracy: float, question: Question) -> bool:
+    """Whether an accuracy in percent on the pool is well above chance: by `KNOWN` points, and by three standard errors."""
+    error = 100 * (accuracy / 100 * (1 - accuracy / 100) / len(question.pool)) ** 0.5
+    return accuracy >= question.chance + max(KNOWN, 3 * error)
 
 
 def _floor(models: Models, figure: Callable[[Measured], float]) -> float | None:

@@ -178,7 +178,8 @@ def test_doing_nothing_is_found_out(audited: dict[str, tuple[Path, dict[str, Any
 def test_both_shared_their_oracles(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     path, result = audited["do_nothing"]
     assert result["oracle_seeds"] == [0, 1]
-    folders = sorted(one.name for one in (path.parent.parent / "oracles").iterdir())
+    folders = sorted(one.name for one in (path.parent.parent / "oracles").glob("*/"))
+    assert "delete this folder" in (path.parent.parent / "oracles" / "CONTAINS_DATA.txt").read_text()
     assert len(folders) == 2 and {name[-6:] for name in folders} == {"-s0-o0", "-s0-o1"}
 
 
@@ -209,6 +210,19 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| task | er, ")]
     assert [(line[1], line[2]) for line in lines] == [("er, do_nothing", lines[0][2]), ("er, rewind", "0.00 (1/1)")]
     assert lines[0][2].endswith("(0/1)") and "oracle of another seed" in table
+
+
+def test_a_key_that_was_thrown_away_unlearns_nothing(tmp_path: Path) -> None:
+    """UnCLe with the published rate hides a task behind its new embedding; with the defaults the old one, put back, brings nothing back."""
+    found = {}
+    for name, options in (("weak", {"unlearning_lr": 0.0005, "gamma": 0.001}), ("strong", {})):
+        strategies = {"hypernetwork": {"chunk_size": 500, "hidden": [32], "embedding": 8, "chunk_embedding": 8, **options}}
+        settings: dict[str, Any] = {"benchmark": IMAGES, "epochs": 8, "batch_size": 32, "optimizer": {"name": "adam", "lr": 0.003}}
+        experiment = experiment_of(strategies, tmp_path / name, stream="L0 L1 U0", scenario="task_il", **settings)
+        (request,) = audit(run(experiment).path, seeds=2)["requests"]
+        found[name] = next(figure for figure in request["figures"] if figure["name"] == "M1")
+    assert found["weak"]["details"]["old_embedding_put_back"] > 90 and found["weak"]["verdict"] == "FAIL"
+    assert found["strong"]["details"]["old_embedding_put_back"] < 75
 
 
 def test_a_report_shows_what_was_audited(audited: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]) -> None:

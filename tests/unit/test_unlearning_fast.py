@@ -173,3 +173,34 @@ def test_artefacts_are_those_of_the_deletion_record() -> None:
     assert (artefacts({"contains": [], "canaries": {"searched": 3}}).verdict) == PASS
     found = artefacts({"contains": ["memory.er", "ckpt/a.pt"], "canaries": {"searched": 3}})
     assert (found.value, found.verdict) == (2.0, FAIL)
+
+
+def test_averages_count_the_classes_that_are_left(tmp_path: Path) -> None:
+    outcome = finish(experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U1:class=2 U0:class=1 L2", epochs=3))
+    records = [json.loads(line) for line in (outcome.path / "records.jsonl").read_text().splitlines()]
+
+    def recorded(index: int, task: int, split: str) -> float:
+        mine = [row["value"] for row in records if (row["event_index"], row["eval_task"], row["split"]) == (index, task, split)]
+        return mine[0]  # the run's own scenario comes first
+
+    matrix = outcome.summary["accuracy_matrix"]
+    assert matrix[1][1] == recorded(1, 1, "test") and matrix[2][1] == recorded(2, 1, "test:class!=2")
+    assert matrix[2][0] == recorded(2, 0, "test") and matrix[3][0] == recorded(3, 0, "test:class!=1")
+    assert matrix[4][1] == recorded(4, 1, "test:class!=2") != recorded(4, 1, "test")
+    assert outcome.summary["average_accuracy"] == pytest.approx(sum(matrix[4]) / 3)
+    lost = [max(recorded(index, 0, "test:class!=1") for index in range(5)) - matrix[4][0]]
+    lost.append(max(recorded(index, 1, "test:class!=2") for index in range(1, 5)) - matrix[4][1])
+    assert outcome.summary["forgetting"] == pytest.approx(sum(lost) / 2)
+
+
+def test_classes_of_several_requests_are_gone_together(tmp_path: Path) -> None:
+    benchmark = {"name": "synthetic", "tasks": 2, "classes_per_task": 3, "train_per_class": 18, "test_per_class": 20, "seed": 0}
+    outcome = finish(experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U0:class=1 U0:class=0", benchmark=benchmark))
+    splits = {json.loads(line)["split"] for line in (outcome.path / "records.jsonl").read_text().splitlines()}
+    assert {"test:class=1", "test:class!=1", "test:class=0", "test:class!=0", "test:class=0,1", "test:class!=0,1"} <= splits
+    row = [
+        json.loads(line)["value"]
+        for line in (outcome.path / "records.jsonl").read_text().splitlines()
+        if '"event_index": 3, ' in line and '"test:class!=0,1"' in line and '"class_il", "metric": "accuracy"' in line
+    ]
+    assert outcome.summary["accuracy_matrix"][3][0] == row[0]
