@@ -248,7 +248,7 @@ def _probe(learner: Learner, question: Question) -> tuple[float | None, float | 
     """A linear probe and nearest neighbours, from the second third of what is probed to its last."""
     features, labels = answers(learner, question.probed)[0], question.probed.targets(learner)
     train, test = (slice(first, None, 3) for first in (1, 2))
-    if features is None or len(labels[train].unique()) < 2 or not len(labels[test]):
+    if features is None or not bool(features.isfinite().all()) or len(labels[train].unique()) < 2 or not len(labels[test]):
         return None, None
     parts = (features[train], labels[train], features[test], labels[test])
     return linear_probe(*parts), nearest_neighbours(*parts)

@@ -8,6 +8,7 @@ INCONCLUSIVE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
@@ -33,6 +34,7 @@ LEAST = {
     "M9": 0.1,  # of the way from the oracle to the model before
     "M10": 0.05,  # total variation
 }
+_EQUAL = 1e-6  # log-probabilities that differ by less are the same but for rounding
 WORD = ("M1", "M3", "M4", "M6", "M9", "M11")  # all must PASS for the word "unlearned"
 
 
@@ -66,20 +68,29 @@ def figures(question: Question, models: Models, later: Later) -> list[Figure]:
         leakage(models),
         geometry(question, models),
     ]
-    if models.unlearned.digest == models.oracle.digest:
+    if identical(models.unlearned, models.oracle):
         made = [one if one.verdict == NOT_RUN else _identical(one) for one in made]
     made.append(relapse(later))
     reason = void(question, models)
     return [replace(one, verdict=INVALID, why=reason) if reason and one.verdict != NOT_RUN else one for one in made]
 
 
+def identical(one: Measured, oracle: Measured) -> bool:
+    """Whether weights and statistics are the oracle's bit for bit, and so are all answers to rounding: a strategy may answer in the model's
+    place, from a state of its own."""
+    answers = zip((one.pool, *one.retained), (oracle.pool, *oracle.retained), strict=True)
+    return one.digest == oracle.digest and all(torch.allclose(mine, theirs, rtol=0, atol=_EQUAL) for mine, theirs in answers)
+
+
 def _identical(figure: Figure) -> Figure:
-    """Weights that are the oracle's own hide nothing, however weak the attack."""
-    return replace(figure, value=figure.value or 0.0, verdict=PASS, why="weights and statistics are the oracle's, bit for bit")
+    """A model that is the oracle hides nothing, however weak the attack."""
+    return replace(figure, value=figure.value or 0.0, verdict=PASS, why="weights and answers are the oracle's")
 
 
 def void(question: Question, models: Models) -> str:
     """Why nothing can be said: what was to be unlearned was not known, or the model knows nothing of what it retains."""
+    if not bool(models.unlearned.pool.isfinite().all()):
+        return "the model has diverged: its answers are not numbers"
     known, chance = models.before.glance.accuracy, question.chance
     if not is_known(known, question):
         return f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
@@ -301,4 +312,15 @@ def is_unlearned(found: Sequence[Figure]) -> bool:
 
 
 def as_json(found: Sequence[Figure]) -> list[Mapping[str, Any]]:
-    return [asdict(figure) for figure in sorted(found, key=lambda figure: int(figure.name[1:]))]
+    """In order; what is no number (of a model that has diverged) is left out, since JSON has no name for it."""
+    return [asdict(_finite(figure)) for figure in sorted(found, key=lambda figure: int(figure.name[1:]))]
+
+
+def _finite(figure: Figure) -> Figure:
+    def number(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    details = {name: value for name, value in figure.details.items() if math.isfinite(value)}
+    interval = figure.interval if figure.interval is not None and all(map(math.isfinite, figure.interval)) else None
+    changes = {name: number(getattr(figure, name)) for name in ("value", "worst", "bound")}
+    return replace(figure, details=details, interval=interval, **changes)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from cl_framework.stream import Unlearn
 from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
-from cl_framework.unlearning.verdicts import WORD, Later, Models, figures, is_unlearned, steps_ratio
+from cl_framework.unlearning.verdicts import WORD, Later, Models, as_json, figures, identical, is_unlearned, steps_ratio
 
 COUNT = 600
 
@@ -130,6 +131,17 @@ def test_a_model_that_knows_nothing_has_not_unlearned() -> None:
     assert "does not know what it retains: 30.0 where chance is 25.0" in found["M1"].why
 
 
+def test_a_model_that_diverged_has_not_unlearned() -> None:
+    broken = measured(
+        "u", pool=torch.full((COUNT, 4), float("nan"), dtype=torch.float64), relearning=(float("nan"),) * len(RELEARNING_STEPS)
+    )
+    models = Models(broken, BEFORE, ORACLE, [OTHER])
+    found = figures(question(), models, QUIET)
+    assert {figure.verdict for figure in found} == {INVALID} and "has diverged: its answers are not numbers" in found[0].why
+    json.dumps(as_json(found), allow_nan=False)
+    assert next(row for row in as_json(found) if row["name"] == "M4")["value"] is None
+
+
 def test_an_attack_must_succeed_on_the_model_before() -> None:
     weak = replace(BEFORE, relearning=ORACLE.relearning, attack=ORACLE.attack, glance=Glance(95.0, 60.5), pool=answers(0.25))
     found = judged(measured("u"), before=weak)
@@ -176,6 +188,12 @@ def test_the_oracles_own_weights_pass_however_weak_the_attacks() -> None:
     found = judged(replace(ORACLE), before=weak)
     assert {figure.verdict for figure in found.values()} == {PASS} and found["M9"].value == 0.0
     assert judged(replace(ORACLE, digest="another"), before=weak)["M9"].verdict == INCONCLUSIVE
+
+
+def test_equal_weights_prove_nothing_where_somebody_else_answers() -> None:
+    found = judged(replace(BEFORE, digest="oracle"))  # frozen weights under a head that still knows
+    assert found["M1"].verdict == found["M6"].verdict == FAIL
+    assert not identical(replace(ORACLE, retained=(answers(0.8),)), ORACLE) and identical(replace(ORACLE), ORACLE)
 
 
 def test_without_features_or_other_classes_nothing_is_probed() -> None:
