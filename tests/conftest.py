@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # How fast a machine draws examples is no finding about the code.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub: no test may ask it
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
