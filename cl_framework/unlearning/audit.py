@@ -54,22 +54,24 @@ class Seen:
 class Watch:
     """Asks each request's questions where a walk stands, whether the run's own or an oracle's."""
 
-    def __init__(self, questions: Sequence[Question], stream: Stream) -> None:
+    def __init__(self, questions: Sequence[Question], stream: Stream, *, of_run: bool) -> None:
         self.questions = questions
+        self.of_run = of_run  # and not of an oracle, of which less is asked
         self.stream = stream
         self.seen = {question.index: Seen() for question in questions}
 
     def at(self, index: int, learner: Learner) -> None:
         for question in self.questions:
             mine = self.seen[question.index]
-            if index == question.index - 1:
+            if index == question.index - 1 and self.of_run:
                 mine.before = measure(learner, question)
                 mine.embedding = embedding_of(learner, question)
             elif index == question.index:
                 mine.after = measure(learner, question)
                 mine.later.append(self._again(learner, question, mine.after))
-                mine.never_seen = self._never_seen(learner, question)
-                mine.put_back = put_back(learner, question, mine.embedding)
+                if self.of_run:
+                    mine.never_seen = self._never_seen(learner, question)
+                    mine.put_back = put_back(learner, question, mine.embedding)
             elif self.open(question, index):
                 mine.later.append(glance(learner, question))
 
@@ -145,7 +147,7 @@ def audit(
             if isinstance(event, Unlearn)
         ]
         tell(f"living through {directory.path} again: {len(stream)} events")
-        own = Watch(asked, stream)
+        own = Watch(asked, stream, of_run=True)
         live_again(experiment, benchmark, states, own.at)
         watched = [oracle_watch(experiment, benchmark, asked, stream, experiment.run.seed + number, tell) for number in range(seeds)]
     result = {
@@ -188,7 +190,7 @@ def oracle_watch(
 ) -> Watch:
     """The same questions to the oracles under one seed."""
     oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES)
-    watch = Watch([replace(question) for question in asked], stream)
+    watch = Watch(asked, stream, of_run=False)
     trained = 0
     for index in range(len(stream)):
         if not any(watch.open(question, index) for question in asked):
@@ -216,13 +218,10 @@ def identity(directory: RunDirectory, experiment: Experiment, learner: Learner) 
 
 def entry(directory: RunDirectory, learner: Learner, question: Question, own: Seen, oracles: Sequence[Seen]) -> Row:
     """One request with its figures, those of an oracle of another seed in its place, and the curves behind them."""
-    assert own.before is not None and own.after is not None
     first, *others = oracles
-    found = [one.after for one in oracles]
-    assert all(one is not None for one in found)
-    oracle, rest = found[0], [one for one in found[1:] if one is not None]
-    assert oracle is not None
-    models = Models(own.after, own.before, oracle, rest)
+    oracle, rest = after(first), [after(one) for one in others]
+    assert own.before is not None
+    models = Models(after(own), own.before, oracle, rest)
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     mine += [spill_of(directory, learner, question), shadow(directory, question), efficiency(directory, question, first.trained)]
@@ -236,23 +235,27 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
         "figures": as_json(mine),
         "relearning": {
             "steps": list(RELEARNING_STEPS),
-            "unlearned": list(own.after.relearning),
+            "unlearned": list(models.unlearned.relearning),
             "oracle": list(oracle.relearning),
-            "before": list(own.before.relearning),
+            "before": list(models.before.relearning),
             "never_seen": list(own.never_seen),
         },
         "later": {"unlearned": [one.accuracy for one in own.later], "oracle": [one.accuracy for one in first.later]},
         "retained": {
-            "unlearned": own.after.retained_accuracy,
+            "unlearned": models.unlearned.retained_accuracy,
             "oracle": oracle.retained_accuracy,
-            "before": own.before.retained_accuracy,
+            "before": models.before.retained_accuracy,
         },
     }
-    if rest:
-        row["oracle_figures"] = as_json(
-            figures(question, replace(models, unlearned=rest[0]), Later(others[0].later, first.later, later.others))
-        )
+    if rest:  # the first of them in the place of the unlearned model: what two models that never saw the data differ by
+        elsewhere = figures(question, replace(models, unlearned=rest[0]), replace(later, unlearned=others[0].later))
+        row["oracle_figures"] = as_json(elsewhere)
     return row
+
+
+def after(seen: Seen) -> Measured:
+    assert seen.after is not None
+    return seen.after
 
 
 def with_put_back(figure: Figure, accuracy: float | None, question: Question) -> Figure:

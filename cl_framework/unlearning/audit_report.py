@@ -43,19 +43,20 @@ COLUMNS = (*_IDENTITY, *_REQUEST, "model", "unlearned", *_FIGURE, "details")
 
 
 def rows_of(audit: Mapping[str, Any]) -> list[Row]:
-    """An audit's figures, and those of an oracle of another seed in its place."""
+    """An audit's figures, and those of an oracle of another seed in its place; details, to five digits, of the former alone."""
     rows = []
     for request in audit["requests"]:
         for model, key in ((UNLEARNED, "figures"), (ORACLE, "oracle_figures")):
             for figure in request.get(key, ()):
                 row = {key: audit[key] for key in _IDENTITY} | {key: request[key] for key in _REQUEST}
-                row |= {"model": model, "unlearned": model == ORACLE or request["unlearned"], "details": figure["details"]}
+                details = {name: float(f"{value:.5g}") for name, value in figure["details"].items()} if model == UNLEARNED else {}
+                row |= {"model": model, "unlearned": model == ORACLE or request["unlearned"], "details": details}
                 rows.append(row | {key: figure[key] for key in _FIGURE})
     return rows
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, without rounding; `read_csv` gives them back."""
+    """Rows as CSV; `read_csv` gives them back."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
