@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cl_framework.cli import main
 from cl_framework.report import report
 
 ROOT = Path(__file__).parents[2]
@@ -102,18 +103,36 @@ def test_every_file_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["digits", "seq_mnist", "perm_mnist"])
+@pytest.mark.parametrize("name", ["digits", "seq_mnist", "perm_mnist", "unlearn_perm_mnist"])
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
     report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{name}")
     assert copy.read_text() == README.read_text()
-    copy.write_text(README.read_text().replace("| 0, 1, 2, 3, 4 |", "| 0, 1 |"))
+    empty = re.sub(rf"(<!-- table: {name} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL)
+    copy.write_text(empty)
     report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{name}")
-    assert "| 0, 1, 2, 3, 4 |" in copy.read_text()  # the control: an edited table is written anew
+    assert copy.read_text() == README.read_text() != empty  # the control: a table that is gone is written anew
+
+
+@pytest.mark.parametrize("name", ["audit_fashion_mnist", "audit_perm_mnist"])
+def test_tables_of_audits_are_made_from_the_committed_rows(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    empty = re.sub(rf"(<!-- table: {name} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL)
+    copy.write_text(empty)
+    assert main(["audit", str(ROOT / "experiments" / "results" / f"{name}.csv"), "--into", f"{copy}#{name}"]) == 0
+    assert copy.read_text() == README.read_text() != empty
 
 
 def test_tables_stand_between_markers() -> None:
     """`clu report` and `clu reproduce` write them; a marker that is lost would leave a table stale."""
     found = re.findall(r"^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$", README.read_text(), re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in found] == ["digits", "papers", "seq_mnist", "perm_mnist"]
+    assert [name for name, _ in found] == [
+        "digits",
+        "papers",
+        "seq_mnist",
+        "perm_mnist",
+        "unlearn_perm_mnist",
+        "audit_perm_mnist",
+        "audit_fashion_mnist",
+    ]
