@@ -78,7 +78,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
     stream = Stream.parse(run.stream, benchmark.num_tasks)
     if not len(stream):
         raise ConfigurationError(f"the stream is empty: benchmark {benchmark.name!r} has no tasks.")
-    stack.check(stream, run.scenario, benchmark.modality, blurry=run.blurry > 0)
+    stack.check(stream, run.scenario, benchmark.modality, benchmark.objective, blurry=run.blurry > 0)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         benchmark = on_device(benchmark, device, free // 2)
@@ -86,6 +86,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         model = experiment.model.builder(experiment.model.options, benchmark)
         known = replace(
             setting_of(run, stack, stream),
+            objective=benchmark.objective,
             num_classes=benchmark.num_classes,
             classes_shown=classes_shown(benchmark, stream, run.blurry),
             num_tasks=benchmark.num_tasks,

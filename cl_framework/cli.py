@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FrameworkError as error:
         print(f"clu: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # who read has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere, without a complaint at exit
+        return 0
     except KeyboardInterrupt:
         print("clu: interrupted.", file=sys.stderr)
         return 1

@@ -12,34 +12,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cl_framework.calls import run_model, untouched
 from cl_framework.cost import Cost
+from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
 from cl_framework.inputs import concatenated
 from cl_framework.strategy import Batch, Context, Draw, Gradients, Rows, Strategy, Term
 
 TASK = "task"  # the name of the mean loss of the stream's rows
-
-
-class Criterion:
-    """The classification loss under a scenario: cross-entropy, masked to the classes of a row's task in task-incremental runs."""
-
-    def __init__(self, class_mask: Tensor | None) -> None:
-        self.class_mask = class_mask  # (T, C) bool, or None for no masking
-
-    def masked(self, logits: Tensor, tasks: Tensor) -> Tensor:
-        """Logits (B, C) with the classes of other tasks at -inf, where the scenario masks."""
-        if self.class_mask is None:
-            return logits
-        return logits.masked_fill(~self.class_mask[tasks], float("-inf"))
-
-    def mean(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
-        return functional.cross_entropy(self.masked(logits, tasks), targets)
-
-    def rows(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
-        return functional.cross_entropy(self.masked(logits, tasks), targets, reduction="none")
 
 
 class LazyPass:

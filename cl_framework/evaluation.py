@@ -1,4 +1,5 @@
-"""Accuracy on the held-out split of tasks. Changes nothing: weights, statistics, mode and random streams stay as they were."""
+"""Accuracy on the held-out split of tasks, and in language modelling the loss. Changes nothing: weights, statistics, mode and random
+streams stay as they were."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Source
 from cl_framework.calls import evaluation_mode, run_model
+from cl_framework.criterion import asked, place_losses, right
 from cl_framework.inputs import each
 from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.strategy import Rows
@@ -23,9 +25,10 @@ class Accuracy:
     task: TaskId
     scenario: str
     correct: int
-    count: int
+    count: int  # answers asked: one a sample, or one a token
     split: str = "test"  # or the part of it that holds some classes
     chance: float = 0.0  # percent of right answers of one who picks among the candidates
+    loss: float | None = None  # mean over the places that ask, in nats; in language modelling alone
 
     @property
     def percent(self) -> float:
@@ -39,7 +42,7 @@ class Part:
     task: TaskId
     split: str
     classes: Tensor | None  # (C,) bool; None: all
-    count: int  # samples
+    count: int  # answers asked
 
 
 def parts_of(learner: Learner, tasks: Sequence[TaskId]) -> list[Part]:
@@ -47,7 +50,7 @@ def parts_of(learner: Learner, tasks: Sequence[TaskId]) -> list[Part]:
     parts = []
     for task in tasks:
         targets = learner.benchmark.test[task].targets
-        parts.append(Part(task, "test", None, len(targets)))
+        parts.append(Part(task, "test", None, int(asked(targets, learner.benchmark.whole_rows).sum())))
         requests = [event.classes for event in learner.stream.unlearns if event.task == task and event.classes]
         so_far = [gone[task] for gone in learner.stream.classes_gone if task in gone]
         for classes in dict.fromkeys([*requests, *so_far]):
@@ -66,8 +69,13 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
     Class-incremental candidates for task t are the classes of `live` tasks and of t; task-incremental ones those of t alone.
     """
     scenarios, parts = reported_scenarios(learner), parts_of(learner, tasks)
-    masks = {task: [candidates(learner, scenario, task, live).to(learner.device) for scenario in scenarios] for task in tasks}
+    masks = {task: [candidates(learner, scenario, task, live) for scenario in scenarios] for task in tasks}
+    chances = {task: [100.0 / int(mask.sum()) for mask in own] for task, own in masks.items()}
+    # Where all classes are candidates there is nothing to mask: of a language model's logits it would make a copy.
+    excluded = {task: [None if bool(mask.all()) else ~mask.to(learner.device) for mask in own] for task, own in masks.items()}
     counts = torch.zeros(len(parts), len(scenarios), dtype=torch.int64, device=learner.device)
+    losses = torch.zeros(learner.benchmark.num_tasks, dtype=torch.float64, device=learner.device)
+    models_language = learner.benchmark.objective == "language_modelling"
     predict = learner.stack.predictor
     with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
         for task in tasks:
@@ -76,16 +84,20 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
                 features, scores = run_model(learner.model, rows)
                 if predict is not None:
                     scores = predict(features, scores, rows)
-                for column, mask in enumerate(masks[task]):
-                    hits = scores.masked_fill(~mask, float("-inf")).argmax(1) == rows.targets
+                if models_language:
+                    losses[task] += place_losses(scores, rows.targets).sum()
+                for column, mask in enumerate(excluded[task]):
+                    chosen = scores if mask is None else scores.masked_fill(mask, float("-inf"))
+                    hits = right(chosen, rows.targets, learner.benchmark.whole_rows)
                     for place, classes in mine:
                         counts[place, column] += (hits if classes is None else hits & classes[rows.targets]).sum()
-    table = counts.tolist()  # the only wait for the device
-    return [
-        Accuracy(part.task, scenario, table[place][column], part.count, part.split, 100.0 / int(masks[part.task][column].sum()))
-        for place, part in enumerate(parts)
-        for column, scenario in enumerate(scenarios)
-    ]
+    table, sums = counts.tolist(), losses.tolist()  # the only waits for the device
+
+    def found(place: int, part: Part, column: int) -> Accuracy:
+        loss = sums[part.task] / int(asked(learner.benchmark.test[part.task].targets).sum()) if models_language else None
+        return Accuracy(part.task, scenarios[column], table[place][column], part.count, part.split, chances[part.task][column], loss)
+
+    return [found(place, part, column) for place, part in enumerate(parts) for column in range(len(scenarios))]
 
 
 def reported_scenarios(learner: Learner) -> tuple[str, ...]:
@@ -117,7 +129,7 @@ def _batches(learner: Learner, source: Source, task: TaskId) -> Iterator[Rows]:
         moved = each(lambda part: part.to(learner.device), items)
         targets = source.targets[rows].to(learner.device)
         # Test samples have no training id: -1 is nobody's.
-        ids = torch.full_like(targets, -1)
+        ids = torch.full((len(rows),), -1, device=learner.device)
         inputs = learner.benchmark.transform(moved, None)
         tasks = torch.full((len(rows),), task)
         yield Rows(moved, targets, ids, tasks.to(learner.device), inputs, tasks_readable=readable, host_tasks=tasks)

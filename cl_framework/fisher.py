@@ -11,15 +11,19 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from cl_framework.batch import Batch
+from cl_framework.criterion import asked
+from cl_framework.errors import ConfigurationError
 from cl_framework.inputs import Inputs, device_of, each, parted
 from cl_framework.plan import Plan
 from cl_framework.strategy import Context, Phase
+from cl_framework.traits import Setting
 
 LABELS = ("given", "expected", "weighted")
 _LARGEST = 1 << 22  # gradient entries held at once on the host: 16 MiB in float32; more leave its cache and take three times as long
 _LARGEST_ON_DEVICE = 1 << 28  # on an accelerator: 1 GiB
 
-LogProbabilities = Callable[[tuple[Tensor, ...], Inputs, Tensor], Tensor]  # parameters, one input (1, ...), its task (1,) -> (1, C)
+# Of parameters, one input (1, ...) and its task (1,): (1, C) or (1, C, L).
+LogProbabilities = Callable[[tuple[Tensor, ...], Inputs, Tensor], Tensor]
 
 
 def squared_gradients(
@@ -27,19 +31,22 @@ def squared_gradients(
 ) -> tuple[Tensor, ...]:
     """The sum over rows of (d log p(y|x) / d theta)^2, one tensor for each of `parameters`.
 
-    `inputs` (B, ...), `targets` (B,), `task` (1,) the task of all rows. `labels`:
+    `inputs` (B, ...), `targets` (B,) or (B, L), `task` (1,) the task of all rows. `labels`:
     given: y is the row's label, the empirical Fisher (Kirkpatrick et al. 2017 as commonly implemented);
     expected: the mean over y ~ p(y|x), the Fisher information itself (one backward pass a class);
     weighted: y is the label and each square is multiplied by p(y|x), as in the released code of Buzzega et al. 2020.
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    if labels == "expected" and targets.ndim > 1:
+        raise ValueError("labels=expected runs over all answers of a row, which are too many where a row has several places")
     held = tuple(parameter.detach() for parameter in parameters)
 
     def of_label(values: tuple[Tensor, ...], row: Inputs, label: Tensor) -> tuple[Tensor, Tensor]:
         """log p(label | row), and the same as an auxiliary value."""
         found = log_probabilities(values, each(lambda part: part.unsqueeze(0), row), task)[0]
-        chosen = found.gather(0, label.view(1))[0]
+        chosen = found.gather(0, label.clamp(min=0).unsqueeze(0))[0]
+        chosen = (chosen * asked(label)).sum()  # of several places: the logarithm of the probability of all answers
         return chosen, chosen
 
     def of_row(row: Inputs, label: Tensor) -> tuple[Tensor, ...]:
@@ -84,6 +91,14 @@ class FisherPass:
         self.samples = samples  # how many of the task's, chosen at random; None: all
         self._sums: dict[str, Tensor] = {}
         self._count = 0  # rows, or batches
+
+    def check(self, setting: Setting, option: str, remedy: str) -> None:
+        """Refuse, as ConfigurationError, to weigh whole texts by their probability; `option` is the strategy's, that decides `labels`."""
+        if self.labels in ("expected", "weighted") and setting.objective == "language_modelling":
+            raise ConfigurationError(
+                f"{option}: squared gradients ({self.labels}) would be weighted by the probability of the answer, which is nearly 0 for "
+                f"a whole text. {remedy}"
+            )
 
     def phase(self, context: Context, ids: Tensor | None = None) -> Phase:
         """One pass over the event's task, or over these samples of it, without augmentation."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark, strong_of
-from cl_framework.closure import Criterion, StepClosure, StepEvaluation
+from cl_framework.closure import StepClosure, StepEvaluation
 from cl_framework.config import RunConfig
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.cost import Cost
+from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, combined, each
 from cl_framework.learning_curve import LearningCurve

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cl_framework.criterion import asked, right
+
 POINTS = 50  # most points of a phase
 ROWS = 100  # rows behind a point, at least, where the phase has so many
 
-Entry = Sequence[int]  # first step of its point, correct answers, rows
-Point = tuple[int, float, int]  # steps done before it, accuracy in percent, rows it was measured on
+Entry = Sequence[int]  # first step of its point, correct answers, answers
+Point = tuple[int, float, int]  # steps done before it, accuracy in percent, answers it was measured on
 
 
 class LearningCurve:
@@ -40,9 +42,10 @@ class LearningCurve:
         return step % self._spacing < self._width
 
     def note(self, step: int, logits: Tensor, targets: Tensor, own: Tensor) -> None:
-        """What the step answered: logits (B, C), targets (B,), and which rows (B,) are of the event's own task."""
-        correct = (logits.argmax(1) == targets) & own
-        self._unread.append((step - step % self._spacing, torch.stack([correct.sum(), own.sum()])))
+        """What the step answered: logits (B, C), targets (B,), and which rows (B,) are of the event's own task; see `criterion`."""
+        own = own.unsqueeze(1) if targets.ndim == 2 else own
+        counts = torch.stack([(right(logits, targets) & own).sum(), (asked(targets) & own).sum()])
+        self._unread.append((step - step % self._spacing, counts))
 
     def entries(self) -> list[list[int]]:
         """All that was noted, step by step. Waits for the device."""

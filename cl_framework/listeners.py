@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.config import Experiment
+from cl_framework.criterion import asked, right
 from cl_framework.records import RunDirectory
 from cl_framework.strategy import Batch, Evaluation, Position
 from cl_framework.stream import Stream
@@ -41,11 +42,11 @@ class Progress:
 
     @property
     def accuracy(self) -> float | None:
-        """Percent of the last step's stream rows answered right before its update; None without rows."""
+        """Percent of the answers asked of the last step's stream rows that were right before its update; None without rows."""
         if not len(self.batch):
             return None
-        answers = self.evaluation.output.logits.argmax(1)
-        return 100.0 * float((answers == self.batch.targets).float().mean())
+        logits, targets = self.evaluation.output.logits, self.batch.targets
+        return 100.0 * float(right(logits, targets).sum() / asked(targets).sum().clamp(min=1))
 
 
 class Listener:

@@ -20,6 +20,15 @@ Matrix = list[list[float | None]]
 BASELINE = -1  # event_index of the untrained model's rows
 
 
+def loss_matrix(rows: Sequence[Mapping[str, Any]], scenario: str, num_events: int, num_tasks: int) -> Matrix:
+    """The loss in nats an answer in place of the accuracy; records of language modelling alone have it."""
+    matrix: Matrix = [[None] * num_tasks for _ in range(num_events)]
+    for row in _whole(rows, scenario, "loss"):
+        if row["event_index"] != BASELINE:
+            matrix[row["event_index"]][row["eval_task"]] = row["value"]
+    return matrix
+
+
 def accuracy_matrix(
     rows: Sequence[Mapping[str, Any]], scenario: str, num_events: int, num_tasks: int, gone: Sequence[Mapping[TaskId, Sequence[int]]] = ()
 ) -> Matrix:
@@ -28,10 +37,10 @@ def accuracy_matrix(
     `gone` names for each event the classes of a task that were unlearned: they are no part of what is measured there.
     """
     matrix: Matrix = [[None] * num_tasks for _ in range(num_events)]
-    for row in _accuracies(rows, scenario):
+    for row in _whole(rows, scenario):
         if row["event_index"] != BASELINE:
             matrix[row["event_index"]][row["eval_task"]] = row["value"]
-    left = {(row["event_index"], row["eval_task"], row["split"]): row["value"] for row in _accuracies(rows, scenario, "test:class!=")}
+    left = {(row["event_index"], row["eval_task"], row["split"]): row["value"] for row in _parts(rows, scenario, "test:class!=")}
     for index, classes in enumerate(gone):
         for task, labels in classes.items():
             key = (index, task, f"test:class!={','.join(map(str, labels))}")
@@ -51,16 +60,20 @@ def matrices(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, n
 def baseline(rows: Sequence[Mapping[str, Any]], scenario: str, num_tasks: int) -> list[float | None]:
     """Accuracy of the untrained model on each task."""
     values: list[float | None] = [None] * num_tasks
-    for row in _accuracies(rows, scenario):
+    for row in _whole(rows, scenario):
         if row["event_index"] == BASELINE:
             values[row["eval_task"]] = row["value"]
     return values
 
 
-def _accuracies(rows: Sequence[Mapping[str, Any]], scenario: str, part: str = "") -> list[Mapping[str, Any]]:
-    """Of the whole test split, or of the parts of it whose name begins with `part`."""
-    mine = [row for row in rows if row["metric"] == "accuracy" and row["scenario"] == scenario]
-    return [row for row in mine if (row["split"].startswith(part) if part else row["split"] == "test")]
+def _whole(rows: Sequence[Mapping[str, Any]], scenario: str, metric: str = "accuracy") -> list[Mapping[str, Any]]:
+    """Of the whole test split."""
+    return [row for row in rows if (row["metric"], row["scenario"], row["split"]) == (metric, scenario, "test")]
+
+
+def _parts(rows: Sequence[Mapping[str, Any]], scenario: str, start: str) -> list[Mapping[str, Any]]:
+    """Accuracies of the parts of the test split whose name begins with `start`."""
+    return [row for row in rows if (row["metric"], row["scenario"]) == ("accuracy", scenario) and row["split"].startswith(start)]
 
 
 def average_accuracy(row: Sequence[float | None], live: Sequence[TaskId]) -> float | None:
@@ -186,7 +199,11 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "fwt": fwt(matrix, baseline(records, scenario, tasks), stream),
         "accuracy_matrix": matrix,
     }
-    if scenario == "class_il" and _accuracies(records, "task_il"):
+    losses = loss_matrix(records, scenario, len(stream), tasks)
+    if _whole(records, scenario, "loss"):
+        rise = forgetting([[None if value is None else -value for value in row] for row in losses], stream)
+        summary |= {"average_loss": average_accuracy(losses[-1], live), "loss_rise": rise, "loss_matrix": losses}
+    if scenario == "class_il" and _whole(records, "task_il"):
         by_task, _ = matrices(records, "task_il", stream, tasks)
         summary["average_accuracy_task_il"] = average_accuracy(by_task[-1], live)
         summary["accuracy_matrix_task_il"] = by_task

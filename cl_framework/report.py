@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ FIGURES = {
     "forgetting": "forgetting",
     "bwt": "BWT",
     "fwt": "FWT",
+    "average_loss": "loss",  # nats an answer, in language modelling alone
+    "loss_rise": "loss rise",  # forgetting in nats
     "train_seconds": "train s",
     "steps": "steps",
     "samples_new": "new samples",
@@ -108,16 +111,30 @@ def table_of_run(summary: Mapping[str, Any]) -> RenderableType:
     from rich.console import Group
 
     title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}: accuracy in percent, {summary['scenario']}"
-    return Group(matrix_table(summary["accuracy_matrix"], summary["stream"].split(), title), figures_line(summary))
+    events = summary["stream"].split()
+    parts = [matrix_table(summary["accuracy_matrix"], events, title)]
+    if "loss_matrix" in summary:
+        parts.append(matrix_table(perplexities(summary), events, "perplexity"))
+    return Group(*parts, figures_line(summary))
+
+
+def perplexities(summary: Mapping[str, Any]) -> list[list[float | None]]:
+    """exp of the loss matrix: the perplexity of each task's held-out text after each event."""
+    return [[None if value is None else math.exp(value) for value in row] for row in summary["loss_matrix"]]
 
 
 def markdown_of_run(summary: Mapping[str, Any]) -> str:
     """The same in Markdown."""
-    matrix, events = summary["accuracy_matrix"], summary["stream"].split()
-    header = ["after", *(f"task {task}" for task in range(len(matrix[0])))]
-    rows = [[event, *(number(value) for value in row)] for event, row in zip(events, matrix, strict=True)]
+    matrices = {"Accuracy in percent": summary["accuracy_matrix"]}
+    if "loss_matrix" in summary:
+        matrices["Perplexity"] = perplexities(summary)
+    header = ["after", *(f"task {task}" for task in range(len(summary["accuracy_matrix"][0])))]
+    tables = []
+    for name, matrix in matrices.items():
+        rows = [[event, *(number(value) for value in row)] for event, row in zip(summary["stream"].split(), matrix, strict=True)]
+        tables.append(f"{name}:\n\n{markdown(header, rows)}")
     title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}"
-    return f"### {title}\n\n{markdown(header, rows)}\n\n{figures_line(summary)}\n"
+    return "\n\n".join([f"### {title}", *tables, figures_line(summary)]) + "\n"
 
 
 # --- many runs ---

@@ -275,6 +275,7 @@ class Runner:
         accuracies = evaluate(self.learner, tasks, live)
         seconds = time.monotonic() - started
         rows = [self._row(index, event, accuracy, "accuracy", accuracy.percent) for accuracy in accuracies]
+        rows += [self._row(index, event, one, "loss", one.loss) for one in accuracies if one.loss is not None]
         if index >= 0 and isinstance(unlearned := self.learner.stream.events[index], Unlearn):
             asked = (unlearned.task, split_of(unlearned))
             rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) == asked]

@@ -56,7 +56,7 @@ class Stack:
 
     # --- what can be known before any data is read ---
 
-    def check(self, stream: Stream, scenario: str, modality: str, blurry: bool) -> None:
+    def check(self, stream: Stream, scenario: str, modality: str, objective: str, blurry: bool) -> None:
         """Refuse, as ConfigurationError, what cannot work together or cannot do what the stream asks."""
         for seam, what in (("build", "changes the model's structure"), ("predict", "answers predictions")):
             self._at_most_one([m for m in self.members if seam in m.seams], what)
@@ -69,6 +69,11 @@ class Stack:
             if modality not in traits.modalities:
                 allowed = ", ".join(traits.modalities)
                 raise ConfigurationError(f"strategies.{member.slot} does not work on {modality} benchmarks; it allows: {allowed}.")
+            if objective not in traits.objectives:
+                raise ConfigurationError(
+                    f"strategies.{member.slot} needs one class a sample, which benchmarks of {objective.replace('_', ' ')} do not have. "
+                    "Remove it, or choose a benchmark of classification."
+                )
             if blurry and traits.needs_boundaries:
                 raise ConfigurationError(
                     f"strategies.{member.slot} must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it."

@@ -32,6 +32,7 @@ class Traits:
     neutral: Mapping[str, Any] | None = None  # settings at which it equals plain fine-tuning bit for bit
     no_neutral: str = ""  # why there are none
     modalities: tuple[str, ...] = ("vision", "text")
+    objectives: tuple[str, ...] = ("classification", "language_modelling")  # classification only: it needs one class a sample
     scenarios: tuple[str, ...] = ("class_il", "task_il", "domain_il")
 
 
@@ -48,6 +49,7 @@ class Setting:
     blurry: float
     learns: int  # Learn events of the stream; 0 if the benchmark decides
     slots: Mapping[str, Traits]  # every strategy of the stack, itself included
+    objective: str | None = None  # classification or language_modelling
     num_classes: int | None = None  # of the whole benchmark
     classes_shown: int | None = None  # how many of them the stream shows
     num_tasks: int | None = None

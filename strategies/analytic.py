@@ -83,6 +83,7 @@ class Analytic(Strategy):
         exact=True,
         rounding=1e-8,
         no_neutral="answers come from a head of its own, and nothing of the model is trained",
+        objectives=("classification",),
     )
 
     def __init__(self, config: AnalyticConfig) -> None:

@@ -57,6 +57,8 @@ class ER(Strategy):
 
     def check(self, setting: Setting) -> None:
         capacity, classes = self.config.capacity, setting.classes_shown
+        if self.config.policy != "reservoir" and setting.objective == "language_modelling":
+            raise ConfigurationError(f"policy: {self.config.policy} shares memory among classes, which texts lack. Set policy=reservoir.")
         if self.config.policy != "reservoir" and classes is not None and 0 < capacity < classes:
             raise ConfigurationError(
                 f"capacity: {capacity} samples cannot hold one of each of the stream's {classes} classes, as policy={self.config.policy} "

@@ -74,7 +74,7 @@ class ERACE(Strategy):
     """Experience replay in which incoming rows compete among their own and unseen classes only."""
 
     Config = ERACEConfig
-    traits = Traits(stores_data=True, replaces_task_term=True, neutral={"capacity": 0})
+    traits = Traits(stores_data=True, replaces_task_term=True, neutral={"capacity": 0}, objectives=("classification",))
 
     def __init__(self, config: ERACEConfig) -> None:
         super().__init__(config)

@@ -35,6 +35,7 @@ from cl_framework import (
     Learn,
     Output,
     Phase,
+    Setting,
     StepFn,
     Strategy,
     Term,
@@ -85,6 +86,9 @@ class EWC(Strategy):
         self._pass = FisherPass(config.fisher_labels or LABELS[config.variant], config.fisher_samples)
         self._fisher: dict[str, Tensor] = {}
         self._anchors: dict[str, Tensor] = {}  # theta*
+
+    def check(self, setting: Setting) -> None:
+        self._pass.check(setting, "fisher_labels", "Set fisher_labels=given.")
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if not self._fisher:

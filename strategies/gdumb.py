@@ -110,7 +110,13 @@ class GDumb(Strategy):
     """Greedy class-balanced memory; a fresh model is trained on it alone at the end of an event."""
 
     Config = GDumbConfig
-    traits = Traits(looks_ahead=True, stores_data=True, inner_calls="never", no_neutral="the model is trained anew, on the memory alone")
+    traits = Traits(
+        looks_ahead=True,
+        stores_data=True,
+        inner_calls="never",
+        no_neutral="the model is trained anew, on the memory alone",
+        objectives=("classification",),
+    )
 
     def __init__(self, config: GDumbConfig) -> None:
         super().__init__(config)

@@ -102,6 +102,7 @@ class ICaRL(Strategy):
         replaces_task_term=True,
         no_neutral="its loss and its classifier are not the framework's",
         scenarios=("class_il", "task_il"),
+        objectives=("classification",),
     )
 
     def __init__(self, config: ICaRLConfig) -> None:

@@ -42,6 +42,7 @@ from cl_framework import (
     Learn,
     Output,
     Phase,
+    Setting,
     StepFn,
     Strategy,
     Traits,
@@ -164,6 +165,9 @@ class Refresh(Strategy):
         self._released = config.variant == "released"
         self._pass = FisherPass("weighted" if self._released else "given", config.fisher_samples)
         self._fisher: dict[str, Tensor] = {}
+
+    def check(self, setting: Setting) -> None:
+        self._pass.check(setting, "variant", "Set variant=paper.")
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         if self._pass.under_way(context):

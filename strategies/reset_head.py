@@ -37,7 +37,7 @@ class ResetHead(Strategy):
     """Answers requests for tasks and classes by a fresh head for them."""
 
     Config = ResetHeadConfig
-    traits = Traits(unlearns=frozenset({"task", "class"}), neutral={})
+    traits = Traits(unlearns=frozenset({"task", "class"}), neutral={}, objectives=("classification",))
 
     def check(self, setting: Setting) -> None:
         if setting.model is not None and not isinstance(getattr(setting.model, "head", None), nn.Linear):

@@ -111,7 +111,8 @@ def views_and_groups(count: int, views: int, device: torch.device | None = None)
 def divergences(logits: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """KL(teacher || row) of each row, (B,), 0 for the teachers; and how many rows are none, a scalar.
 
-    The teacher of a row is the first row of its group; no gradient flows through it. logits: (B, C), group: (B,) int64.
+    The teacher of a row is the first row of its group; no gradient flows through it. logits: (B, C), or (B, C, L), over whose places
+    the divergence is averaged; group: (B,) int64.
     """
     rows = torch.arange(len(group), device=group.device)
     same = group.unsqueeze(1) == group.unsqueeze(0)
@@ -119,7 +120,8 @@ def divergences(logits: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     students = teacher != rows
     answers = functional.log_softmax(logits, dim=1)
     taught = answers.detach()[teacher]
-    return (taught.exp() * (taught - answers)).sum(1) * students, students.sum()
+    values = (taught.exp() * (taught - answers)).sum(1)
+    return (values if values.ndim == 1 else values.mean(1)) * students, students.sum()
 
 
 def consistency(parts: Sequence[tuple[Tensor, Tensor]], reduction: str = "paper") -> Tensor:

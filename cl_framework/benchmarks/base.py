@@ -19,7 +19,7 @@ class Source(Protocol):
     """Samples of one split of one task, by row number 0 .. len - 1. Reading is pure: no augmentation, no randomness."""
 
     @property
-    def targets(self) -> Tensor: ...  # (N,) int64 global class labels
+    def targets(self) -> Tensor: ...  # (N,) int64 global class labels; (N, L) where each of L places asks for one, see `criterion`
 
     @property
     def in_memory(self) -> bool: ...  # False: read by data-loader workers
@@ -57,7 +57,7 @@ class Benchmark:
     """A sequence of tasks. Sample ids are global: ids of task t are offset(t) .. offset(t) + len(train[t]) - 1."""
 
     name: str
-    num_classes: int  # of the whole benchmark: the head's size
+    num_classes: int  # of the whole benchmark: the head's size; in language modelling the number of token ids
     classes: tuple[tuple[int, ...], ...]  # of each task; a remainder class is never dropped
     train: Sequence[Source]
     test: Sequence[Source]
@@ -66,6 +66,8 @@ class Benchmark:
     scenarios: tuple[str, ...]  # the scenarios it allows; the first is its default
     modality: str = "vision"
     vocabulary: int | None = None  # number of token ids, where items are tokens
+    objective: str = "classification"  # or language_modelling: the next token at each place, all classes in every task
+    whole_rows: bool = False  # whether an answer is right only when all places of its row are, as where it is a number or a sentence
     notes: dict[str, str] = field(default_factory=dict)  # e.g. class order, angles: shown by `clu show`
 
     @property
@@ -101,9 +103,9 @@ class Benchmark:
         return each(lambda part: part[back], concatenated(parts)), targets[back], tasks
 
     def read_targets(self, ids: Tensor) -> Tensor:
-        """The labels of these ids, (B,), without reading the items."""
+        """The targets of these ids, in their order, without reading the items."""
         tasks, rows = self.locate(ids)
-        targets = torch.empty_like(ids)
+        targets = self.train[0].targets.new_empty(len(ids), *self.train[0].targets.shape[1:])
         for task in torch.unique(tasks).tolist():
             targets[tasks == task] = self.train[task].targets[rows[tasks == task]]
         return targets

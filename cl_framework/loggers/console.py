@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,13 @@ class ConsoleListener(Listener):
         if self._bar is not None:
             self._bar.update(self._task, completed=index + 1)
             return
-        values = [f"{row['value']:.1f}" for row in rows if (row["scenario"], row["metric"], row["split"]) == (scenario, "accuracy", "test")]
+        whole = [row for row in rows if (row["scenario"], row["split"]) == (scenario, "test")]
+        found = "accuracy by task " + " ".join(f"{row['value']:.1f}" for row in whole if row["metric"] == "accuracy")
+        perplexities = [f"{math.exp(row['value']):.1f}" for row in whole if row["metric"] == "loss"]
+        if perplexities:
+            found += f", perplexity {' '.join(perplexities)}"
         seconds = time.monotonic() - self._started
-        self._say(f"event {index + 1}/{len(self._events)} {event}: accuracy by task {' '.join(values)} ({seconds:.1f} s)")
+        self._say(f"event {index + 1}/{len(self._events)} {event}: {found} ({seconds:.1f} s)")
 
     def on_warning(self, text: str) -> None:
         self._say(f"warning: {text}")

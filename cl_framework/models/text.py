@@ -83,7 +83,7 @@ class TextEncoder(nn.Module):
 @register_model("encoder", EncoderOptions)
 def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A small BERT from scratch, for benchmarks of text."""
-    transformers, vocabulary = _transformers(), _vocabulary(benchmark)
+    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark)
     config = transformers.BertConfig(
         vocab_size=vocabulary,
         hidden_size=options.width,
@@ -101,7 +101,7 @@ def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
 @register_model("pretrained_encoder", PretrainedEncoderOptions)
 def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A pretrained encoder of transformers, such as MiniLM; the benchmark's tokenizer must be its own."""
-    transformers, vocabulary = _transformers(), _vocabulary(benchmark)
+    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark)
     source = str(folder_of(options.source)) if options.source.startswith("package:") or Path(options.source).exists() else options.source
     try:
         model = transformers.AutoModel.from_pretrained(source, add_pooling_layer=False)
@@ -122,13 +122,15 @@ def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) 
     return TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
 
 
-def _vocabulary(benchmark: Benchmark) -> int:
+def vocabulary_of(benchmark: Benchmark) -> int:
+    """The number of a benchmark's token ids. Raises ConfigurationError where it has none."""
     if benchmark.vocabulary is None:
-        raise ConfigurationError(f"benchmark {benchmark.name!r} has no tokens: an encoder of text needs a benchmark of text.")
+        raise ConfigurationError(f"benchmark {benchmark.name!r} has no tokens: models of text need a benchmark of text.")
     return benchmark.vocabulary
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """The package, silenced. Raises ConfigurationError where it is missing."""
     try:
         import transformers
     except ImportError as error:

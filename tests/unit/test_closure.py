@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_framework.closure import Criterion, StepClosure
+from cl_framework.closure import StepClosure
 from cl_framework.cost import Cost
+from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
 from cl_framework.strategy import Batch, Draw, Rows, Strategy, Term, Traits
 

@@ -325,7 +325,9 @@ class Replacing(Strategy):
 
 
 class Narrow(Strategy):
-    traits = Traits(needs_boundaries=True, scenarios=("task_il",), modalities=("text",), no_neutral="a fixture")
+    traits = Traits(
+        needs_boundaries=True, scenarios=("task_il",), modalities=("text",), objectives=("classification",), no_neutral="a fixture"
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,36 +343,45 @@ class Narrow(Strategy):
 )
 def test_seams_for_one_strategy_refuse_a_second(kind: type[Strategy], text: str) -> None:
     stream = Stream.parse("L0")
-    stack_of(a=kind(None)).check(stream, "class_il", "vision", blurry=False)
+    stack_of(a=kind(None)).check(stream, "class_il", "vision", "classification", blurry=False)
     with pytest.raises(ConfigurationError) as caught:
-        stack_of(a=kind(None), b=kind(None)).check(stream, "class_il", "vision", blurry=False)
+        stack_of(a=kind(None), b=kind(None)).check(stream, "class_il", "vision", "classification", blurry=False)
     assert str(caught.value) == text
 
 
 @pytest.mark.parametrize(
-    ("scenario", "modality", "blurry", "text"),
+    ("scenario", "modality", "objective", "blurry", "text"),
     [
-        ("class_il", "text", False, "strategies.narrow does not work with scenario=class_il; it allows: task_il."),
-        ("task_il", "vision", False, "strategies.narrow does not work on vision benchmarks; it allows: text."),
+        ("class_il", "text", "classification", False, "strategies.narrow does not work with scenario=class_il; it allows: task_il."),
+        ("task_il", "vision", "classification", False, "strategies.narrow does not work on vision benchmarks; it allows: text."),
         (
             "task_il",
             "text",
+            "language_modelling",
+            False,
+            "strategies.narrow needs one class a sample, which benchmarks of language modelling do not have. "
+            "Remove it, or choose a benchmark of classification.",
+        ),
+        (
+            "task_il",
+            "text",
+            "classification",
             True,
             "strategies.narrow must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it.",
         ),
     ],
 )
-def test_traits_that_do_not_fit_the_run_are_refused(scenario: str, modality: str, blurry: bool, text: str) -> None:
+def test_traits_that_do_not_fit_the_run_are_refused(scenario: str, modality: str, objective: str, blurry: bool, text: str) -> None:
     stack = stack_of(narrow=Narrow(None))
-    stack.check(Stream.parse("L0"), "task_il", "text", blurry=False)
+    stack.check(Stream.parse("L0"), "task_il", "text", "classification", blurry=False)
     with pytest.raises(ConfigurationError) as caught:
-        stack.check(Stream.parse("L0"), scenario, modality, blurry)
+        stack.check(Stream.parse("L0"), scenario, modality, objective, blurry)
     assert str(caught.value) == text
 
 
 def test_the_check_reads_the_streams_unlearns() -> None:
     with pytest.raises(ConfigurationError, match="no strategy of this stack can do that"):
-        stack_of().check(Stream.parse("L0 U0"), "class_il", "vision", blurry=False)
+        stack_of().check(Stream.parse("L0 U0"), "class_il", "vision", "classification", blurry=False)
 
 
 # --- build, predict, seams ---

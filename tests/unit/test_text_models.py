@@ -97,7 +97,7 @@ def test_a_stream_of_texts_is_audited_as_any_other(tmp_path: Path) -> None:
 
 
 def test_a_model_and_a_benchmark_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="benchmark 'synthetic' has no tokens: an encoder of text needs a benchmark of text"):
+    with pytest.raises(ConfigurationError, match="benchmark 'synthetic' has no tokens: models of text need a benchmark of text"):
         assemble(experiment(tmp_path, {}, benchmark={"name": "synthetic"}))
 
 

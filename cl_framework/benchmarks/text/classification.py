@@ -14,10 +14,9 @@ from cl_framework.benchmarks.sources import TensorSource, divide_classes, split_
 from cl_framework.benchmarks.split_images import check_limit, stratified
 from cl_framework.benchmarks.text.corpora import CORPORA, FOLDERS, Corpus
 from cl_framework.benchmarks.text.docstrings import docstrings as docstring_corpus
-from cl_framework.benchmarks.text.tokens import PAD, Tokens, encode, make_tokens
+from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens, encode, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
-from cl_framework.inputs import Inputs
 from cl_framework.registry import register_benchmark
 from cl_framework.rng import RandomStream
 
@@ -50,27 +49,6 @@ class NamedCorpusOptions(CorpusOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("corpus", self.corpus, tuple(CORPORA))
-
-
-@dataclass(frozen=True)
-class TokenInputs:
-    """Rows of token ids as a model reads them: ids and which of them are text. Views drop tokens at random."""
-
-    dropped: float = 0.15  # share of tokens that a strong view leaves out
-    random: bool = False
-
-    def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
-        assert isinstance(items, Tensor)
-        ids = items.long()
-        return {"input_ids": ids, "attention_mask": ids != PAD}
-
-    def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
-        """Some tokens after the first are not attended to."""
-        assert isinstance(items, Tensor)
-        ids = items.long()
-        kept = torch.rand(ids.shape, generator=generator).to(ids.device) >= self.dropped
-        kept[:, 0] = True
-        return {"input_ids": ids, "attention_mask": (ids != PAD) & kept}
 
 
 @register_benchmark("docstrings", TextOptions)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.errors import ConfigurationError
+from cl_framework.inputs import Inputs
 
 PAD = 0  # token id that fills rows up; no text has it
 START = 1  # begins every row of our own tokenizers
@@ -130,3 +131,28 @@ def encode(tokens: Tokens, texts: Sequence[str], length: int) -> Encoded:
         kept = row[:length]
         ids[number, : len(kept)] = torch.tensor(kept, dtype=torch.int32)
     return Encoded(ids, sum(len(row) > length for row in rows))
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Rows of token ids as a model reads them: ids and which of them are text. Views drop tokens at random."""
+
+    padded: bool = True  # False: every token is text, whatever its id
+    dropped: float = 0.15  # share of tokens that a strong view leaves out
+    random: bool = False
+
+    def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
+        assert isinstance(items, Tensor)
+        ids = items.long()
+        return {"input_ids": ids, "attention_mask": self._text(ids)}
+
+    def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
+        """Some tokens after the first are not attended to."""
+        assert isinstance(items, Tensor)
+        ids = items.long()
+        kept = torch.rand(ids.shape, generator=generator).to(ids.device) >= self.dropped
+        kept[:, 0] = True
+        return {"input_ids": ids, "attention_mask": self._text(ids) & kept}
+
+    def _text(self, ids: Tensor) -> Tensor:
+        return ids != PAD if self.padded else torch.ones_like(ids, dtype=torch.bool)

@@ -1,0 +1,177 @@
+"""Language modelling as a stream of tasks: one text after another, packed into rows of tokens; the next token is asked at each place.
+
+Continual pre-training in small: languages of one book, an encyclopedia and then plays, the chapters of a manual, your own texts.
+Tasks share the vocabulary, so the scenario is domain-incremental. A text's end is held out: it is its test split.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.benchmarks.sources import TensorSource
+from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens, make_tokens
+from cl_framework.benchmarks.text.topics import topics as manual
+from cl_framework.checks import check_choice, check_range
+from cl_framework.errors import ConfigurationError
+from cl_framework.registry import register_benchmark
+
+
+@dataclass(frozen=True)
+class Text:
+    """A task: its name, the paragraphs to learn, and those held out."""
+
+    name: str
+    train: Sequence[str]
+    test: Sequence[str]
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    length: int = 64  # tokens a row, >= 2
+    tokenizer: str = "bpe"  # bpe (trained on the first task), bytes, the path of a tokenizer.json, or package:NAME
+    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    train_limit: int | None = None  # tokens of each task at most, its first ones, >= 2; default: all
+
+    def __post_init__(self) -> None:
+        check_range("length", self.length, low=2)
+        check_range("vocabulary", self.vocabulary, low=300)
+        if self.train_limit is not None:
+            check_range("train_limit", self.train_limit, low=2)
+
+
+HANDBOOK = "multilingual_handbook"  # folder of a book in twelve languages, a file a language, a paragraph a line
+PROSE = {"wikitext2": ("wikitext2_valid", "wikitext2_test"), "tinyshakespeare": ("tinyshakespeare", None)}
+CORPORA = {"handbook": (HANDBOOK, ("en-US", "de-DE", "fr-FR")), "prose": ("lm_text", tuple(PROSE)), "folder": (None, ())}
+
+
+@dataclass(frozen=True)
+class CorpusOptions(LanguageOptions):
+    corpus: str = "handbook"  # handbook (a book in twelve languages), prose (WikiText-2, then Shakespeare) or folder (a text file a task)
+    texts: tuple[str, ...] = ()  # which of its texts, in the order of tasks; default: en-US, de-DE, fr-FR of the handbook, else all
+    folder: str | None = None  # where the texts lie; default: in data.root, for corpus=folder to be given
+    held_out: float = 0.1  # share of a text, its end, that is its test split, (0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("corpus", self.corpus, tuple(CORPORA))
+        check_range("held_out", self.held_out, above=0, below=1)
+        if self.corpus == "folder" and self.folder is None:
+            raise ValueError("corpus=folder needs folder, the place of its text files")
+
+
+@register_benchmark("topics", LanguageOptions)
+def topics(options: LanguageOptions, context: BenchmarkContext) -> Benchmark:
+    """Chapters of Python's manual as its standard library holds them: statements, objects, text, the debugger; no download."""
+    texts = [Text(name, *parts) for name, parts in manual().items()]
+    return language_modelling("topics", texts, options, "pydoc_data.topics")
+
+
+@register_benchmark("language_modelling", CorpusOptions)
+def corpus(options: CorpusOptions, context: BenchmarkContext) -> Benchmark:
+    """Texts one after another: languages of one book, WikiText-2 and Shakespeare, or the text files of a folder."""
+    place, names = CORPORA[options.corpus]
+    folder = Path(options.folder).expanduser() if options.folder else context.root / str(place)
+    if options.corpus == "prose":
+        texts = [_prose(folder, name, options.held_out) for name in options.texts or names]
+    else:
+        texts = [Text(name, *_held_out(_lines(folder, name), options.held_out)) for name in options.texts or names or _files(folder)]
+    return language_modelling(options.corpus, texts, options, str(folder))
+
+
+def language_modelling(name: str, texts: Sequence[Text], options: LanguageOptions, where: str) -> Benchmark:
+    """A benchmark of texts; `where` they lie, for what is wrong in them."""
+    tokens = make_tokens(options.tokenizer, options.vocabulary, texts[0].train)
+    train, test, counts = [], [], []
+    for text in texts:
+        ids = stream_of(tokens, text.train)[: options.train_limit]
+        train.append(_source(ids, text.name, "training", options.length, where))
+        test.append(_source(stream_of(tokens, text.test), text.name, "held-out", options.length, where))
+        counts.append(f"{text.name} {len(train[-1]) * options.length:,} (held out {len(test[-1]) * options.length:,})")
+    return Benchmark(
+        name=name,
+        num_classes=tokens.size,
+        classes=(tuple(range(tokens.size)),) * len(texts),
+        train=train,
+        test=test,
+        transform=TokenInputs(padded=False),
+        input_shape=(options.length,),
+        scenarios=("domain_il",),
+        modality="text",
+        vocabulary=tokens.size,
+        objective="language_modelling",
+        notes={"tokens": f"{options.tokenizer}, {tokens.size} ids; {', '.join(counts)}"},
+    )
+
+
+def stream_of(tokens: Tokens, paragraphs: Sequence[str]) -> Tensor:
+    """All paragraphs as one stream of token ids, (N,) int32, each begun by the token that begins a text."""
+    return torch.tensor([one for row in tokens.ids(paragraphs) for one in row], dtype=torch.int32)
+
+
+def packed(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """A stream (N,) as rows (R, L) of tokens and the tokens that follow each, (R, L): R = (N - 1) // L, and no place is asked twice."""
+    rows = (len(ids) - 1) // length
+    return ids[: rows * length].view(rows, length), ids[1 : rows * length + 1].view(rows, length).long()
+
+
+def _source(ids: Tensor, name: str, split: str, length: int, where: str) -> TensorSource:
+    items, targets = packed(ids, length)
+    if not len(items):
+        raise ConfigurationError(
+            f"{where}: the {split} part of {name} has {len(ids)} tokens, which do not fill one row of {length}. Set benchmark.length lower."
+        )
+    return TensorSource(items, targets)
+
+
+def _held_out(paragraphs: Sequence[str], share: float) -> tuple[Sequence[str], Sequence[str]]:
+    """The paragraphs in order without their end, and that end."""
+    first = len(paragraphs) - max(1, round(share * len(paragraphs)))
+    return paragraphs[:first], paragraphs[first:]
+
+
+def _prose(folder: Path, name: str, share: float) -> Text:
+    if name not in PROSE:
+        raise ConfigurationError(f"benchmark.texts: prose has no text {name!r}; it has {', '.join(PROSE)}.")
+    first, other = PROSE[name]
+    if other is None:
+        return Text(name, *_held_out(_lines(folder, first), share))
+    return Text(name, _lines(folder, first), _lines(folder, other))
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    """Names of the text files of a folder, sorted."""
+    found = sorted({path.name.removesuffix(".gz").removesuffix(".txt") for path in (*folder.glob("*.txt"), *folder.glob("*.txt.gz"))})
+    if not found:
+        raise ConfigurationError(f"{folder} holds no text files (*.txt or *.txt.gz). Set benchmark.folder to where they lie.")
+    return tuple(found)
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+    """The paragraphs of a text, one a line, without empty ones."""
+    path = next((path for path in (folder / f"{name}.txt", folder / f"{name}.txt.gz") if path.is_file()), None)
+    if path is None:
+        raise ConfigurationError(
+            f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder or data.root=DIR to where they lie."
+        )
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}). Replace it.") from error
+    lines = []
+    for row, line in enumerate(data.split(b"\n")):
+        try:
+            paragraph = line.decode().strip()
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path}, line {row + 1}: this is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        if paragraph:
+            lines.append(paragraph)
+    if len(lines) < 2:
+        raise ConfigurationError(f"{path} has {len(lines)} paragraphs; two are needed, one to learn and one held out.")
+    return lines

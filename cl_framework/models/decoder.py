@@ -1,0 +1,162 @@
+"""Decoders of text for language modelling: a small Llama from scratch, or a pretrained one; the next token at each place.
+
+Logits are (B, V, L), token ids before places, as `criterion` says; the state of every place is a feature, (B, L, D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.text.tokens import folder_of
+from cl_framework.checks import check_range
+from cl_framework.errors import ConfigurationError
+from cl_framework.models.text import import_transformers, vocabulary_of
+from cl_framework.registry import register_model
+
+_DEVIATION = 0.02  # of initial weights, as of all of a Llama's
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    width: int = 128  # of the states, >= 2, an even multiple of `heads`
+    layers: int = 2  # >= 1
+    heads: int = 4  # of attention, >= 1
+    key_value_heads: int | None = None  # of grouped-query attention, a divisor of `heads`; default: as many
+    hidden: int | None = None  # of the feed-forward part, >= 1; default: 8/3 of the width, as in Llama
+    tied: bool = False  # one matrix for the embedding and the head
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            check_range(name, getattr(self, name), low=1)
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} is no even multiple of heads={self.heads}")
+        if self.key_value_heads is not None:
+            check_range("key_value_heads", self.key_value_heads, low=1, high=self.heads)
+            if self.heads % self.key_value_heads:
+                raise ValueError(f"key_value_heads={self.key_value_heads} does not divide heads={self.heads}")
+        if self.hidden is not None:
+            check_range("hidden", self.hidden, low=1)
+
+
+@dataclass(frozen=True)
+class PretrainedDecoderOptions:
+    source: str  # a folder, package:NAME, or a name on the hub
+
+
+class TokenHead(nn.Linear):
+    """States (B, L, D) -> logits (B, V, L)."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """A causal transformer and a head that names the next token at each place."""
+
+    def __init__(self, body: nn.Module, head: TokenHead) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """{input_ids (B, L), attention_mask (B, L)} -> (B, L, D)."""
+        mask = causal(inputs["attention_mask"], self.head.weight.dtype)
+        states: Tensor = self.body(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
+        return states
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """-> (B, V, L)."""
+        logits: Tensor = self.head(self.features(inputs))
+        return logits
+
+
+def causal(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which tokens may be looked at, (B, L) bool, as what is added to the scores of attention, (B, 1, L, L): none that comes later.
+
+    A place always sees itself, so that no row of scores is empty.
+    """
+    length = mask.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=mask.device)
+    seen = (earlier & mask[:, None, None, :]) | itself
+    return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+@register_model("decoder", DecoderOptions)
+def decoder(options: DecoderOptions, benchmark: Benchmark) -> nn.Module:
+    """A small Llama from scratch, for benchmarks of language modelling."""
+    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=options.width,
+        intermediate_size=options.hidden or -(-8 * options.width // 3),
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        num_key_value_heads=options.key_value_heads or options.heads,
+        max_position_embeddings=benchmark.input_shape[0],
+        initializer_range=_DEVIATION,
+        attn_implementation="eager",  # the fused kernel of the host has no batching rule: squared gradients row by row would be slow
+    )
+    body = transformers.LlamaModel(config)
+    head = TokenHead(options.width, vocabulary, bias=False)
+    if options.tied:
+        head.weight = body.embed_tokens.weight
+    else:
+        nn.init.normal_(head.weight, std=_DEVIATION)
+    return Decoder(body, head)
+
+
+@register_model("pretrained_decoder", PretrainedDecoderOptions)
+def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) -> nn.Module:
+    """A pretrained causal language model of transformers; the benchmark's tokenizer must be its own."""
+    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
+    source = str(folder_of(options.source)) if options.source.startswith("package:") or Path(options.source).exists() else options.source
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigurationError(f"model.source={options.source} cannot be loaded: {first} Name a local folder or package:NAME.") from error
+    output = model.get_output_embeddings()
+    if vocabulary != output.weight.shape[0]:
+        raise ConfigurationError(
+            f"the benchmark's tokenizer has {vocabulary} token ids, but {options.source} knows {output.weight.shape[0]}. "
+            f"Set benchmark.tokenizer={options.source}."
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and benchmark.input_shape[0] > longest:
+        length = benchmark.input_shape[0]
+        raise ConfigurationError(f"benchmark.length={length} is longer than the {longest} tokens that {options.source} reads.")
+    head = TokenHead(output.in_features, output.out_features, bias=output.bias is not None)
+    head.weight, head.bias = output.weight, output.bias
+    wrapped = Decoder(model.base_model, head)
+    _check_same(model, wrapped, options.source)
+    return wrapped
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, wrapped: Decoder, source: str) -> None:
+    """Refuse a model whose logits are more than its head on its last states."""
+    tokens = torch.arange(2, 10).unsqueeze(0)
+    model.eval()
+    own = model(input_ids=tokens).logits.transpose(1, 2)
+    ours = wrapped({"input_ids": tokens, "attention_mask": torch.ones_like(tokens, dtype=torch.bool)})
+    model.train()
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3):
+        raise ConfigurationError(
+            f"model.source={source}: its logits are not those of a linear head on its last states, which is what pretrained_decoder makes "
+            "of a model. Choose another model."
+        )
+
+
+def _vocabulary(benchmark: Benchmark) -> int:
+    vocabulary = vocabulary_of(benchmark)
+    if benchmark.objective != "language_modelling":
+        raise ConfigurationError(
+            f"a decoder names the next token, but benchmark {benchmark.name!r} asks for a class a text. Use model.name=encoder."
+        )
+    return vocabulary
