@@ -22,9 +22,7 @@ def requested_ids(event: Unlearn, benchmark: Benchmark, shown: Tensor) -> Tensor
         return shown
     if event.classes:
         if benchmark.objective != "classification":
-            raise ConfigurationError(
-                f"stream: {event} names classes, but samples of {benchmark.name!r} have none. Name samples: ids or fraction."
-            )
+            raise ConfigurationError(f"stream: {event} names classes, but texts have none. Name samples instead, by ids or fraction.")
         held = benchmark.classes[event.task]
         missing = [label for label in event.classes if label not in held]
         if missing:

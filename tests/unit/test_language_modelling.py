@@ -1,0 +1,315 @@
+"""Language modelling: targets of several places, packed texts, decoders, and every strategy on a stream of them."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cl_framework import load_experiment, run
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.text.language import packed
+from cl_framework.benchmarks.text.topics import topics
+from cl_framework.cli import main
+from cl_framework.criterion import IGNORED, Criterion, asked, right, row_losses
+from cl_framework.errors import ConfigurationError
+from cl_framework.evaluation import evaluate
+from cl_framework.fisher import squared_gradients
+from cl_framework.models.decoder import Decoder, DecoderOptions, TokenHead
+from cl_framework.report import markdown_of_run
+
+ENGLISH = ["the cat sat on the mat", "the dog ran to the cat", "a mat is on the floor", "the dog sat", "a cat ran"] * 4
+GERMAN = ["die katze sitzt auf der matte", "der hund rennt zur katze", "eine matte liegt am boden", "der hund sitzt"] * 4
+TINY = {"name": "decoder", "width": 16, "layers": 1, "heads": 2}
+
+
+def write_texts(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.txt").write_text("\n".join(ENGLISH))
+    (folder / "b.txt.gz").write_bytes(gzip.compress("\n\n".join(GERMAN).encode()))
+    (folder / "c.txt").write_text("\n".join(reversed(ENGLISH + GERMAN)))
+    return folder
+
+
+def experiment(folder: Path, strategies: dict[str, Any], **settings: Any) -> Any:
+    base: dict[str, Any] = {
+        "benchmark": {"name": "language_modelling", "corpus": "folder", "folder": str(write_texts(folder / "texts")), "length": 12}
+        | {"tokenizer": "bytes"},
+        "model": TINY,
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "batch_size": 4,
+        "strategies": strategies,
+        "out": str(folder / "runs"),
+        "threads": 1,
+        "stream": "L0 L1",
+    }
+    return load_experiment({**base, **settings})
+
+
+def benchmark_of(where: Path, **options: Any) -> Benchmark:
+    defaults = {"corpus": "folder", "folder": str(where), "length": 12, "tokenizer": "bytes"}
+    return make_benchmark(load_experiment({"benchmark": {"name": "language_modelling", **defaults, **options}}))
+
+
+# --- the objective ---
+
+
+def test_a_rows_loss_is_the_mean_over_the_places_that_ask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(3, 5, 4, generator=generator), torch.randint(5, (3, 4), generator=generator)
+    targets[0, 1:] = IGNORED
+    targets[2] = IGNORED
+    expected = []
+    for row in range(3):
+        places = [place for place in range(4) if targets[row, place] != IGNORED]
+        logs = [logits[row, :, place].log_softmax(0)[targets[row, place]] for place in places]
+        expected.append(-sum(logs) / len(places) if places else torch.zeros(()))
+    assert torch.allclose(row_losses(logits, targets), torch.stack([torch.as_tensor(value) for value in expected]))
+    assert torch.equal(Criterion(None).mean(logits, targets, torch.zeros(3)), row_losses(logits, targets).mean())
+    # The mean over places differs where rows have unequally many.
+    assert not torch.allclose(row_losses(logits, targets).mean(), functional.cross_entropy(logits, targets))
+    assert torch.allclose(
+        row_losses(logits[:, :, 0], targets[:, 0].clamp(min=0)), row_losses(logits[:, :, :1], targets[:, :1].clamp(min=0))
+    )
+
+
+def test_what_is_right_at_a_place_and_of_a_whole_row() -> None:
+    targets = torch.tensor([[1, 2, IGNORED], [1, 2, 0], [IGNORED] * 3])
+    said = torch.tensor([[1, 2, 0], [1, 0, 0], [0, 0, 0]])
+    logits = functional.one_hot(said, 3).transpose(1, 2).float()
+    assert right(logits, targets).tolist() == [[True, True, False], [True, False, True], [False] * 3]
+    assert right(logits, targets, whole_rows=True).tolist() == [True, False, False]
+    assert asked(targets).sum(1).tolist() == [2, 3, 0] and asked(targets, whole_rows=True).tolist() == [True, True, False]
+
+
+def test_fisher_information_is_of_the_probability_of_the_whole_row() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 5))  # a bigram model
+    inputs, targets = torch.randint(6, (3, 4)), torch.randint(5, (3, 4))
+    targets[1, 2:] = IGNORED
+
+    def log_probabilities(values: tuple[Tensor, ...], tokens: Any, tasks: Tensor) -> Tensor:
+        return values[0][tokens].transpose(1, 2).log_softmax(1)
+
+    total = torch.zeros_like(weight)
+    for row in range(3):
+        logs = weight[inputs[row]].log_softmax(1)
+        value = torch.stack([logs[place, targets[row, place]] for place in range(4) if targets[row, place] != IGNORED]).sum()
+        total += torch.autograd.grad(value, weight)[0].square()
+    (found,) = squared_gradients(log_probabilities, [weight], inputs, targets, torch.zeros(1), "given")
+    assert torch.allclose(found, total, atol=1e-6) and float(total.max()) > 0
+    with pytest.raises(ValueError, match="labels=expected runs over all answers of a row"):
+        squared_gradients(log_probabilities, [weight], inputs, targets, torch.zeros(1), "expected")
+
+
+# --- texts ---
+
+
+def test_no_place_is_asked_twice_and_each_asks_for_the_next_token() -> None:
+    stream = torch.arange(100, 123, dtype=torch.int32)
+    items, targets = packed(stream, 5)
+    assert items.tolist() == [list(range(first, first + 5)) for first in (100, 105, 110, 115)]
+    assert targets.tolist() == [[token + 1 for token in row] for row in items.tolist()]
+    assert len(packed(stream[:21], 5)[0]) == 4 and len(packed(stream[:20], 5)[0]) == 3  # the last token of a row needs one after it
+
+
+def test_texts_are_tasks_in_order_with_their_ends_held_out(tmp_path: Path) -> None:
+    benchmark = benchmark_of(write_texts(tmp_path))
+    assert benchmark.num_tasks == 3 and benchmark.scenarios == ("domain_il",) and benchmark.objective == "language_modelling"
+    stream = torch.cat([benchmark.train[0].read(torch.arange(len(benchmark.train[0]))).flatten(), torch.empty(0, dtype=torch.int32)])  # type: ignore[list-item]
+    text = bytes((stream[stream >= 2] - 2).tolist()).decode()
+    assert "".join(ENGLISH[:18]).startswith(text) and len(text) > 300  # 18 of 20 paragraphs
+    assert benchmark_of(tmp_path, texts=("c", "a")).num_tasks == 2
+    few = benchmark_of(tmp_path, train_limit=37)
+    assert [len(source) for source in few.train] == [3, 3, 3] and torch.equal(few.train[0].targets, benchmark.train[0].targets[:3])
+    assert [len(source) for source in few.test] == [len(source) for source in benchmark.test]
+
+
+def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_texts(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("one\ntwo\ncafé\n".encode("latin-1"))
+    (tmp_path / "short.txt").write_text("a line alone\n\n")
+    (tmp_path / "broken.txt.gz").write_bytes(b"no archive")
+    (tmp_path / "empty").mkdir()
+    for options, text in (
+        ({"texts": ("latin",)}, r"latin.txt, line 3: this is not UTF-8 \(.*\). Save the file as UTF-8."),
+        ({"texts": ("short",)}, r"short.txt has 1 paragraphs; two are needed, one to learn and one held out."),
+        ({"texts": ("broken",)}, r"broken.txt.gz cannot be read \(.*\). Replace it."),
+        ({"texts": ("nowhere",)}, r"there is no nowhere.txt or nowhere.txt.gz in .*. Set benchmark.folder or data.root=DIR"),
+        (
+            {"texts": ("a",), "length": 200},
+            r"the held-out part of a has \d+ tokens, which do not fill one row of 200. Set",
+        ),
+        ({"folder": str(tmp_path / "empty")}, r"empty holds no text files \(\*.txt or \*.txt.gz\). Set benchmark.folder"),
+        ({"corpus": "prose", "texts": ("bible",)}, r"benchmark.texts: prose has no text 'bible'; it has wikitext2, tinyshakespeare."),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            benchmark_of(tmp_path, **options)
+    words = ["experiments/topics_finetune.yaml", "benchmark.name=language_modelling", "benchmark.corpus=folder", f"out={tmp_path / 'runs'}"]
+    assert main(["run", *words]) == 2
+    assert "corpus=folder needs folder, the place of its text files" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_manual_shows_no_paragraph_twice() -> None:
+    subjects = topics()
+    assert list(subjects) == ["statements", "objects", "text", "debugger"]
+    everything = [paragraph for parts in subjects.values() for part in parts for paragraph in part]
+    assert len(everything) == len(set(everything)) > 500
+    assert all(len(train) > 8 * len(test) > 0 for train, test in subjects.values())
+
+
+# --- decoders ---
+
+
+def test_a_decoder_looks_at_nothing_that_comes_later_and_is_transformers_own(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for settings in ({}, {"key_value_heads": 1}, {"tied": True}):
+        learner = assemble(experiment(tmp_path, {}, model={**TINY, **settings}))
+        model = learner.model.eval()
+        assert isinstance(model, Decoder) and isinstance(model.head, TokenHead)
+        inputs = learner.benchmark.transform(learner.benchmark.read(torch.arange(3))[0], None)
+        assert isinstance(inputs, dict)
+        changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+        changed["input_ids"][:, 7] = 5
+        with torch.no_grad():
+            before, after = model(inputs), model(changed)
+            own = transformers.LlamaForCausalLM(model.body.config)
+            own.model.load_state_dict(model.body.state_dict())
+            own.lm_head.weight = model.head.weight
+            assert torch.allclose(own(input_ids=inputs["input_ids"]).logits.transpose(1, 2), before, atol=1e-6)
+        assert before.shape == (3, learner.benchmark.num_classes, 12)
+        assert torch.equal(before[:, :, :7], after[:, :, :7]) and not torch.allclose(before[:, :, 7:], after[:, :, 7:])
+        assert (model.head.weight is model.body.embed_tokens.weight) == bool(settings.get("tied"))
+
+
+def test_sizes_of_decoders_are_checked() -> None:
+    for options, text in (
+        ({"width": 12, "heads": 4}, "width=12 is no even multiple of heads=4"),
+        ({"key_value_heads": 3}, "key_value_heads=3 does not divide heads=4"),
+        ({"layers": 0}, "layers must be >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            DecoderOptions(**options)
+
+
+def test_a_pretrained_decoder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 12}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(intermediate_size=32, **sizes))
+    llama.save_pretrained(tmp_path / "llama")
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=258, n_positions=12, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    for name in ("llama", "gpt2"):
+        model = {"name": "pretrained_decoder", "source": str(tmp_path / name)}
+        assert run(experiment(tmp_path, {"er": {"capacity": 8}}, model=model)).status == "done"
+    learner = assemble(experiment(tmp_path, {}, model={"name": "pretrained_decoder", "source": str(tmp_path / "llama")}))
+    assert torch.equal(learner.model.head.weight, llama.lm_head.weight)  # type: ignore[union-attr]
+    long = {"name": "language_modelling", "corpus": "folder", "folder": str(tmp_path / "texts"), "length": 13, "tokenizer": "bytes"}
+    with pytest.raises(ConfigurationError, match=r"benchmark.length=13 is longer than the 12 tokens that"):
+        assemble(experiment(tmp_path, {}, model={"name": "pretrained_decoder", "source": str(tmp_path / "llama")}, benchmark=long))
+    with pytest.raises(ConfigurationError, match=r"model.source=no/such-model cannot be loaded"):
+        assemble(experiment(tmp_path, {}, model={"name": "pretrained_decoder", "source": "no/such-model"}))
+
+
+def test_a_model_whose_logits_are_more_than_a_head_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Gemma2Config(
+        vocab_size=258, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        final_logit_softcapping=0.01,
+    )  # fmt: skip
+    transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    with pytest.raises(ConfigurationError, match="its logits are not those of a linear head on its last states"):
+        assemble(experiment(tmp_path, {}, model={"name": "pretrained_decoder", "source": str(tmp_path / "gemma")}))
+
+
+def test_a_decoder_and_a_benchmark_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="a decoder names the next token, but benchmark 'docstrings' asks for a class a text"):
+        assemble(experiment(tmp_path, {}, benchmark={"name": "docstrings"}))
+
+
+# --- figures ---
+
+
+def test_loss_and_accuracy_are_means_over_places(tmp_path: Path) -> None:
+    learner = assemble(experiment(tmp_path, {}, evaluation_batch_size=3))
+    found = evaluate(learner, (0, 1), ())
+    learner.model.eval()
+    for one in found:
+        source = learner.benchmark.test[one.task]
+        with torch.no_grad():
+            logits = learner.model(learner.benchmark.transform(source.read(torch.arange(len(source))), None))
+        losses = functional.cross_entropy(logits, source.targets, reduction="none")
+        assert one.count == source.targets.numel() and one.loss == pytest.approx(float(losses.mean()), rel=1e-5)
+        assert one.correct == int((logits.argmax(1) == source.targets).sum()) and one.chance == pytest.approx(100 / 258)
+    assert found[0].loss != found[1].loss
+
+
+def test_a_run_reports_perplexity_beside_accuracy(tmp_path: Path) -> None:
+    result = run(experiment(tmp_path, {}, epochs=4))
+    assert result.summary is not None
+    matrix = result.summary["loss_matrix"]
+    assert len(matrix) == 2 and all(value is not None for row in matrix for value in row)
+    assert result.summary["average_loss"] == pytest.approx(sum(matrix[-1]) / 2)
+    assert result.summary["loss_rise"] == pytest.approx(max(0.0, matrix[1][0] - matrix[0][0]))
+    assert matrix[0][0] < math.log(258) / 1.5 < matrix[0][1] * 2  # it has learned its own text
+    text = markdown_of_run(result.summary)
+    assert "Perplexity:" in text and f"{math.exp(matrix[1][1]):.2f}" in text
+
+
+# --- strategies ---
+
+STACKS: dict[str, dict[str, Any]] = {
+    "er": {"er": {"capacity": 8}},
+    "der": {"der": {"capacity": 8}},
+    "derpp": {"derpp": {"capacity": 8}},
+    "mir": {"mir": {"capacity": 8}},
+    "agem": {"agem": {"capacity": 8}},
+    "lwf": {"lwf": {}},
+    "ewc": {"ewc": {}},
+    "si": {"si": {}},
+    "refresh": {"refresh": {}, "er": {"capacity": 8}},
+    "view_batch": {"view_batch": {"views": 2}, "er": {"capacity": 8}},
+    "power_law": {"power_law": {}},
+    "half": {"half": {}, "er": {"capacity": 8}},
+    "joint": {"joint": {}},
+    "cumulative": {"cumulative": {}},
+}
+UNLEARNERS = ("rewind", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "noise", "do_nothing", "finetune_retain")
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
+    result = run(experiment(tmp_path, STACKS[name], epochs=2))
+    assert result.summary is not None and result.summary["average_loss"] < math.log(258)  # better than all tokens alike
+
+
+@pytest.mark.parametrize("name", UNLEARNERS)
+def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
+    result = run(experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, stream="L0 L1 U0 L2"))
+    assert result.summary is not None and [entry["event"] for entry in result.summary["unlearning"]] == ["U0"]
+
+
+@pytest.mark.parametrize(
+    ("strategies", "settings", "text"),
+    [
+        ({"er_ace": {}}, {}, "strategies.er_ace needs one class a sample, which benchmarks of language modelling do not have."),
+        ({"analytic": {}}, {}, "strategies.analytic needs one class a sample"),
+        ({"gdumb": {}}, {}, "strategies.gdumb needs one class a sample"),
+        ({"er": {"policy": "balanced"}}, {}, "strategies.er.policy: balanced shares memory among classes, which texts lack."),
+        ({"ewc": {"variant": "released"}}, {}, "strategies.ewc.fisher_labels: squared gradients \\(weighted\\) would be weighted"),
+        ({"refresh": {"variant": "released"}}, {}, "strategies.refresh.variant: squared gradients \\(weighted\\) would be weighted"),
+        ({"rewind": {}}, {"stream": "L0 L1 U0:class=3"}, "U0:class=3 names classes, but texts have none. Name samples instead"),
+    ],
+)
+def test_what_needs_a_class_a_sample_is_refused(strategies: dict[str, Any], settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        assemble(experiment(tmp_path, strategies, **settings))
