@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         batches = options.batch if options.batch != DEFAULT_BATCHES else DEFAULT_BATCHES[1:]
         table(options.strategies, batches, options.steps, options.repeats, options.json)
         return 0
+    if options.text:
+        from cl_framework.bench_text import compare
+
+        return compare(options)
     if options.memory:
         return _bench_memory(options)
     if options.evaluation:
@@ -61,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--capacity", type=int, default=CAPACITY, help="samples in memory")
     parser.add_argument("--without-avalanche", action="store_true", help="leave Avalanche out")
     parser.add_argument("--strategies", nargs="*", metavar="NAME", help="instead: cost a step of these strategies, by default of all")
+    parser.add_argument("--text", action="store_true", help="instead: tokens a second in language modelling")
     parser.add_argument("--memory", action="store_true", help="instead: cost a step for memories of 1e3 to 1e6 samples")
     parser.add_argument("--evaluation", action="store_true", help="instead: time of evaluating 1 to 20 tasks")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -80,7 +85,7 @@ def _bench_step(options: argparse.Namespace) -> int:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for _ in range(options.repeats):
             for side in sides:
-                runs[side].append(_child(side, batch, steps, options.capacity))
+                runs[side].append(child(side, batch, steps, options.capacity))
         row: dict[str, Any] = {"batch": batch, "steps": steps}
         for side in sides:
             row[f"{side}_us"] = median(1e6 * run["seconds"] / run["steps"] for run in runs[side])
@@ -102,7 +107,7 @@ def _bench_step(options: argparse.Namespace) -> int:
         ratios = [_ratio(row["ours_us"] / row[f"{side}_us"], bounds[side]) for side in sides[1:]]
         times = [f"{row[f'{side}_us']:.0f}" for side in sides]
         rows.append([str(row["batch"]), *times, *ratios, f"{row['loss_difference']:.1e}", str(row["ours_samples"])])
-    _finish(header, rows, results, options)
+    finish(header, rows, results, options)
     if not same:
         print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)
     return 0 if same else 1
@@ -119,22 +124,22 @@ def _bench_memory(options: argparse.Namespace) -> int:
     runs: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(options.repeats):
         for size in sizes:
-            run = _child("full_memory", batch, steps, size)
+            run = child("full_memory", batch, steps, size)
             runs[size].append(1e6 * run["seconds"] / run["steps"])
     results = [{"capacity": size, "us": median(runs[size]), "ratio": median(runs[size]) / median(runs[sizes[0]])} for size in sizes]
     rows = [[f"{row['capacity']:,}", f"{row['us']:.0f}", f"{row['ratio']:.2f}"] for row in results]
-    _finish(["samples in memory", f"µs a step, batch {batch}", "ratio to the smallest"], rows, results, options)
+    finish(["samples in memory", f"µs a step, batch {batch}", "ratio to the smallest"], rows, results, options)
     return 0
 
 
 def _bench_evaluation(options: argparse.Namespace) -> int:
-    results = [_child("evaluation", tasks, 1, 0) for tasks in (1, 5, 10, 20)]
+    results = [child("evaluation", tasks, 1, 0) for tasks in (1, 5, 10, 20)]
     rows = [[str(row["tasks"]), f"{1e3 * row['seconds']:.1f}", f"{1e6 * row['seconds'] / row['samples']:.2f}"] for row in results]
-    _finish(["tasks of 2,000 samples", "ms", "µs a sample"], rows, results, options)
+    finish(["tasks of 2,000 samples", "ms", "µs a sample"], rows, results, options)
     return 0
 
 
-def _child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
+def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
     """Run one side in a process of its own, on one thread."""
     words = ["--side", side, "--batch", str(batch), "--steps", str(steps), "--capacity", str(capacity)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -147,7 +152,7 @@ def _child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _finish(header: Sequence[str], rows: Sequence[Sequence[str]], results: Sequence[Any], options: argparse.Namespace) -> None:
+def finish(header: Sequence[str], rows: Sequence[Sequence[str]], results: Sequence[Any], options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from cl_framework.records import atomic_write, environment
@@ -195,16 +200,16 @@ def _learner(batch: int, steps: int, capacity: int) -> Any:
     return assemble(load_experiment(settings), benchmark)
 
 
-def _fit(learner: Any, index: int) -> dict[str, Any]:
+def fit(learner: Any, index: int) -> dict[str, Any]:
     """Run one event as the runner does and measure it: from the plan to the end of the fit, the start of Lightning included."""
     from cl_framework.host import Host
 
     losses: list[float] = []
     host = Host(learner, lambda evaluation, batch: losses.append(float(evaluation.loss)), lambda: False)
-    position, memory = learner.position, learner.stack.members[0].strategy.memory
+    position = learner.position
     event = learner.stream.events[index]
     position.event, position.event_index, position.phase, position.step = event, index, None, 0
-    steps, seen = position.stream_step, memory.seen
+    steps = position.stream_step
     started = time.perf_counter()
     learner.new_streams()
     phase = position.phase = learner.learn_phase(event)
@@ -213,14 +218,14 @@ def _fit(learner: Any, index: int) -> dict[str, Any]:
     host.fit_phase(phase, 0)
     seconds = time.perf_counter() - started
     learner.end_phase(phase)
-    return {"seconds": seconds, "steps": position.stream_step - steps, "samples": memory.seen - seen, "losses": losses}
+    return {"seconds": seconds, "steps": position.stream_step - steps, "samples": phase.plan.visits, "losses": losses}
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """The framework: learner, Lightning host, ER."""
     learner = _learner(options.batch[0], options.steps, options.capacity)
-    _fit(learner, 0)
-    return _fit(learner, 1)
+    fit(learner, 0)
+    return fit(learner, 1)
 
 
 def full_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,8 +244,8 @@ def full_memory(options: argparse.Namespace) -> dict[str, Any]:
     }
     state = memory.state_dict()
     memory.load_state_dict({**state, "columns": columns, "slots": numbers, "count": capacity, "seen": capacity})
-    _fit(learner, 0)
-    return _fit(learner, 1)
+    fit(learner, 0)
+    return fit(learner, 1)
 
 
 def bare(options: argparse.Namespace) -> dict[str, Any]:
@@ -355,12 +360,26 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "tasks": tasks, "samples": 2000 * tasks}
 
 
+def text(options: argparse.Namespace) -> dict[str, Any]:
+    from cl_framework.bench_text import ours
+
+    return ours(options)
+
+
+def bare_text(options: argparse.Namespace) -> dict[str, Any]:
+    from cl_framework.bench_text import bare
+
+    return bare(options)
+
+
 _SIDES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ours": ours,
     "bare": bare,
     "avalanche": avalanche,
     "full_memory": full_memory,
     "evaluation": evaluation,
+    "text": text,
+    "bare_text": bare_text,
 }
 
 

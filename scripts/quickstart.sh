@@ -8,10 +8,13 @@ source scripts/environment.sh
 if [ "${1:-}" = text ]; then
   shift
   prepare_environment "[text]"
-  for method in finetune er; do
-    clu run "experiments/docstrings_$method.yaml" "$@"
+  for text in docstrings topics; do
+    for method in finetune er; do
+      clu run "experiments/${text}_$method.yaml" "$@"
+    done
   done
   clu report runs/docstrings_finetune runs/docstrings_er
+  clu report runs/topics_finetune runs/topics_er
   exit
 fi
 prepare_environment ""

@@ -41,7 +41,7 @@ def fake_child(losses: dict[str, list[float]], samples: dict[str, int]) -> Any:
 
 def test_ratios_and_the_check_of_equal_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["--batch", "10", "--repeats", "2", "--json", str(tmp_path / "bench.json")]
-    monkeypatch.setattr(bench, "_child", fake_child({}, {}))
+    monkeypatch.setattr(bench, "child", fake_child({}, {}))
     assert bench.main(words) == 0
     shown = capsys.readouterr().out
     assert "0.50 (target 1.15)" in shown
@@ -49,7 +49,7 @@ def test_ratios_and_the_check_of_equal_work(monkeypatch: pytest.MonkeyPatch, cap
     (row,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert row["loss_difference"] == 0.0
     for losses, samples in (({"bare": [1.1]}, {}), ({}, {"avalanche": 90})):
-        monkeypatch.setattr(bench, "_child", fake_child(losses, samples))
+        monkeypatch.setattr(bench, "child", fake_child(losses, samples))
         assert bench.main(words) == 1
         assert "the sides did not do the same work" in capsys.readouterr().err
 
@@ -61,7 +61,7 @@ def test_an_event_is_one_pass_over_mnists_size_unless_told_otherwise(monkeypatch
         asked.append((side, batch, steps, capacity))
         return {"seconds": 1.0, "steps": steps, "samples": batch * steps, "losses": [1.0]}
 
-    monkeypatch.setattr(bench, "_child", child)
+    monkeypatch.setattr(bench, "child", child)
     bench.main(["--without-avalanche", "--repeats", "1"])
     assert asked == [(side, batch, 60_000 // batch, 500) for batch in (10, 32, 128) for side in ("ours", "bare")]
     asked.clear()

@@ -1,0 +1,131 @@
+"""Tokens a second in language modelling: ours beside a bare PyTorch loop over the same model and the same batches."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from statistics import median
+from typing import Any
+
+SEED = 0
+LENGTH = 64  # tokens a row
+VOCABULARY = 2000
+WIDTH, LAYERS = 128, 4  # 1.3 million parameters
+RATE = 1e-3
+DEFAULT_BATCHES = [8, 32]
+DEFAULT_STEPS = 200
+WARM_UP_STEPS = 5
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Both sides in turn for each batch size, as a table. Exit code 1 if they did not do the same work."""
+    from cl_framework.bench import DEFAULT_BATCHES as OF_IMAGES
+    from cl_framework.bench import LOSS_TOLERANCE, child, finish
+
+    results: list[dict[str, Any]] = []
+    for batch in options.batch if options.batch != OF_IMAGES else DEFAULT_BATCHES:
+        runs: dict[str, list[dict[str, Any]]] = {"text": [], "bare_text": []}
+        for _ in range(options.repeats):
+            for side, found in runs.items():
+                found.append(child(side, batch, options.steps or DEFAULT_STEPS, 0))
+        speeds = {side: median(LENGTH * run["samples"] / run["seconds"] for run in found) for side, found in runs.items()}
+        pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)
+        difference = max(abs(ours - bare) for ours, bare in pairs)
+        results.append({"batch": batch, **speeds, "ratio": speeds["text"] / speeds["bare_text"], "loss_difference": difference})
+    rows = [
+        [str(row["batch"]), f"{row['text']:,.0f}", f"{row['bare_text']:,.0f}", f"{row['ratio']:.3f}", f"{row['loss_difference']:.1e}"]
+        for row in results
+    ]
+    finish([f"rows of {LENGTH}", "ours, tokens/s", "bare, tokens/s", "ours / bare", "loss curves differ by"], rows, results, options)
+    same = all(row["loss_difference"] <= LOSS_TOLERANCE for row in results)
+    if not same:
+        print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)
+    return 0 if same else 1
+
+
+def _benchmark(batch: int, steps: int) -> Any:
+    """Two texts of made-up tokens that can be learned a little: each token is more likely to be followed by its double."""
+    import torch
+
+    from cl_framework.benchmarks.base import Benchmark
+    from cl_framework.benchmarks.sources import TensorSource
+    from cl_framework.benchmarks.text.tokens import TokenInputs
+
+    generator = torch.Generator().manual_seed(SEED)
+    sources = []
+    for count in (WARM_UP_STEPS * batch, steps * batch):
+        tokens = torch.randint(2, VOCABULARY, (count, LENGTH + 1), generator=generator)
+        for place in range(1, LENGTH + 1):
+            doubled = (2 * tokens[:, place - 1]) % VOCABULARY
+            tokens[:, place] = torch.where(torch.rand(count, generator=generator) < 0.5, doubled, tokens[:, place])
+        sources.append(TensorSource(tokens[:, :-1].int(), tokens[:, 1:]))
+    return Benchmark(
+        "bench",
+        VOCABULARY,
+        (tuple(range(VOCABULARY)),) * 2,
+        sources,
+        sources,
+        TokenInputs(padded=False),
+        (LENGTH,),
+        ("domain_il",),
+        modality="text",
+        vocabulary=VOCABULARY,
+        objective="language_modelling",
+    )
+
+
+def _learner(batch: int, steps: int) -> Any:
+    import torch
+
+    from cl_framework.assembly import assemble
+    from cl_framework.config import load_experiment
+
+    torch.set_num_threads(1)
+    settings = {
+        "benchmark": {"name": "synthetic"},  # the schema wants a name; the tokens above take its place
+        "model": {"name": "decoder", "width": WIDTH, "layers": LAYERS},
+        "optimizer": {"name": "adamw", "lr": RATE},
+        "batch_size": batch,
+        "seed": SEED,
+        "device": "cpu",
+    }
+    return assemble(load_experiment(settings), _benchmark(batch, steps))
+
+
+def ours(options: argparse.Namespace) -> dict[str, Any]:
+    """The framework: learner and Lightning host, no strategies."""
+    from cl_framework.bench import fit
+
+    learner = _learner(options.batch[0], options.steps)
+    fit(learner, 0)
+    return fit(learner, 1) | {"samples": options.steps * options.batch[0]}
+
+
+def bare(options: argparse.Namespace) -> dict[str, Any]:
+    """A plain loop over the same rows in the same order."""
+    import torch
+    from torch.nn import functional
+
+    from cl_framework.plan import Plan
+    from cl_framework.rng import BLOCK, RandomStream
+
+    batch = options.batch[0]
+    learner = _learner(batch, options.steps)
+    model, losses, seconds = learner.model, [], 0.0
+    model.train()
+    for task, source in enumerate(learner.benchmark.train):
+        started = time.perf_counter()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+        order = Plan.over(torch.arange(len(source)), batch, 1, RandomStream(SEED, "Learn", task, 0, "", "plan").generator()).ids
+        for step, chosen in enumerate(order.split(batch)):
+            tokens, targets = source.items.index_select(0, chosen).long(), source.targets.index_select(0, chosen)
+            logits = model({"input_ids": tokens, "attention_mask": torch.ones_like(tokens, dtype=torch.bool)})
+            loss = functional.cross_entropy(logits.transpose(1, 2).reshape(-1, VOCABULARY), targets.reshape(-1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if task == 1 and (step % BLOCK == BLOCK - 1 or step == options.steps - 1):  # as often as the framework tells a loss
+                losses.append(loss.detach())
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "steps": options.steps, "samples": len(source), "losses": [float(loss) for loss in losses]}
