@@ -11,10 +11,12 @@ import torch
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, strong_of
 from cl_framework.benchmarks.sources import held_on
-from cl_framework.config import Experiment, GivenOptions, Named, RunConfig
+from cl_framework.calls import has_features
+from cl_framework.config import Experiment, GivenOptions, Named
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.rng import seeded
+from cl_framework.schema import RunConfig
 from cl_framework.stack import Stack
 from cl_framework.strategy import Setting
 from cl_framework.stream import Learn, Stream, Unlearn
@@ -97,6 +99,10 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         )
         stack.check_setting(known)
         learner = Learner(run, benchmark, model, stack, stream, device)
+    if run.probes and not has_features(learner.model):
+        raise ConfigurationError(
+            f"probes look at features, but model {experiment.model.name!r} has no `features` and `head`. Set probes=[], or another model."
+        )
     _check_requests(learner)
     return learner
 

@@ -37,6 +37,13 @@ def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
         ) from error
 
 
+def has_features(model: nn.Module) -> bool:
+    """Whether `run_model` gives features of this model."""
+    if callable(getattr(model, "features_and_logits", None)):
+        return True
+    return callable(getattr(model, "features", None)) and callable(getattr(model, "head", None))
+
+
 def _features_and_logits(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
     beside = conditioning(model, rows)
     both = getattr(model, "features_and_logits", None)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,70 +20,10 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
+from cl_framework.schema import RunConfig
 from cl_framework.stream import parse_requests
 
-
-@dataclass
-class OptimizerConfig:
-    name: str = "sgd"  # sgd, adam or adamw
-    lr: float = 0.1  # > 0
-    momentum: float = 0.0  # [0, 1), sgd only
-    weight_decay: float = 0.0  # >= 0
-    reset: str = "event"  # event: a new state each event; never: moments live on
-    clip: float | None = None  # largest norm of all gradients together, > 0
-
-
-@dataclass
-class DataConfig:
-    root: str | None = None  # else the environment variable CL_DATA, else "data"
-    download: bool = False
-    workers: int = 0  # data-loader processes for data that is not held in memory
-    in_memory: str = "auto"  # auto, always or never
-
-
-@dataclass
-class WandbConfig:
-    mode: str = "offline"  # offline or online
-    project: str = "cl-framework"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-
-
-@dataclass
-class CheckpointConfig:
-    every_seconds: float = 60.0  # between checkpoints within an event; one is always written after an event
-
-
-@dataclass
-class RunConfig:
-    experiment: str = ""  # the folder of its runs; default: the name of the YAML file
-    stream: str = ""  # "": learn every task once
-    without: str = ""  # requests like "U1:class=3": samples that are never shown, as to a model that never saw what they name
-    scenario: str = ""  # class_il, task_il, domain_il; "": the benchmark's default
-    seed: int = 0
-    benchmark: dict[str, Any] = field(default_factory=dict)  # name, and its options
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch_size: int = 32
-    epochs: int = 1
-    online: bool = False  # every sample is seen once: epochs must be 1
-    blurry: float = 0.0  # share of each task's samples that is dealt over all tasks, [0, 1]
-    evaluate: str = "all"  # after each event: all tasks of the stream, or those seen
-    evaluation_batch_size: int = 1000
-    strategies: dict[str, Any] = field(default_factory=dict)  # slot -> {use: name, options}
-    logger: str = "none"  # none or wandb
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    out: str = "runs"
-    again: bool = False  # start a finished or unfinished run anew
-    deterministic: bool = False  # torch.use_deterministic_algorithms
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "32-true"  # 32-true or bf16-mixed
-    threads: int = 0  # torch threads; 0 leaves torch's own choice
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    expected: dict[str, Any] = field(default_factory=dict)  # published figures: name -> {value, deviation, source}
-
+_PROBES = ("rankme", "alpha_req")  # of `representation`, which is not imported to name them
 
 GIVEN = "given"  # key of a benchmark that was given as an object
 
@@ -383,6 +323,9 @@ def _check_run(run: RunConfig) -> None:
         check_range("epochs", run.epochs, low=1)
         check_range("blurry", run.blurry, low=0, high=1)
         check_range("evaluation_batch_size", run.evaluation_batch_size, low=1)
+        check_range("evaluate_every", run.evaluate_every, low=0)
+        for probe in run.probes:
+            check_choice("probes", probe, _PROBES)
         check_range("data.workers", run.data.workers, low=0)
         check_range("threads", run.threads, low=0)
         check_range("checkpoint.every_seconds", run.checkpoint.every_seconds, low=0)

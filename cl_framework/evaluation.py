@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_framework.benchmarks.base import Source
 from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import asked, place_losses, right
 from cl_framework.inputs import each
@@ -80,7 +79,7 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
     with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
         for task in tasks:
             mine = [(place, part.classes) for place, part in enumerate(parts) if part.task == task]
-            for rows in _batches(learner, learner.benchmark.test[task], task):
+            for rows in held_out_batches(learner, task):
                 features, scores = run_model(learner.model, rows)
                 if predict is not None:
                     scores = predict(features, scores, rows)
@@ -120,11 +119,12 @@ def candidates(learner: Learner, scenario: str, task: TaskId, live: Sequence[Tas
     return mask
 
 
-def _batches(learner: Learner, source: Source, task: TaskId) -> Iterator[Rows]:
-    size = learner.run.evaluation_batch_size
-    readable = learner.stack.reads_tasks
-    for first in range(0, len(source), size):
-        rows = torch.arange(first, min(first + size, len(source)))
+def held_out_batches(learner: Learner, task: TaskId, most: int | None = None) -> Iterator[Rows]:
+    """The test samples of a task in batches, or the first ones, `most` of them."""
+    size, source = learner.run.evaluation_batch_size, learner.benchmark.test[task]
+    readable, count = learner.stack.reads_tasks, min(len(source), most or len(source))
+    for first in range(0, count, size):
+        rows = torch.arange(first, min(first + size, count))
         items = source.read(rows)
         moved = each(lambda part: part.to(learner.device), items)
         targets = source.targets[rows].to(learner.device)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark, strong_of
 from cl_framework.closure import StepClosure, StepEvaluation
-from cl_framework.config import RunConfig
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.cost import Cost
 from cl_framework.criterion import Criterion
@@ -23,6 +22,7 @@ from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_s
 from cl_framework.plan import Plan, blurred
 from cl_framework.requests import requested_ids
 from cl_framework.rng import RandomStream
+from cl_framework.schema import RunConfig
 from cl_framework.stack import PhaseStack, Stack
 from cl_framework.strategy import Batch, Closure, Evaluation, Forgotten, Phase, Position, Rows
 from cl_framework.stream import Learn, Stream, TaskId, Unlearn, parse_requests

@@ -31,6 +31,14 @@ class Chunk:
     rows: tuple[Inputs, Tensor, Tensor] | None = None  # items, targets, tasks of all visits of these steps
 
 
+def chunk_bounds(first: int, steps: int, every: int) -> list[tuple[int, int]]:
+    """The chunks of steps first .. steps - 1; with `every` > 0 one ends at each multiple of it, wherever the first begins."""
+    ends = {steps, *range(first + STEPS_PER_CHUNK, steps, STEPS_PER_CHUNK)}
+    if every:
+        ends |= set(range(first - first % every + every, steps, every))
+    return list(pairwise(sorted({first, *ends}))) if first < steps else []
+
+
 class _ReadChunks(Dataset[Chunk]):
     """What a data-loader worker does: read the rows of one chunk."""
 
@@ -53,8 +61,7 @@ class PhaseLoader:
     """Yields the chunks of a phase from `first_step` on: what Lightning iterates."""
 
     def __init__(self, learner: Learner, phase: Phase, first_step: int, workers: int) -> None:
-        starts = range(first_step, phase.steps, STEPS_PER_CHUNK)
-        self.bounds = [(start, min(start + STEPS_PER_CHUNK, phase.steps)) for start in starts]
+        self.bounds = chunk_bounds(first_step, phase.steps, learner.run.evaluate_every)
         self._workers = workers
         self._from_workers = isinstance(phase.plan, int) is False and not _all_in_memory(learner.benchmark, phase)
         self._dataset = _ReadChunks(learner.benchmark, phase, self.bounds)

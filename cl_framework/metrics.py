@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -74,6 +75,47 @@ def _whole(rows: Sequence[Mapping[str, Any]], scenario: str, metric: str = "accu
 def _parts(rows: Sequence[Mapping[str, Any]], scenario: str, start: str) -> list[Mapping[str, Any]]:
     """Accuracies of the parts of the test split whose name begins with `start`."""
     return [row for row in rows if (row["metric"], row["scenario"]) == ("accuracy", scenario) and row["split"].startswith(start)]
+
+
+def within(metric: str) -> str:
+    """The name of a metric in rows that were measured between two steps of an event."""
+    return f"{metric}_within"
+
+
+@dataclass(frozen=True)
+class StabilityGap:
+    """How an earlier task fared while another one was learned: percent, or nats where the loss was measured."""
+
+    event_index: int
+    task: TaskId
+    depth: float  # how far it fell below what it was before the event, >= 0
+    recovery: int | None  # stream steps from the event's start until it was back there for the first time after the fall; None: never
+    area: float  # mean deficit over the looks taken
+
+
+def stability_gaps(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int, metric: str) -> list[StabilityGap]:
+    """The gaps of all tasks live before each Learn in which looks were taken (`evaluate_every`), its end included; after Guo et al. 2024.
+
+    `metric` is "accuracy", or "loss", of which less is better.
+    """
+    sign = -1.0 if metric == "loss" else 1.0
+    after = {(row["event_index"], row["eval_task"]): row for row in _whole(rows, scenario, metric)}
+    looks: dict[tuple[int, TaskId], list[Mapping[str, Any]]] = {}
+    for row in _whole(rows, scenario, within(metric)):
+        looks.setdefault((row["event_index"], row["eval_task"]), []).append(row)
+    gaps = []
+    for (index, task), taken in looks.items():
+        if index == 0 or task not in stream.learned_after[index - 1] or task == stream.events[index].task:
+            continue
+        before = after[index - 1, task]
+        curve = [*taken, after[index, task]]
+        fallen = [sign * (before["value"] - row["value"]) for row in curve]
+        lowest = max(range(len(fallen)), key=fallen.__getitem__)
+        back = next((row["stream_step"] for row, fall in zip(curve[lowest:], fallen[lowest:], strict=True) if fall <= 0), None)
+        deficits = [max(0.0, fall) for fall in fallen]
+        recovery = None if back is None else back - before["stream_step"]
+        gaps.append(StabilityGap(index, task, max(deficits), 0 if max(deficits) == 0 else recovery, mean(deficits)))
+    return gaps
 
 
 def average_accuracy(row: Sequence[float | None], live: Sequence[TaskId]) -> float | None:
@@ -203,6 +245,9 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
     if _whole(records, scenario, "loss"):
         rise = forgetting([[None if value is None else -value for value in row] for row in losses], stream)
         summary |= {"average_loss": average_accuracy(losses[-1], live), "loss_rise": rise, "loss_matrix": losses}
+    gaps = stability_gaps(records, scenario, stream, tasks, "loss" if _whole(records, scenario, "loss") else "accuracy")
+    if gaps:
+        summary |= {"stability_gap": mean(gap.depth for gap in gaps), "stability_gaps": [asdict(gap) for gap in gaps]}
     if scenario == "class_il" and _whole(records, "task_il"):
         by_task, _ = matrices(records, "task_il", stream, tasks)
         summary["average_accuracy_task_il"] = average_accuracy(by_task[-1], live)

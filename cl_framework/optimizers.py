@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cl_framework.config import OptimizerConfig
 from cl_framework.errors import ContractError
+from cl_framework.schema import OptimizerConfig
 from cl_framework.strategy import Gradients
 
 

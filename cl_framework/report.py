@@ -35,6 +35,7 @@ FIGURES = {
     "fwt": "FWT",
     "average_loss": "loss",  # nats an answer, in language modelling alone
     "loss_rise": "loss rise",  # forgetting in nats
+    "stability_gap": "gap",  # mean fall of earlier tasks while another is learned, where `evaluate_every` looks
     "train_seconds": "train s",
     "steps": "steps",
     "samples_new": "new samples",

@@ -27,8 +27,10 @@ from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.learning_curve import points
 from cl_framework.listeners import Listener, Progress, RunInfo
+from cl_framework.metrics import within
 from cl_framework.records import Row, RunDirectory, differences, environment
 from cl_framework.report import rebuild_summary
+from cl_framework.representation import probed
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.unlearning.certificate import Certifier
@@ -276,6 +278,8 @@ class Runner:
         seconds = time.monotonic() - started
         rows = [self._row(index, event, accuracy, "accuracy", accuracy.percent) for accuracy in accuracies]
         rows += [self._row(index, event, one, "loss", one.loss) for one in accuracies if one.loss is not None]
+        for task, probe, value, count in probed(self.learner, tasks, self.experiment.run.probes):
+            rows.append(self._row(index, event, Accuracy(task, self.learner.run.scenario, 0, count), probe, value))
         if index >= 0 and isinstance(unlearned := self.learner.stream.events[index], Unlearn):
             asked = (unlearned.task, split_of(unlearned))
             rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) == asked]
@@ -327,10 +331,26 @@ class Runner:
     def _after_chunk(self, evaluation: Evaluation, batch: Batch) -> None:
         position = self.learner.position
         self._tell("on_progress", Progress(position, evaluation, batch))
+        self._look_within()
         due = time.monotonic() - self._last_checkpoint >= self.experiment.run.checkpoint.every_seconds
         if due and position.phase is not None and position.step < position.phase.steps:
             self._walked.count()
             self._checkpoint(self._index, self._walked.inside())
+            self._walked.rest_the_clock()
+
+    def _look_within(self) -> None:
+        """Evaluate what was seen so far between two steps of a Learn, where `evaluate_every` says so."""
+        position, every = self.learner.position, self.experiment.run.evaluate_every
+        learns = isinstance(position.event, Learn) and position.event_index == self._index  # and does not live through a replay
+        if not every or not learns or position.phase is None or position.phase.owner is not None:
+            return
+        if position.step % every == 0 and position.step < position.phase.steps:
+            self._walked.count()
+            live = self.learner.stream.learned_after[self._index]
+            found = evaluate(self.learner, self._seen(self._index), live)
+            rows = [self._row(self._index, str(position.event), one, within("accuracy"), one.percent) for one in found]
+            rows += [self._row(self._index, str(position.event), one, within("loss"), one.loss) for one in found if one.loss is not None]
+            self.directory.append_records(rows)
             self._walked.rest_the_clock()
 
     def _tell(self, what: str, *news: Any) -> None:

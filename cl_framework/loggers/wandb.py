@@ -24,7 +24,7 @@ from cl_framework.stream import Stream
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
 
-    from cl_framework.config import WandbConfig
+    from cl_framework.schema import WandbConfig
 
 TRAINING_INTERVAL = 50  # optimizer steps between two readings of loss and accuracy: each reading waits for the device
 FIGURES = (

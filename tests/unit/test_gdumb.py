@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_framework import Batch, ConfigurationError, Context, Draw, Output, Plan
-from cl_framework.config import OptimizerConfig
 from cl_framework.optimizers import build_optimizer
 from cl_framework.records import RunDirectory
+from cl_framework.schema import OptimizerConfig
 from cl_framework.testing.laboratory import Outcome, assert_different_weights, beside, experiment_of, finish, first_difference, in_place_of
 from cl_framework.testing.neighbours import Oblivious, slot
 from strategies.gdumb import GDumb, GDumbConfig, cut_and_paste, cut_box, first_pass, warm_restarts

@@ -24,6 +24,7 @@ from cl_framework.evaluation import evaluate
 from cl_framework.fisher import squared_gradients
 from cl_framework.models.decoder import Decoder, DecoderOptions, TokenHead
 from cl_framework.report import markdown_of_run
+from cl_framework.unlearning.audit import audit
 
 ENGLISH = ["the cat sat on the mat", "the dog ran to the cat", "a mat is on the floor", "the dog sat", "a cat ran"] * 4
 GERMAN = ["die katze sitzt auf der matte", "der hund rennt zur katze", "eine matte liegt am boden", "der hund sitzt"] * 4
@@ -296,6 +297,12 @@ def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
 def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
     result = run(experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, stream="L0 L1 U0 L2"))
     assert result.summary is not None and [entry["event"] for entry in result.summary["unlearning"]] == ["U0"]
+
+
+def test_an_audit_of_a_language_model_is_refused(tmp_path: Path) -> None:
+    path = run(experiment(tmp_path, {"rewind": {}}, stream="L0 L1 U0")).path
+    with pytest.raises(ConfigurationError, match="audits ask for the class of a sample, which benchmark 'folder' does not have"):
+        audit(path, seeds=1)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework.config import OptimizerConfig
 from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd
+from cl_framework.schema import OptimizerConfig
 
 
 def parameters() -> list[nn.Parameter]:

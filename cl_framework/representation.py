@@ -1,0 +1,77 @@
+"""Probes of the representation: how many directions the features of held-out samples fill, and how fast their spectrum decays.
+
+Features are the model's before its head, of a fixed set of test samples of each task; of a text of several places, the last place's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cl_framework.calls import evaluation_mode, run_model
+from cl_framework.evaluation import held_out_batches
+from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.stream import TaskId
+
+SAMPLES = 512  # of a task's test split at most, its first ones: the measures depend on how many there are
+_EPSILON = 1e-7
+
+
+def rankme(features: Tensor, of: str = "singular") -> float:
+    """The effective rank, exp of the entropy of the spectrum, in [1, min(N, D)]; features (N, D).
+
+    singular: of the singular values, not centred (Garrido et al. 2023, "RankMe", eq. 1); covariance: of the eigenvalues of the
+    covariance, which is never larger on the same features.
+    """
+    if of not in ("singular", "covariance"):
+        raise ValueError(f"of must be one of singular, covariance, got {of!r}")
+    values = spectrum(features) if of == "covariance" else torch.linalg.svdvals(features.double())
+    shares = values / values.sum() + _EPSILON
+    shares = shares / shares.sum()
+    return float((-shares * shares.log()).sum().exp())
+
+
+def alpha_req(features: Tensor) -> float:
+    """The exponent alpha of the power law l_i ~ i^-alpha of the covariance's eigenvalues; features (N, D).
+
+    Least squares of log l_i on log i with weights 1 / i over ranks 11 to 100 (Agrawal et al. 2022, "alpha-ReQ"); of fewer than 200
+    dimensions over ranks D / 16 to D / 2, a range of our own.
+    """
+    values = spectrum(features)
+    dimensions = len(values)
+    first, last = (11, 100) if dimensions >= 200 else (max(1, dimensions // 16), max(2, dimensions // 2))
+    ranks = torch.arange(first, min(last, dimensions) + 1, dtype=torch.float64)
+    x, y, weights = ranks.log(), values[first - 1 : len(ranks) + first - 1].clamp(min=1e-300).log(), 1 / ranks
+    x, y = x - (weights * x).sum() / weights.sum(), y - (weights * y).sum() / weights.sum()
+    return float(-(weights * x * y).sum() / (weights * x * x).sum())
+
+
+def spectrum(features: Tensor) -> Tensor:
+    """Eigenvalues of the covariance, largest first, (D,) float64."""
+    centred = features.double() - features.double().mean(0)
+    return torch.linalg.eigvalsh(centred.T @ centred / len(features)).flip(0).clamp(min=0)
+
+
+PROBES: Mapping[str, Callable[[Tensor], float]] = {"rankme": rankme, "alpha_req": alpha_req}
+
+
+def probed(learner: Learner, tasks: Sequence[TaskId], probes: Sequence[str]) -> Iterator[tuple[TaskId, str, float, int]]:
+    """Task, probe, its value and the number of samples, for each of the tasks. Changes nothing."""
+    if not probes:
+        return
+    for task in tasks:
+        features = _features(learner, task)
+        for probe in probes:
+            yield task, probe, PROBES[probe](features), len(features)
+
+
+def _features(learner: Learner, task: TaskId) -> Tensor:
+    parts = []
+    with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
+        for rows in held_out_batches(learner, task, SAMPLES):
+            features, _ = run_model(learner.model, rows)
+            assert features is not None  # `assemble` has asked
+            parts.append((features if features.ndim == 2 else features[:, -1]).cpu())
+    return torch.cat(parts)
