@@ -139,8 +139,8 @@ def audit(
         benchmark = benchmark or make_benchmark(experiment)
         if benchmark.objective != "classification":
             raise ConfigurationError(
-                f"audits ask for the class of a sample, which benchmark {benchmark.name!r} does not have. The figures that a run takes after "
-                "each Unlearn are in its report."
+                f"audits ask for the class of a sample, which benchmark {benchmark.name!r} does not have. The figures of a run after "
+                "each Unlearn are in its own report."
             )
         learner = assemble(experiment, benchmark)
         stream = learner.stream
