@@ -1,0 +1,107 @@
+"""An infinite schedule: the learning rate warms up, cools down once and then stays on a plateau over all further tasks.
+
+Source: Ibrahim et al. 2024, section 7.4, and Singh et al. 2025, "Beyond Cosine Decay", eq. 1: warm-up, cosine cool-down, constant, and
+    exponential annealing when a model is to be shipped.
+Uses: rate, end, state_dict, load_state_dict
+Cost: a number a step.
+Differs: lengths are shares of the first task's steps. The shares of the plateau and of the annealing were not found in print: the
+    defaults are ours. The released exponent's denominator is read in two ways; here annealing ends at the minimum.
+Interacts: multiplies with other schedules. Phases that other strategies ask for keep their own rate. Without annealing nothing depends
+    on which task is the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cl_framework import Context, Learn, Phase, Strategy, Traits, check_choice, check_range, register
+
+
+def plateaued(step: float, warmup: float, cooldown: float, constant: float) -> float:
+    """The factor on the largest rate at a step since the stream began: up to 1 (to `constant` without cool-down), down along a cosine to
+    `constant`, and no further. warmup and cooldown in steps, >= 0.
+    """
+    top = 1.0 if cooldown else constant
+    if step < warmup:
+        return top * step / warmup
+    if step < warmup + cooldown:
+        return constant + (1.0 - constant) / 2 * (1.0 + math.cos(math.pi * (step - warmup) / cooldown))
+    return constant
+
+
+def annealed(start: float, minimum: float, share: float, form: str = "exp") -> float:
+    """The factor when `share` of the annealing is over, in [0, 1]: from `start` to `minimum`, both > 0.
+
+    exp: geometric; linear; rsqrt: 1 / factor grows linearly.
+    """
+    share = min(1.0, share)
+    if form == "exp":
+        return start * (minimum / start) ** share
+    if form == "linear":
+        return start + (minimum - start) * share
+    return 1.0 / (1.0 / start + (1.0 / minimum - 1.0 / start) * share)
+
+
+@dataclass(frozen=True)
+class InfiniteRateConfig:
+    warmup: float = 0.01  # in first tasks' steps, >= 0
+    cooldown: float = 0.55  # in first tasks' steps, >= 0
+    constant: float = 0.4  # the plateau as a share of the largest rate, (0, 1]
+    minimum: float = 0.1  # what annealing ends at, (0, 1]
+    anneal: float = 0.12  # share of the last task's steps, its end, over which the rate is annealed, [0, 1]; 0: never
+    form: str = "exp"  # of annealing: exp, linear or rsqrt
+
+    def __post_init__(self) -> None:
+        check_range("warmup", self.warmup, low=0)
+        check_range("cooldown", self.cooldown, low=0)
+        check_range("constant", self.constant, above=0, high=1)
+        check_range("minimum", self.minimum, above=0, high=1)
+        check_range("anneal", self.anneal, low=0, high=1)
+        check_choice("form", self.form, ("exp", "linear", "rsqrt"))
+
+
+@register("infinite_rate")
+class InfiniteRate(Strategy):
+    """A learning rate with one warm-up, one cool-down and a plateau that no new task ends."""
+
+    Config = InfiniteRateConfig
+    traits = Traits(
+        needs_boundaries=True,
+        looks_ahead=True,
+        neutral={"warmup": 0.0, "cooldown": 0.0, "constant": 1.0, "anneal": 0.0},
+        scenarios=("domain_il", "class_il", "task_il"),  # published for the first
+    )
+
+    def __init__(self, config: InfiniteRateConfig) -> None:
+        super().__init__(config)
+        self._before = 0  # steps of the tasks that are over
+        self._first = 0  # steps of the first task, 0 before it
+        self._steps = 0  # of the task under way
+
+    def rate(self, step: int, steps: int, context: Context) -> float:
+        self._steps = steps
+        first_of_annealing = steps - self.config.anneal * steps
+        if not self.config.anneal or not context.is_last_learn or step <= first_of_annealing:
+            return self._plateaued(step)
+        share = (step - first_of_annealing) / (steps - first_of_annealing)
+        return annealed(self._plateaued(first_of_annealing), self.config.minimum, share, self.config.form)
+
+    def _plateaued(self, step: float) -> float:
+        first = self._first or self._steps
+        return plateaued(self._before + step, self.config.warmup * first, self.config.cooldown * first, self.config.constant)
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        if isinstance(context.position.event, Learn):
+            self._first = self._first or self._steps
+            self._before += self._steps
+            self._steps = 0
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before, "first": self._first, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._before, self._first, self._steps = state["before"], state["first"], state["steps"]
