@@ -2,7 +2,7 @@
 
 Source: Wang et al. 2024 "A Unified and General Framework for Continual Learning", algorithm 1: J times
     theta <- theta + gamma P grad L(theta) + noise, P = (F + damping)^-1, noise ~ N(0, 2 gamma temperature P); then the host's own step.
-Uses: step, commit, end, forget, state_dict, load_state_dict
+Uses: check, step, commit, end, forget, state_dict, load_state_dict
 Cost: `steps` more forward and backward passes a step over all rows of the objective (`released`: over the stream's rows), and a random
     number a weight; when a Learn event ends, one pass over its task with a gradient a sample. One copy of the weights.
 Differs: of the published text only the form of the ascent is known here, so `gamma`, `damping` and `temperature` are ours. With damping 1
