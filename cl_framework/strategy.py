@@ -299,7 +299,7 @@ class Strategy:
     """
 
     Config: ClassVar[type] = object
-    traits: ClassVar[Traits] = Traits(no_neutral="the base class does nothing")
+    traits: Traits = Traits(no_neutral="the base class does nothing")  # of the class; a constructor may change them by its options
 
     def __init__(self, config: Any) -> None:
         self.config = config
