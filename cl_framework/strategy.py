@@ -263,8 +263,8 @@ class Context(Protocol):
         """
         ...
 
-    def features(self, rows: Rows, *, exact: bool = False) -> Tensor:
-        """Features (B, D) in evaluation mode, without a trace.
+    def features(self, rows: Rows, at: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Tensor:
+        """Features (B, D) in evaluation mode, without a trace; `at` a snapshot, if given.
 
         `exact`: in float64, where a row's features are the same to rounding whichever rows stand beside it; for sums that are taken back.
         """
