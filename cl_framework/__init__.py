@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cl_framework.memory import Memory
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
     from cl_framework.models.isolated import IsolatedModel
+    from cl_framework.models.lora import AdaptedModel, TaskAdaptedModel, adaptable_layers
     from cl_framework.parameters import Matrix, matrices, trained_share
     from cl_framework.penalty import weighted_squares
     from cl_framework.plan import Plan
@@ -60,6 +61,7 @@ _HOMES = {
     "memory": ("Memory",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
     "models.isolated": ("IsolatedModel",),
+    "models.lora": ("AdaptedModel", "TaskAdaptedModel", "adaptable_layers"),
     "plan": ("Plan",),
     "recall": ("best_interval", "decay_exponent", "first_rows", "recall_intervals", "retained"),
     "registry": ("register", "register_benchmark", "register_model"),
@@ -87,6 +89,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaptedModel",
     "Batch",
     "Benchmark",
     "BenchmarkContext",
@@ -115,11 +118,13 @@ __all__ = [
     "StepFn",
     "Strategy",
     "Stream",
+    "TaskAdaptedModel",
     "TaskConditionedModel",
     "TaskId",
     "Term",
     "Traits",
     "Unlearn",
+    "adaptable_layers",
     "best_interval",
     "check_choice",
     "check_first_to_plan",

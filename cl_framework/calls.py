@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,24 @@ def call_at(model: nn.Module, values: Mapping[str, Tensor], *arguments: object) 
         owner, _, leaf = name.rpartition(".")
         chosen.setdefault((id(owners[owner]), leaf), (name, value))
     return functional_call(model, dict(chosen.values()), arguments, tie_weights=False)
+
+
+class _Answering(nn.Module):
+    """A model whose call gives features and logits of rows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: Rows) -> tuple[Tensor | None, Tensor]:
+        return run_model(self.model, rows)
+
+
+def run_model_at(model: nn.Module, values: Mapping[str, Tensor], rows: Rows) -> tuple[Tensor | None, Tensor]:
+    """Features and logits with these parameters and buffers in place of the model's own, which are back afterwards."""
+    answers: Any = call_at(_Answering(model), {f"model.{name}": value for name, value in values.items()}, rows)
+    features, logits = answers
+    return features, logits
 
 
 @contextmanager

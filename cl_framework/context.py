@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import strong_of
-from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model, untouched
+from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model, run_model_at, untouched
 from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
@@ -213,7 +213,7 @@ class SlotContext:
             replaced = dict(at) if isinstance(at, Mapping) else dict(zip(self.parameter_names, at, strict=True))
             return call_at(model, replaced, rows.inputs, *conditioning(model, rows))
 
-    def features(self, rows: Rows, *, exact: bool = False) -> Tensor:
+    def features(self, rows: Rows, at: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Tensor:
         self.learner.cost.forward(len(rows))
         model, rows = self.model, self._readable(rows)
         if exact:
@@ -221,7 +221,7 @@ class SlotContext:
             model = deepcopy(model).double()
             rows = replace(rows, inputs=each(lambda part: part.double() if part.is_floating_point() else part, rows.inputs))
         with torch.no_grad(), evaluation_mode(model):
-            features, _ = run_model(model, rows)
+            features, _ = run_model(model, rows) if at is None else run_model_at(model, at, rows)
         if features is None:
             raise ContractError(f"strategy {self.slot!r} asks for features, but the model has no `features` method and `head`.")
         return features

@@ -47,7 +47,7 @@ def _strategies(experiment: Experiment) -> list[str]:
         return ["none: plain fine-tuning"]
     lines = []
     for slot in experiment.strategies:
-        traits = slot.strategy_class.traits
+        traits = slot.strategy_class(slot.options).traits  # some change with the options
         claims = [
             name.replace("_", " ")
             for name in ("needs_task_id", "needs_boundaries", "reads_past_data", "stores_data")

@@ -263,8 +263,8 @@ class Context(Protocol):
         """
         ...
 
-    def features(self, rows: Rows, *, exact: bool = False) -> Tensor:
-        """Features (B, D) in evaluation mode, without a trace.
+    def features(self, rows: Rows, at: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Tensor:
+        """Features (B, D) in evaluation mode, without a trace; `at` a snapshot, if given.
 
         `exact`: in float64, where a row's features are the same to rounding whichever rows stand beside it; for sums that are taken back.
         """
@@ -299,7 +299,7 @@ class Strategy:
     """
 
     Config: ClassVar[type] = object
-    traits: ClassVar[Traits] = Traits(no_neutral="the base class does nothing")
+    traits: Traits = Traits(no_neutral="the base class does nothing")  # of the class; a constructor may change them by its options
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -6,6 +6,7 @@ keeps its weights as buffers and stays in evaluation mode, so that it is no para
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -86,12 +87,14 @@ class Pretrained(nn.Module):
         return features.shape[1]
 
 
-def give_up_training(module: nn.Module) -> None:
-    """Turn every parameter into a buffer of the same name: the state dict stays what it was."""
+def give_up_training(module: nn.Module, kept: Iterable[nn.Parameter] = ()) -> None:
+    """Turn every parameter, but those that are kept, into a buffer of the same name: the state dict stays what it was."""
+    trained = {id(parameter) for parameter in kept}
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            del part._parameters[name]
-            part.register_buffer(name, parameter.detach())
+            if id(parameter) not in trained:
+                del part._parameters[name]
+                part.register_buffer(name, parameter.detach())
 
 
 def normalisation_between(benchmark: Benchmark, backbone: Backbone) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tokens import folder_of
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
+from cl_framework.models.pretrained import give_up_training
 from cl_framework.registry import register_model
 
 
@@ -55,8 +56,7 @@ class TextEncoder(nn.Module):
         self.frozen = frozen
         self.head = nn.Linear(width, num_classes)
         if frozen:
-            for parameter in encoder.parameters():
-                parameter.requires_grad_(False)
+            give_up_training(encoder)
             encoder.eval()
 
     def train(self, mode: bool = True) -> TextEncoder:

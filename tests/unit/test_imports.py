@@ -28,7 +28,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "omegaconf": ("config.py", "cli.py"),
     "strategies": (),
 }
-HEAVY = ("pytorch_lightning", "wandb", "avalanche", "transformers", "sklearn", "matplotlib", "torchvision", "scipy", "rich")
+HEAVY = ("pytorch_lightning", "wandb", "avalanche", "transformers", "peft", "sklearn", "matplotlib", "torchvision", "scipy", "rich")
 EAGER = {"cl_framework/host.py": ("pytorch_lightning",)}  # itself imported when a run starts, and then needed
 OF_STRATEGIES = {"torch", "torchvision", *sys.stdlib_module_names}
 

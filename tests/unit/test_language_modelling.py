@@ -283,8 +283,10 @@ STACKS: dict[str, dict[str, Any]] = {
     "half": {"half": {}, "er": {"capacity": 8}},
     "joint": {"joint": {}},
     "cumulative": {"cumulative": {}},
+    "replay_share": {"replay_share": {}, "rewarm": {}},
+    "lora": {"lora": {}, "er": {"capacity": 8}, "infinite_rate": {}},
 }
-UNLEARNERS = ("rewind", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "noise", "do_nothing", "finetune_retain")
+UNLEARNERS = ("rewind", "rmu", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "noise", "do_nothing", "finetune_retain")
 
 
 @pytest.mark.parametrize("name", STACKS)

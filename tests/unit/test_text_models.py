@@ -69,8 +69,22 @@ STACKS: dict[str, dict[str, Any]] = {
     "half": {"half": {}, "er": {"capacity": 8}},
     "joint": {"joint": {}},
     "cumulative": {"cumulative": {}},
+    "replay_share": {"replay_share": {}, "rewarm": {}},
+    "lora": {"lora": {}, "er": {"capacity": 8}, "infinite_rate": {}},
 }
-UNLEARNERS = ("rewind", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "reset_head", "noise", "do_nothing", "finetune_retain")
+UNLEARNERS = (
+    "rewind",
+    "rmu",
+    "gradient_ascent",
+    "grad_diff",
+    "npo",
+    "simnpo",
+    "ssd",
+    "reset_head",
+    "noise",
+    "do_nothing",
+    "finetune_retain",
+)
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -110,8 +124,12 @@ def test_a_pretrained_encoder(tmp_path: Path) -> None:
     model = {"name": "pretrained_encoder", "source": str(tmp_path / "model")}
     for frozen in (False, True):
         learner = assemble(experiment(tmp_path, {}, model={**model, "frozen": frozen}))
-        trained = [name for name, parameter in learner.model.named_parameters() if parameter.requires_grad]
+        trained = [name for name, _ in learner.model.named_parameters()]
         assert (trained == ["head.weight", "head.bias"]) == frozen
+        before = {name: value.clone() for name, value in learner.model.state_dict().items() if "encoder" in name}
+        ckpt = run(experiment(tmp_path, {}, model={**model, "frozen": frozen})).path / "ckpt"
+        state = torch.load(sorted(ckpt.glob("*.pt"))[-1], weights_only=True)["learner"]["model"]
+        assert all(torch.equal(state[name], value) for name, value in before.items()) == frozen
     assert run(experiment(tmp_path, {"er": {"capacity": 8}}, model=model)).status == "done"
     longer = {"name": "text_classification", "length": 13, "tokenizer": "bytes"}
     with pytest.raises(ConfigurationError, match=r"benchmark.length=13 is longer than the 12 tokens that"):
