@@ -51,7 +51,7 @@ def random_direction(width: int, generator: torch.Generator) -> Tensor:
 
 
 def mean_square(features: Tensor, wanted: Tensor) -> Tensor:
-    """Mean of the squared difference of features, (B, D) or (B, L, D) where rows have places, and what they shall be, as they are or (D,)."""
+    """Mean of the squared difference of features, (B, D) or (B, L, D), and what they shall be, in their shape or (D,)."""
     return (features - wanted).square().mean()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cl_framework.inputs import Inputs
 from cl_framework.models.by_task import Answer, answer_of, answers_by_task
+from cl_framework.models.pretrained import give_up_training
 
 
 class IsolatedModel(nn.Module):
@@ -27,8 +28,7 @@ class IsolatedModel(nn.Module):
             head = model.head
             assert isinstance(head, nn.Module)
             self.parts = nn.ModuleList(deepcopy(head) for _ in range(num_tasks))
-            for parameter in self.body.parameters():
-                parameter.requires_grad_(False)
+            give_up_training(self.body)  # a mask would not reach phases of other strategies
         else:
             self.parts = nn.ModuleList(deepcopy(model) for _ in range(num_tasks))
         self._fresh = {name: value.clone() for name, value in self.parts[0].state_dict().items()}
