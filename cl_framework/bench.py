@@ -212,13 +212,16 @@ def fit(learner: Any, index: int) -> dict[str, Any]:
     steps = position.stream_step
     started = time.perf_counter()
     learner.new_streams()
+    learner.stack.begin()  # none of the strategies measured here asks for phases of its own
     phase = position.phase = learner.learn_phase(event)
     learner.new_streams()
     learner.begin_phase(phase)
     host.fit_phase(phase, 0)
     seconds = time.perf_counter() - started
+    moments = [value for state in learner.optimizer.state.values() for value in state.values() if hasattr(value, "element_size")]
+    sizes = {"trained": sum(part.numel() for part in learner.parameters_in_play), "moments": sum(part.nbytes for part in moments)}
     learner.end_phase(phase)
-    return {"seconds": seconds, "steps": position.stream_step - steps, "samples": phase.plan.visits, "losses": losses}
+    return {"seconds": seconds, "steps": position.stream_step - steps, "samples": phase.plan.visits, "losses": losses, **sizes}
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
@@ -366,6 +369,12 @@ def text(options: argparse.Namespace) -> dict[str, Any]:
     return ours(options)
 
 
+def half_text(options: argparse.Namespace) -> dict[str, Any]:
+    from cl_framework.bench_text import half
+
+    return half(options)
+
+
 def bare_text(options: argparse.Namespace) -> dict[str, Any]:
     from cl_framework.bench_text import bare
 
@@ -379,6 +388,7 @@ _SIDES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "full_memory": full_memory,
     "evaluation": evaluation,
     "text": text,
+    "half_text": half_text,
     "bare_text": bare_text,
 }
 

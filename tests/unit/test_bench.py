@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cl_framework import bench
+from cl_framework import bench, bench_text
 from cl_framework.errors import FrameworkError
 
 OPTIONS = Namespace(batch=[4], steps=70, capacity=50)
@@ -90,3 +90,21 @@ def test_a_side_that_fails_is_named(said: str, reason: str, monkeypatch: pytest.
     monkeypatch.setattr(bench.subprocess, "run", lambda *words, **options: Namespace(returncode=-9, stdout="", stderr=said))
     with pytest.raises(FrameworkError, match=f"^the side 'ours' of the benchmark failed: {reason}$"):
         bench.main(["--quick"])
+
+
+def test_text_is_measured_beside_a_loop_that_does_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    sides = {"text": bench_text.ours, "bare_text": bench_text.bare, "half_text": bench_text.half}
+    asked = []
+
+    def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
+        asked.append(side)
+        return sides[side](Namespace(batch=[batch], steps=steps))
+
+    monkeypatch.setattr(bench, "child", child)
+    words = ["--text", "--batch", "2", "--steps", "3", "--repeats", "1"]
+    assert bench.main(words) == 0 and asked == list(sides)
+    shown = capsys.readouterr().out
+    assert "(target 0.95)" in shown and "0.70" in shown  # the share that half fine-tuning trains, embedding and head included
+    sides["bare_text"] = lambda options: {**bench_text.bare(options), "losses": [9.0]}
+    assert bench.main(words) == 1 and "the sides did not do the same work" in capsys.readouterr().err
