@@ -4,7 +4,7 @@ without data, by having it write noise for a task.
 Source: von Oswald et al. 2020 "Continual learning with hypernetworks", the loss with output regularisation, over a random subset of the
 old tasks a step as their longest stream has it; Adhikari et al. 2025 "An Unlearning Framework for Continual Learning" (UnCLe), R_learn,
 and R_keep + gamma U_f for unlearning, U_f = |h(e_f) - z|^2 with noise z.
-Uses: build, mask, loss, begin, unlearn, forget, state_dict, load_state_dict
+Uses: check, build, mask, loss, begin, unlearn, forget, state_dict, load_state_dict
 Cost: writing the weights of the batch's task, and forward and backward those of `sampled_tasks` old ones, once more forward for where
 they were; no pass over data. The same for a stream of any length. State: one copy of the shared parameters.
 Differs: no look-ahead, which the authors' later code drops, too. Old weights are written anew from a copy of the shared parameters, not
@@ -36,11 +36,13 @@ from torch import Tensor, nn, no_grad
 
 from cl_framework import (
     Batch,
+    ConfigurationError,
     Context,
     Forgotten,
     Learn,
     Output,
     Phase,
+    Setting,
     Strategy,
     TaskConditionedModel,
     TaskId,
@@ -64,6 +66,7 @@ class HypernetworkConfig:
     chunk_embedding: int = 32  # numbers a chunk, >= 1
     hidden: tuple[int, ...] = (128, 128)  # units of each hidden layer of the hypernetwork, each >= 1
     chunk_size: int = 9000  # weights written at once, >= 1
+    writes: str = "all"  # of the model's weights: all, or those of its head, over a body that is not trained (a pretrained one)
     variant: str = "sound"  # of unlearning: sound or released
     gamma: float = 0.1  # weight of the alignment with noise, > 0; what is preserved has weight 1
     noise: str = "fresh"  # another z in each step (fresh), or one for a whole request (fixed)
@@ -78,6 +81,7 @@ class HypernetworkConfig:
             check_range(name, getattr(self, name), low=1)
         for units in self.hidden:
             check_range("hidden", units, low=1)
+        check_choice("writes", self.writes, ("all", "head"))
         check_choice("variant", self.variant, ("sound", "released"))
         check_choice("noise", self.noise, ("fresh", "fixed"))
         check_range("gamma", self.gamma, above=0)
@@ -104,7 +108,6 @@ class Hypernetwork(Strategy):
         needs_boundaries=True,
         unlearns=frozenset({"task"}),
         no_neutral="the model's weights are written by another network, whatever the settings",
-        modalities=("vision",),
         scenarios=("task_il",),
     )
 
@@ -115,10 +118,15 @@ class Hypernetwork(Strategy):
         self.requests = 0  # so far
         self.embedding: Tensor | None = None  # the new one, while a task is being unlearned
 
+    def check(self, setting: Setting) -> None:
+        model = setting.model
+        if self.config.writes == "head" and model is not None and not (hasattr(model, "features") and hasattr(model, "head")):
+            raise ConfigurationError("writes: a head is written for a model with `features` and `head`. Use writes=all.")
+
     def build(self, model: nn.Module, context: Context) -> nn.Module:
         options = self.config
         return TaskConditionedModel(
-            model, context.num_tasks, options.embedding, options.chunk_embedding, options.hidden, options.chunk_size
+            model, context.num_tasks, options.embedding, options.chunk_embedding, options.hidden, options.chunk_size, options.writes
         )
 
     def mask(self, context: Context) -> Mapping[str, bool]:

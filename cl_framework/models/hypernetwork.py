@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from cl_framework.inputs import Inputs
 from cl_framework.models.by_task import answer_of, answers_by_task
+from cl_framework.models.pretrained import give_up_training
 
 CONSTANT_SCALE = 0.1  # of tensors that the target starts as a constant: biases, gains and shifts of normalisation
 
@@ -161,14 +162,20 @@ class TaskConditionedModel(nn.Module):
         chunk_embedding: int = 32,
         hidden: Sequence[int] = (128, 128),
         chunk_size: int = 9000,
+        writes: str = "all",
     ) -> None:
+        """writes: all of the target's parameters, or its `head` alone, over a body that stays as it is given, in evaluation mode."""
         super().__init__()
+        self._body_rests = writes == "head"
+        if self._body_rests:
+            head = target.head
+            assert isinstance(head, nn.Module)
+            give_up_training(target, kept=head.parameters())
         self.embeddings = nn.ParameterList(nn.Parameter(torch.randn(embedding)) for _ in range(num_tasks))
         self.target = WithFeatures(target)
         self.hypernetwork = ChunkedHypernetwork(self.target, embedding, chunk_embedding, hidden, chunk_size)
         self.hypernetwork.calibrate(self._stacked(range(num_tasks)))
-        give_up_weights(self.target, num_tasks)
-        self._statistics = [name for name, _ in self.target.named_buffers()]
+        self._statistics = give_up_weights(self.target, num_tasks)
         self._fresh_statistics = {name: self.target.get_buffer(name)[0].clone() for name in self._statistics}
 
     def forward(self, inputs: Inputs, tasks: Tensor) -> Tensor:
@@ -180,6 +187,13 @@ class TaskConditionedModel(nn.Module):
         present = torch.unique(tasks).tolist()
         weights = dict(zip(present, self.weights_of(present), strict=True))
         return answers_by_task(inputs, tasks, present, lambda rows, task: self._run(rows, task, weights[task]))
+
+    def train(self, mode: bool = True) -> TaskConditionedModel:
+        """As in any module, but a body that nothing writes stays in evaluation mode."""
+        super().train(mode)
+        if self._body_rests:
+            self.target.eval()
+        return self
 
     def weights_of(self, tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None) -> Tensor:
         """(S, d): the weights of these tasks; with other shared parameters (those of a snapshot) if given."""
@@ -243,15 +257,19 @@ class WithFeatures(nn.Module):
         return answer_of(self.model, inputs)
 
 
-def give_up_weights(target: nn.Module, num_tasks: int) -> None:
-    """Leave a model without parameters of its own, and with `num_tasks` copies of each buffer, stacked."""
-    for module in target.modules():
+def give_up_weights(target: nn.Module, num_tasks: int) -> list[str]:
+    """Leave a model without parameters of its own, and with `num_tasks` copies of each normalisation statistic, stacked; their names."""
+    statistics = []
+    for path, module in target.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter is not None:
                 module.register_parameter(name, None)
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            stacked = buffer.expand(num_tasks, *buffer.shape).clone()
-            module.register_buffer(name, stacked, persistent=name not in module._non_persistent_buffers_set)
+        if isinstance(module, _NormBase):
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                stacked = buffer.expand(num_tasks, *buffer.shape).clone()
+                module.register_buffer(name, stacked, persistent=name not in module._non_persistent_buffers_set)
+                statistics.append(f"{path}.{name}")
+    return statistics
 
 
 @contextmanager

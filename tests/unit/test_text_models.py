@@ -104,6 +104,17 @@ def test_parts_and_heads_of_texts(tmp_path: Path) -> None:
         assert run(experiment(tmp_path, {name: {}}, stream="L0 L1 U0 L2", **settings)).status == "done"
 
 
+@pytest.mark.parametrize("writes", ["all", "head"])
+def test_a_hypernetwork_writes_an_encoder_or_its_head_and_unlearns(writes: str, tmp_path: Path) -> None:
+    options = {"writes": writes, "hidden": [16], "chunk_size": 400, "unlearning_steps": 20}
+    learner = assemble(experiment(tmp_path, {"hypernetwork": options}, scenario="task_il"))
+    written = learner.model.hypernetwork.layout.names  # type: ignore[union-attr]
+    assert ([name.rpartition("head.")[2] for name in written] == ["weight", "bias"]) == (writes == "head")
+    assert all("hypernetwork" in name or "embeddings" in name for name, _ in learner.model.named_parameters())
+    result = run(experiment(tmp_path, {"hypernetwork": options}, scenario="task_il", stream="L0 L1 U0 L2", epochs=8))
+    assert result.summary is not None and result.summary["average_accuracy"] > 60  # of two classes a task
+
+
 def test_a_stream_of_texts_is_audited_as_any_other(tmp_path: Path) -> None:
     result = audit(run(experiment(tmp_path, {"er": {"capacity": 8}, "rewind": {}}, stream="L0 L1 U0 L2", epochs=6)).path, seeds=1)
     figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}
