@@ -6,7 +6,8 @@ Uses: check, plan
 Cost: none: as many samples and steps as without it. It reads all of the past.
 Differs: there the past is one data set; here it is all live tasks together, so that larger ones come more often.
 Interacts: takes the end of each step's shuffled visits, so it is refused behind a strategy whose arrangement it would break (view_batch);
-    put it before that. Beside a memory, replayed samples are offered to the memory like any others.
+    put it before that. Refused beside others that show past data (joint, power_law). Beside a memory, replayed samples are offered to
+    the memory like any others.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class ReplayShare(Strategy):
     traits = Traits(reads_past_data=True, keeps="steps", neutral={"share": 0.0})
 
     def check(self, setting: Setting) -> None:
+        others = [slot for slot, traits in setting.slots.items() if traits.reads_past_data and traits is not self.traits]
+        if others:
+            raise ConfigurationError(f"share: {others[0]} decides which samples of earlier tasks are shown. Keep one of the two.")
         slots = list(setting.slots)
         place = next(place for place, slot in enumerate(slots) if setting.slots[slot] is self.traits)
         arranged = [slot for slot in slots[:place] if setting.slots[slot].keeps]

@@ -170,6 +170,9 @@ def test_an_arrangement_that_it_would_break_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=refused):
         assemble(experiment(tmp_path, {"views": {"use": "view_batch", "views": 2}, "replay_share": {}}))
     assert run(experiment(tmp_path, {"replay_share": {}, "views": {"use": "view_batch", "views": 2}})).status == "done"
+    for other in ("joint", "power_law"):
+        with pytest.raises(ConfigurationError, match=f"replay_share.share: {other} decides which samples of earlier tasks are shown."):
+            assemble(experiment(tmp_path, {"replay_share": {}, other: {}}))
 
 
 @pytest.mark.parametrize(
