@@ -137,11 +137,6 @@ def audit(
     directory, experiment = finished(path, overrides)
     with torch_as_configured(experiment):
         benchmark = benchmark or make_benchmark(experiment)
-        if benchmark.objective != "classification":
-            raise ConfigurationError(
-                f"audits ask for the class of a sample, which benchmark {benchmark.name!r} does not have. The figures of a run after "
-                "each Unlearn are in its own report."
-            )
         learner = assemble(experiment, benchmark)
         stream = learner.stream
         log = DeletionLog(directory.path / "deletion")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_framework.calls import evaluation_mode, run_model
+from cl_framework.criterion import asked
 from cl_framework.digests import digest_of
 from cl_framework.evaluation import candidates
 from cl_framework.inputs import each
@@ -28,6 +29,8 @@ from cl_framework.unlearning.probes import linear_probe, nearest_neighbours
 from cl_framework.unlearning.quantization import rounded_weights
 
 MOST = 1000  # samples asked about in each role, evenly chosen; all where there are fewer
+FEWEST_TEXTS = 24  # of texts as many as have `MOST` places to answer, but so many at least
+MOST_TEXTS = 200  # of texts in a membership attack, where a whole text is a sample
 RELEARNING_STEPS = (*range(17), *range(20, 65, 4))  # after how many steps accuracy is measured
 PER_CLASS = 4  # samples of each class in a step of relearning
 _SURE = -100.0  # the least log-probability that is told apart: classes that a strategy rules out have none
@@ -67,7 +70,7 @@ class Samples:
             items = each(lambda part: part.to(learner.device), source.read(where))
             targets = source.targets[where].to(learner.device)
             tasks = torch.full((len(where),), self.task)
-            rows = Rows(items, targets, torch.full_like(targets, -1), tasks.to(learner.device), host_tasks=tasks)
+            rows = Rows(items, targets, torch.full((len(where),), -1), tasks.to(learner.device), host_tasks=tasks)
             rows.inputs = learner.benchmark.transform(items, None)
         rows.tasks_readable = learner.stack.reads_tasks
         return rows
@@ -78,10 +81,12 @@ class Samples:
         return 100.0 / len(self.columns)
 
     def targets(self, learner: Learner) -> Tensor:
-        """(N,) global labels, on the host."""
+        """(N,) global labels, on the host; of texts those of all places that ask, one text after another."""
         if self.task is None:
-            return learner.benchmark.read_targets(self.places)
-        return learner.benchmark.test[self.task].targets[self.places]
+            targets = learner.benchmark.read_targets(self.places)
+        else:
+            targets = learner.benchmark.test[self.task].targets[self.places]
+        return targets if targets.ndim == 1 else targets[asked(targets)]
 
 
 @dataclass(frozen=True)
@@ -112,24 +117,28 @@ class Question:
 
         labels = torch.tensor(event.classes or benchmark.classes[event.task])
         targets, among = benchmark.test[event.task].targets, columns(event.task)
-        others = Samples(event.task, torch.isin(targets, labels).nonzero().flatten(), among)
+        texts = targets.ndim == 2
+        most = max(FEWEST_TEXTS, MOST // targets.shape[1]) if texts else MOST
+        of_labels = torch.ones(len(targets), dtype=torch.bool) if texts else torch.isin(targets, labels)
+        others = Samples(event.task, of_labels.nonzero().flatten(), among)
         members = Samples(None, learner.forgotten(event).ids, among)
         retained = [Samples(task, torch.arange(len(benchmark.test[task])), columns(task)) for task in live if task != event.task]
         if event.granularity == "class":
-            retained.append(Samples(event.task, (~torch.isin(targets, labels)).nonzero().flatten(), among))
+            retained.append(Samples(event.task, (~of_labels).nonzero().flatten(), among))
         elif event.granularity == "sample":
             retained.append(others)
-        share = max(1, MOST // max(1, len(retained)))
-        pool = (members if event.granularity == "sample" else others).evenly(3 * MOST)
+        share = max(FEWEST_TEXTS if texts else 1, most // max(1, len(retained)))
+        pool = (members if event.granularity == "sample" else others).evenly(3 * most)
+        attacked = MOST_TEXTS if texts else MOST
         return cls(
             event,
             index,
             tuple(live),
             torch.isin(among, labels),
-            members.evenly(MOST),
-            others.evenly(MOST),
+            members.evenly(attacked),
+            others.evenly(attacked),
             pool,
-            Samples(event.task, torch.arange(len(targets)), among).evenly(3 * MOST) if event.granularity == "class" else pool,
+            Samples(event.task, torch.arange(len(targets)), among).evenly(3 * most) if event.granularity == "class" else pool,
             tuple(samples.evenly(share) for samples in retained if len(samples)),
         )
 
@@ -209,7 +218,10 @@ def glance(learner: Learner, question: Question) -> Glance:
 
 
 def answers(learner: Learner, samples: Samples) -> tuple[Tensor | None, Tensor]:
-    """Features (N, D), None if there are none, and log-probabilities (N, K) over some classes, in float64 on the host."""
+    """Features (N, D), None if there are none, and log-probabilities (N, K) over some classes, in float64 on the host.
+
+    Of texts the rows are the places that ask, one text after another.
+    """
     features, parts = [], []
     model, predict = learner.model, learner.stack.predictor
     with torch.no_grad(), evaluation_mode(model), global_randomness_kept(learner.device):
@@ -218,14 +230,23 @@ def answers(learner: Learner, samples: Samples) -> tuple[Tensor | None, Tensor]:
             if predict is not None:
                 scores = predict(found, scores, rows)
             if found is not None:
-                features.append(found.cpu())
-            parts.append(scores[:, samples.columns.to(scores.device)].double().log_softmax(1).clamp(min=_SURE).cpu())
+                features.append(found[asked(rows.targets)].cpu() if found.ndim == 3 else found.cpu())
+            parts.append(_told(scores, rows, samples).cpu())
     told = torch.cat(parts) if parts else torch.empty(0, len(samples.columns), dtype=torch.float64)
     return (torch.cat(features) if features else None), told
 
 
+def _told(scores: Tensor, rows: Rows, samples: Samples) -> Tensor:
+    """Log-probabilities (N, K) over the candidates, from logits (B, C), or (B, C, L) of which each place that asks is a row."""
+    flat = scores if scores.ndim == 2 else scores.transpose(1, 2)[asked(rows.targets)]
+    return flat[:, samples.columns.to(scores.device)].double().log_softmax(1).clamp(min=_SURE)
+
+
 def _batches(learner: Learner, samples: Samples) -> Iterator[Rows]:
-    for places in samples.places.split(learner.run.evaluation_batch_size):
+    size = learner.run.evaluation_batch_size
+    if learner.benchmark.objective == "language_modelling":
+        size = max(1, size // learner.benchmark.input_shape[0])  # a text has as many answers as places
+    for places in samples.places.split(size):
         yield samples.read(learner, places)
 
 
@@ -245,7 +266,9 @@ def _percent_retained(told: Sequence[Tensor], question: Question, learner: Learn
 
 
 def _probe(learner: Learner, question: Question) -> tuple[float | None, float | None]:
-    """A linear probe and nearest neighbours, from the second third of what is probed to its last."""
+    """A linear probe and nearest neighbours, from the second third of what is probed to its last; none of texts, which have no class."""
+    if learner.benchmark.objective == "language_modelling":
+        return None, None
     features, labels = answers(learner, question.probed)[0], question.probed.targets(learner)
     train, test = (slice(first, None, 3) for first in (1, 2))
     if features is None or not bool(features.isfinite().all()) or len(labels[train].unique()) < 2 or not len(labels[test]):
@@ -258,14 +281,23 @@ def _attack(learner: Learner, question: Question) -> dict[str, tuple[float, floa
     """Of each score, how well it tells members from others of the same classes; both read as in evaluation."""
     place = torch.full((learner.benchmark.num_classes,), -1)
     place[question.pool.columns] = torch.arange(len(question.pool.columns))
-    scores = []
-    for samples in (question.members, question.others):
-        told = answers(learner, samples)[1]
-        scores.append(membership_scores(told, place[samples.targets(learner)]))
     if not len(question.members) or not len(question.others):
         return {}
-    inside, outside = scores
+    inside, outside = (_membership(learner, samples, place) for samples in (question.members, question.others))
     return {name: (auc(inside[name], outside[name]), tpr_at_fpr(inside[name], outside[name])) for name in SCORES}
+
+
+def _membership(learner: Learner, samples: Samples, place: Tensor) -> dict[str, Tensor]:
+    """Each score of each sample, (N,); of a text the mean over its places."""
+    if learner.benchmark.objective != "language_modelling":
+        return membership_scores(answers(learner, samples)[1], place[samples.targets(learner)])
+    found: dict[str, list[Tensor]] = {name: [] for name in SCORES}
+    for places in samples.places.split(max(1, MOST // learner.benchmark.input_shape[0])):
+        some = replace(samples, places=places)
+        of_text = asked(some.read(learner).targets.cpu()).nonzero()[:, 0]
+        for name, values in membership_scores(answers(learner, some)[1], place[some.targets(learner)]).items():
+            found[name].append(torch.zeros(len(places), dtype=values.dtype).index_add(0, of_text, values) / of_text.bincount())
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
@@ -274,9 +306,10 @@ def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
     Fresh optimizer with the run's options, `PER_CLASS` samples of each class a step, the same ones for every model.
     """
     model, samples = deepcopy(learner.model), question.to_relearn
-    labels = samples.targets(learner)
-    if not len(labels) or not len(question.to_test):
+    if not len(samples) or not len(question.to_test):
         return ()
+    texts = learner.benchmark.objective == "language_modelling"  # all of one kind
+    labels = torch.zeros(len(samples), dtype=torch.int64) if texts else samples.targets(learner)
     named = dict(model.named_parameters())
     for parameter in named.values():
         parameter.requires_grad_(True)
@@ -305,4 +338,4 @@ def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
 def _logits(learner: Learner, model: nn.Module, samples: Samples) -> Tensor:
     """The model's own answers (N, K): a strategy's `predict` would not follow what the copy relearns."""
     with torch.no_grad(), evaluation_mode(model):
-        return torch.cat([run_model(model, rows)[1][:, samples.columns.to(learner.device)].cpu() for rows in _batches(learner, samples)])
+        return torch.cat([_told(run_model(model, rows)[1], rows, samples).cpu() for rows in _batches(learner, samples)])

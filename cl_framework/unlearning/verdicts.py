@@ -276,7 +276,7 @@ def leakage(models: Models) -> Figure:
     """M9: how far features tell what was unlearned, from the oracle (0) to the model before (1), by a linear probe."""
     probes = [one.glance.linear_probe for one in (models.unlearned, models.oracle, models.before)]
     if None in probes:
-        return Figure("M9", None, NOT_RUN, "the model has no features, or there is one class only to tell")
+        return Figure("M9", None, NOT_RUN, "the model has no features, or there are no two classes to tell")
     unlearned, oracle, before = (value or 0.0 for value in probes)
     details = {"probe": unlearned, "oracle_probe": oracle, "before_probe": before}
     neighbours = {"": models.unlearned.neighbours, "oracle_": models.oracle.neighbours, "before_": models.before.neighbours}

@@ -301,10 +301,18 @@ def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
     assert result.summary is not None and [entry["event"] for entry in result.summary["unlearning"]] == ["U0"]
 
 
-def test_an_audit_of_a_language_model_is_refused(tmp_path: Path) -> None:
-    path = run(experiment(tmp_path, {"rewind": {}}, stream="L0 L1 U0")).path
-    with pytest.raises(ConfigurationError, match="audits ask for the class of a sample, which benchmark 'folder' does not have"):
-        audit(path, seeds=1)
+@pytest.mark.parametrize("name", ["rewind", "do_nothing"])
+def test_a_language_that_was_unlearned_is_audited(name: str, tmp_path: Path) -> None:
+    model = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}
+    texts = {"name": "language_modelling", "corpus": "folder", "folder": str(write_texts(tmp_path / "texts")), "tokenizer": "bytes"}
+    settings: dict[str, Any] = {"benchmark": {**texts, "length": 4, "held_out": 0.4}, "model": model, "stream": "L0 L1 U0", "epochs": 12}
+    asked_for = experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, **settings)
+    result = audit(run(asked_for).path, seeds=1)
+    figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}
+    assert figures["M9"]["verdict"] == figures["M10"]["verdict"] == "NOT RUN"
+    assert (figures["M1"]["value"] == 0.0) == (figures["M6"]["value"] == 0.0) == (name == "rewind")
+    assert (figures["M1"]["verdict"] == "PASS") == (name == "rewind")
+    assert (figures["M4"]["verdict"] == figures["M5"]["verdict"] == "PASS") or name == "do_nothing"
 
 
 @pytest.mark.parametrize(
