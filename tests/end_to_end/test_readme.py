@@ -103,7 +103,7 @@ def test_every_file_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["digits", "seq_mnist", "perm_mnist", "unlearn_perm_mnist"])
+@pytest.mark.parametrize("name", ["digits", "seq_mnist", "perm_mnist", "online_cifar10_jpeg", "unlearn_perm_mnist"])
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -132,6 +132,7 @@ def test_tables_stand_between_markers() -> None:
         "papers",
         "seq_mnist",
         "perm_mnist",
+        "online_cifar10_jpeg",
         "unlearn_perm_mnist",
         "audit_perm_mnist",
         "audit_fashion_mnist",
