@@ -55,5 +55,6 @@ def last_wins(slots: Tensor) -> Tensor:
 
 def rank_within(labels: Tensor) -> Tensor:
     """For each entry of (B,), how many earlier entries have the same label."""
-    same = labels.unsqueeze(1) == labels.unsqueeze(0)
-    return same.tril(-1).sum(1)
+    grouped, order = labels.sort(stable=True)
+    rank = torch.arange(len(labels), device=labels.device) - torch.searchsorted(grouped, grouped)
+    return torch.empty_like(rank).index_copy_(0, order, rank)

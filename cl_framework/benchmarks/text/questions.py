@@ -1,0 +1,67 @@
+"""Questions with known answers as rows of tokens: only the answer is asked, place by place, and counts when all of it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.sources import TensorSource
+from cl_framework.benchmarks.text.tokens import PAD, START, TokenInputs, Tokens
+from cl_framework.criterion import IGNORED
+from cl_framework.errors import ConfigurationError
+
+Pairs = Sequence[tuple[str, str]]  # of question and answer
+
+
+def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str) -> tuple[Tensor, Tensor]:
+    """Tokens (N, L) int32 and what each place asks for (N, L) int64: the tokens of the answer and the one that ends it, nothing else.
+
+    A row is a question, its answer and `START`, which begins the next text and so ends this one: a row that is right at every place
+    asked is one that greedy decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError,
+    naming `where` and the row, for a row that is longer.
+    """
+    questions = tokens.ids([question for question, _ in pairs])
+    answers = [row[1:] if row[:1] == [START] else row for row in tokens.ids([answer for _, answer in pairs])]
+    rows = [[*question, *answer, START] for question, answer in zip(questions, answers, strict=True)]
+    longest = max(map(len, rows), default=1) - 1
+    if length is not None and longest > length:
+        number = next(number for number, row in enumerate(rows) if len(row) - 1 > length)
+        raise ConfigurationError(f"{where}: row {number} has {len(rows[number]) - 1} tokens. Set benchmark.length={longest}.")
+    items = torch.full((len(rows), length or longest), PAD, dtype=torch.int32)
+    targets = torch.full(items.shape, IGNORED, dtype=torch.int64)
+    for place, (question, row) in enumerate(zip(questions, rows, strict=True)):
+        items[place, : len(row) - 1] = torch.tensor(row[:-1], dtype=torch.int32)
+        targets[place, len(question) - 1 : len(row) - 1] = torch.tensor(row[len(question) :])
+    return items, targets
+
+
+def question_benchmark(
+    name: str, tasks: Sequence[tuple[str, Pairs, Pairs]], tokens: Tokens, length: int | None, where: str, notes: dict[str, str]
+) -> Benchmark:
+    """A benchmark of tasks (name, training pairs, test pairs); rows are as long as the longest if no length is given."""
+    parts = [question_rows(tokens, pairs, length, f"{where}, {task}") for task, *both in tasks for pairs in both]
+    longest = max(items.shape[1] for items, _ in parts)
+    sources = [TensorSource(_widened(items, longest, PAD), _widened(targets, longest, IGNORED)) for items, targets in parts]
+    counts = ", ".join(f"{task} {len(train):,} (test {len(test):,})" for task, train, test in tasks)
+    return Benchmark(
+        name=name,
+        num_classes=tokens.size,
+        classes=(tuple(range(tokens.size)),) * len(tasks),
+        train=sources[::2],
+        test=sources[1::2],
+        transform=TokenInputs(),
+        input_shape=(longest,),
+        scenarios=("domain_il",),
+        modality="text",
+        vocabulary=tokens.size,
+        objective="language_modelling",
+        whole_rows=True,
+        notes={"questions": counts, **notes},
+    )
+
+
+def _widened(values: Tensor, length: int, filler: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, length - values.shape[1]), value=filler)

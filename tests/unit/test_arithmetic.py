@@ -1,0 +1,152 @@
+"""Arithmetic as a stream of skills, and questions as rows of tokens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_framework import load_experiment, run
+from cl_framework.assembly import make_benchmark
+from cl_framework.benchmarks.base import Benchmark, Source
+from cl_framework.benchmarks.text.arithmetic import OPERATIONS, SKILLS, ArithmeticOptions, carries, line, number_pairs
+from cl_framework.benchmarks.text.questions import question_rows
+from cl_framework.benchmarks.text.tokens import PAD, START, Bytes
+from cl_framework.criterion import IGNORED
+from cl_framework.errors import ConfigurationError
+
+PAIRS = [(0, 0), (7, 5), (40, 8), (99, 1), (128, 367), (905, 997)]
+SAME_LENGTH = [(a, b) for a, b in PAIRS if len(str(a)) == len(str(b))]
+
+
+def arithmetic(**options: object) -> Benchmark:
+    return make_benchmark(load_experiment({"benchmark": {"name": "arithmetic", **options}}))
+
+
+def text(row: Tensor) -> str:
+    return bytes(byte for code in row.tolist() if 0 <= (byte := code - Bytes().ids(["\0"])[0][1]) < 256).decode()
+
+
+def parsed(question: str, answer: str) -> tuple[int, int, int]:
+    """The numbers and the result of a line, read back without the code that wrote it."""
+    a, b = re.findall(r"\d+", question)
+    if question.startswith("Input"):
+        return int(a), int(b), int(answer.rpartition("\n")[2].replace(" ", ""))
+    return int(a), int(b), int(answer.strip("$"))
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_a_line_read_back_is_the_result(skill: str) -> None:
+    operation, _, form = skill.partition("_")
+    pairs = SAME_LENGTH if form in ("scratchpad", "detailed") else PAIRS
+    assert len(pairs) >= 3
+    for a, b in pairs:
+        question, answer = line(operation, form, a, b)
+        if form.startswith("reverse"):
+            answer = answer.strip("$")[::-1]
+        assert parsed(question, answer) == (a, b, OPERATIONS[operation][1](a, b))
+
+
+def test_a_reversed_answer_is_another_answer() -> None:
+    assert line("add", "reverse", 128, 367) == ("$128+367=", "594$")
+    assert line("add", "plain2", 128, 367) == ("$128+367=", "495$")
+    assert line("subtract", "plain", 128, 367) == ("128-367=", "-239")
+
+
+def test_scratchpads_are_laid_out_as_released() -> None:
+    assert line("add", "scratchpad", 128, 367) == ("Input:\n128+367\nTarget:\n", "A->5 , C->1\nA->9 , C->0\nA->4 , C->0.\n495")
+    steps = [
+        "<scratch>",
+        "[1,2,8] has 3 digits.",
+        "[3,6,7] has 3 digits.",
+        "[1,2,8] + [3,6,7] , A=[] , C=0 , 8+7+0=15 , A->5 , C->1",
+        "[1,2] + [3,6] , A=[5] , C=1 , 2+6+1=9 , A->9 , C->0",
+        "[1] + [3] , A=[9,5] , C=0 , 1+3+0=4 , A->4 , C->0",
+        "[] + [] , A=[4,9,5] C=0 , END",
+        "</scratch>",
+        "4 9 5",
+    ]
+    assert line("add", "detailed", 128, 367)[1] == "\n".join(steps)
+    last = line("add", "detailed", 905, 997)[1].splitlines()
+    assert last[-3:] == ["[] + [] , A=[9,0,2] C=1 , END", "</scratch>", "1 9 0 2"]
+
+
+def test_carries_are_those_counted_column_by_column() -> None:
+    numbers = torch.arange(1000)
+    pairs = torch.cartesian_prod(numbers, numbers)
+    carry, count = torch.zeros(len(pairs), dtype=torch.int64), torch.zeros(len(pairs), dtype=torch.int64)
+    for column in (1, 10, 100):
+        carry = ((pairs[:, 0] // column % 10 + pairs[:, 1] // column % 10 + carry) >= 10).long()
+        count += carry
+    assert torch.equal(carries(pairs), count)
+    assert not torch.equal(carries(pairs), (pairs.sum(1) >= 10).long())
+
+
+@pytest.mark.parametrize(("digits", "full"), [(2, False), (3, True), (4, False)])
+def test_additions_are_balanced_by_carries_and_differ(digits: int, full: bool) -> None:
+    options = ArithmeticOptions(digits=digits, train=1000, test=200)
+    pairs = number_pairs("add", full, options, seed=0)
+    for part in (pairs[:200], pairs[200:]):
+        counts = carries(part).bincount(minlength=digits + 1)
+        assert len(counts) == digits + 1 and int(counts.max() - counts.min()) <= 1
+    assert len(pairs.unique(dim=0)) == len(pairs) == 1200
+    assert (int(pairs.min()) >= 10 ** (digits - 1)) == full and int(pairs.max()) < 10**digits
+    natural = carries(torch.randint(10**digits, (1200, 2), generator=torch.Generator().manual_seed(0))).bincount()
+    assert int(natural.max() - natural.min()) > 50
+    assert not torch.equal(pairs, number_pairs("add", full, options, seed=1))
+
+
+def test_formats_of_an_operation_share_their_pairs_and_no_training_pair_is_tested() -> None:
+    benchmark = arithmetic(skills=["add_plain", "add_reverse2", "multiply_plain"], digits=2, train=300, test=60)
+    assert (
+        benchmark.whole_rows and benchmark.objective == "language_modelling" and benchmark.input_shape == (11,)
+    )  # START, 12*34= and 4 digits
+
+    def questions(source: Source) -> set[str]:
+        return {text(row).partition("=")[0] for row in source.read(torch.arange(len(source)))}
+
+    plain, reverse, times = (questions(source) for source in benchmark.test)
+    assert len(plain) == len(times) == 60 and plain == reverse and plain != {one.replace("*", "+") for one in times}
+    assert all(not questions(train) & questions(test) for train, test in zip(benchmark.train, benchmark.test, strict=True))
+
+
+def test_only_the_answer_and_its_end_are_asked() -> None:
+    items, targets = question_rows(Bytes(), [("1+1=", "2"), ("10+90=", "100")], None, "here")
+    assert items.shape == targets.shape == (2, 10)
+    asked = targets != IGNORED
+    assert asked.sum(1).tolist() == [2, 4] and targets[0][asked[0]][-1] == targets[1][asked[1]][-1] == START
+    assert text(targets[1][asked[1]]) == "100"
+    first = int(asked[1].nonzero()[0])
+    assert torch.equal(items[1, first + 1 : first + 4], targets[1, first : first + 3].int())  # each place asks for the token after it
+    assert bool((items[0, 6:] == PAD).all())
+
+
+def test_errors_name_the_option_and_the_remedy() -> None:
+    with pytest.raises(ConfigurationError, match=r"there are 100 such pairs of numbers, but train and test ask for 2,500"):
+        arithmetic(skills=["add_plain"], digits=1)
+    with pytest.raises(ConfigurationError, match="skills must differ, got add_plain, add_plain"):
+        arithmetic(skills=["add_plain", "add_plain"])
+    with pytest.raises(ConfigurationError, match="divide_plain"):
+        arithmetic(skills=["divide_plain"])
+    with pytest.raises(ConfigurationError, match="names no skill"):
+        arithmetic(skills=[])
+    with pytest.raises(ConfigurationError, match=r"here: row 1 has 10 tokens. Set benchmark.length=10."):
+        question_rows(Bytes(), [("1+1=", "2"), ("10+90=", "100")], 6, "here")
+
+
+@pytest.mark.slow
+def test_one_digit_sums_are_learned_then_lost_to_products(tmp_path: Path) -> None:
+    settings = {
+        "benchmark": {"name": "arithmetic", "skills": ["add_plain", "multiply_plain"], "digits": 1, "train": 80, "test": 20},
+        "model": {"name": "decoder", "width": 64, "layers": 2},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "batch_size": 16,
+        "epochs": 40,
+        "threads": 1,
+        "out": str(tmp_path),
+    }
+    matrix = run(load_experiment(settings)).summary["accuracy_matrix"]
+    assert matrix[0][0] > matrix[1][0]
