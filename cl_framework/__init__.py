@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cl_framework.fisher import FisherPass
     from cl_framework.lending import lent, retained_terms
     from cl_framework.memory import Memory
+    from cl_framework.models.freezing import give_up_training
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
     from cl_framework.models.isolated import IsolatedModel
     from cl_framework.models.lora import AdaptedModel, TaskAdaptedModel, adaptable_layers
@@ -59,6 +60,7 @@ _HOMES = {
     "penalty": ("weighted_squares",),
     "lending": ("lent", "retained_terms"),
     "memory": ("Memory",),
+    "models.freezing": ("give_up_training",),
     "models.hypernetwork": ("TaskConditionedModel", "mean_squared_distance", "random_subset"),
     "models.isolated": ("IsolatedModel",),
     "models.lora": ("AdaptedModel", "TaskAdaptedModel", "adaptable_layers"),
@@ -133,6 +135,7 @@ __all__ = [
     "first_rows",
     "from_datasets",
     "from_task_datasets",
+    "give_up_training",
     "herding",
     "lent",
     "load_experiment",

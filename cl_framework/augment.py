@@ -136,13 +136,6 @@ def random_affine(images: Tensor, generator: torch.Generator, degrees: float, sh
     return affine(images, degrees * draws[0], shift * draws[1], shift * draws[2], 1 + scale * draws[3])
 
 
-def jitter(images: Tensor, generator: torch.Generator, bright: float = 0.4, contrasted: float = 0.4, saturated: float = 0.4) -> Tensor:
-    """Brightness, contrast and saturation in this order, each by a factor of 1 +- its size."""
-    draws = uniform(-1, 1, (3, images.shape[0]), images, generator)
-    images = contrast(brightness(images, 1 + bright * draws[0]), 1 + contrasted * draws[1])
-    return saturation(images, 1 + saturated * draws[2])
-
-
 def cutout(images: Tensor, generator: torch.Generator, size: float) -> Tensor:
     """A square of `size` times the shorter side, anywhere with its centre inside, set to 0."""
     height, width = images.shape[-2:]

@@ -30,6 +30,7 @@ class Rows:
     tasks_readable: bool = True
     host_targets: Tensor | None = None  # copies on the host where the rows came from there, so that no step waits for the device
     host_tasks: Tensor | None = None
+    host_group: Tensor | None = None
 
     @property
     def tasks(self) -> Tensor:

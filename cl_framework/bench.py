@@ -156,7 +156,7 @@ def finish(header: Sequence[str], rows: Sequence[Sequence[str]], results: Sequen
     from rich.console import Console
 
     from cl_framework.records import atomic_write, environment
-    from cl_framework.report import terminal_table
+    from cl_framework.tables import terminal_table
 
     Console(width=160).print(terminal_table(header, rows))
     if options.json is not None:

@@ -105,7 +105,7 @@ def _finish(
     from rich.console import Console
 
     from cl_framework.records import atomic_write, environment
-    from cl_framework.report import terminal_table
+    from cl_framework.tables import terminal_table
 
     console = Console(width=160)
     console.print(terminal_table(header, rows))

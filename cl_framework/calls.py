@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cl_framework.errors import FrameworkError
+from cl_framework.models.freezing import moving_buffers
 from cl_framework.strategy import Rows
 
 
@@ -95,7 +96,7 @@ def run_model_at(model: nn.Module, values: Mapping[str, Tensor], rows: Rows) -> 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put the model's buffers (BatchNorm statistics) back afterwards."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    saved = [(buffer, buffer.clone()) for buffer in moving_buffers(model).values()]
     try:
         yield
     finally:

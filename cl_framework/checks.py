@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
@@ -14,7 +15,7 @@ def check_range(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Check low <= value <= high, and above < value < below, as far as they are given."""
+    """Check that a value is finite, low <= value <= high, and above < value < below, as far as they are given."""
     bounds = [
         (">=", low, low is None or value >= low),
         (">", above, above is None or value > above),
@@ -22,7 +23,9 @@ def check_range(
         ("<", below, below is None or value < below),
     ]
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds if bound is not None)
-    if value != value or not all(holds for _, _, holds in bounds):
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not all(holds for _, _, holds in bounds):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 

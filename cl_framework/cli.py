@@ -54,6 +54,14 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
+    part.add_argument(
+        "--difference",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("EXPERIMENT", "OTHER"),
+        help="instead: average accuracy of one less the other's, paired over seeds, with its interval; may be repeated",
+    )
 
     part = command("verify", verify, "re-check the deletion record of a run")
     part.add_argument("run_dir", type=Path)
@@ -111,7 +119,10 @@ def list_command(arguments: argparse.Namespace) -> int:
     if arguments.what == "experiments":
         table.add_column("experiment")
         table.add_column("what")
-        for path in sorted(Path("experiments").rglob("*.yaml")):
+        paths = sorted(Path("experiments").rglob("*.yaml"))
+        if not paths:
+            raise ConfigurationError("there is no folder experiments here. Go to the project's root, where it lies.")
+        for path in paths:
             first = path.read_text().partition("\n")[0]
             table.add_row(str(path), first.lstrip("# ") if first.startswith("#") else "")
     else:
@@ -163,7 +174,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     from cl_framework import report as reports
 
-    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into)
+    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into, [(one, other) for one, other in arguments.difference])
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(shown)
     for note in notes:

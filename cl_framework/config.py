@@ -30,6 +30,8 @@ GIVEN = "given"  # key of a benchmark that was given as an object
 # What does not change numbers: not part of the fingerprint.
 _OUTSIDE = ("experiment", "seed", "logger", "wandb", "data", "out", "again", "device", "threads", "checkpoint", "expected")
 
+NOT_RESUMED = ("out", "experiment", "again")  # where a run is and how it starts: a resume takes none of them
+
 
 @dataclass(frozen=True)
 class Named:
@@ -112,7 +114,7 @@ def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[
     raw = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(Path(source))
     for override in overrides:
         _override(raw, override)
-    if not raw.get("experiment"):
+    if not _named_by_user(raw):
         raw["experiment"] = "unnamed" if isinstance(source, Mapping) else Path(source).stem
     run = _structured(RunConfig, raw, "")
     _check_run(run)
@@ -126,6 +128,13 @@ def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[
         strategies={slot.slot: {"use": slot.name, **_plain(slot.options)} for slot in strategies},
     )
     return Experiment(resolved, benchmark, model, strategies)
+
+
+def _named_by_user(raw: DictConfig) -> bool:
+    try:
+        return bool(raw.get("experiment"))
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"experiment: {_first_line(error)}.") from error
 
 
 def _read(path: Path) -> DictConfig:
@@ -182,6 +191,7 @@ def _remove(raw: DictConfig, key: str) -> None:
 def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
     """An instance of the dataclass `schema` with the values given, or ConfigurationError."""
     _refuse_unknown(schema, given, path)
+    _refuse_lists_of_options(schema, given, path)
     try:
         config = OmegaConf.structured(schema)
         OmegaConf.set_readonly(config, False)
@@ -217,8 +227,11 @@ def _explain(error: OmegaConfBaseException, schema: type, path: str, given: Mapp
     kind = _kind_of(schema, inner)
     if isinstance(error, ValidationError) and kind:
         return f"{key} must be {kind}, got {OmegaConf.select(OmegaConf.create(dict(given)), inner)!r}."
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{key}: {reason}."
+    return f"{key}: {_first_line(error)}."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _unfit(schema: type, given: Mapping[Any, Any]) -> str:
@@ -250,6 +263,14 @@ def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is dict:
         return "options"
     return " or ".join(_in_words(part) for part in parts) if parts else getattr(hint, "__name__", str(hint))
+
+
+def _refuse_lists_of_options(schema: type, given: Mapping[Any, Any], path: str) -> None:
+    hints = typing.get_type_hints(schema)
+    for key, value in given.items():
+        if isinstance(value, list | ListConfig) and typing.get_origin(hints[key]) is dict:
+            where = ".".join(part for part in (path, str(key)) if part)
+            raise ConfigurationError(f"{where} must be options, each `name: value`, but got a list.")
 
 
 def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:

@@ -206,21 +206,21 @@ class SlotContext:
         model = self.model
         rows = self._readable(rows)
         mode = evaluation_mode(model) if isinstance(at, Mapping) else nullcontext()
-        self.learner.cost.forward(len(rows))
         with torch.no_grad(), mode, untouched(model), self.learner.own_randomness(self.slot):
+            self.learner.cost.forward(len(rows))
             if at is None:
                 return run_model(model, rows)[1]
             replaced = dict(at) if isinstance(at, Mapping) else dict(zip(self.parameter_names, at, strict=True))
             return call_at(model, replaced, rows.inputs, *conditioning(model, rows))
 
     def features(self, rows: Rows, at: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Tensor:
-        self.learner.cost.forward(len(rows))
         model, rows = self.model, self._readable(rows)
         if exact:
             assert rows.inputs is not None
             model = deepcopy(model).double()
             rows = replace(rows, inputs=each(lambda part: part.double() if part.is_floating_point() else part, rows.inputs))
         with torch.no_grad(), evaluation_mode(model):
+            self.learner.cost.forward(len(rows))
             features, _ = run_model(model, rows) if at is None else run_model_at(model, at, rows)
         if features is None:
             raise ContractError(f"strategy {self.slot!r} asks for features, but the model has no `features` method and `head`.")
@@ -229,9 +229,9 @@ class SlotContext:
     def gradient(self, rows: Rows, *, evaluating: bool = False) -> Gradients:
         mode = evaluation_mode(self.model) if evaluating else nullcontext()
         rows = self._readable(rows)
-        self.learner.cost.forward(len(rows))
-        self.learner.cost.backward_passes += 1
         with torch.enable_grad(), mode, untouched(self.model), self.learner.own_randomness(self.slot):
+            self.learner.cost.forward(len(rows))
+            self.learner.cost.backward_passes += 1
             _, logits = run_model(self.model, rows)
             loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
             return differentiate(loss, self.parameters)

@@ -13,6 +13,7 @@ from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import asked, place_losses, right
 from cl_framework.inputs import each
 from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.loading import read_ahead
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
 
@@ -76,7 +77,8 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
     losses = torch.zeros(learner.benchmark.num_tasks, dtype=torch.float64, device=learner.device)
     models_language = learner.benchmark.objective == "language_modelling"
     predict = learner.stack.predictor
-    with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
+    full_precision = torch.autocast(learner.device.type, enabled=False)  # within a step of a mixed-precision run, too
+    with torch.no_grad(), full_precision, evaluation_mode(learner.model), global_randomness_kept(learner.device):
         for task in tasks:
             mine = [(place, part.classes) for place, part in enumerate(parts) if part.task == task]
             for rows in held_out_batches(learner, task):
@@ -123,9 +125,8 @@ def held_out_batches(learner: Learner, task: TaskId, most: int | None = None) ->
     """The test samples of a task in batches, or the first ones, `most` of them."""
     size, source = learner.run.evaluation_batch_size, learner.benchmark.test[task]
     readable, count = learner.stack.reads_tasks, min(len(source), most or len(source))
-    for first in range(0, count, size):
-        rows = torch.arange(first, min(first + size, count))
-        items = source.read(rows)
+    places = torch.arange(count).split(size)
+    for rows, items in zip(places, read_ahead(source, places, learner.run.data.workers), strict=True):
         moved = each(lambda part: part.to(learner.device), items)
         targets = source.targets[rows].to(learner.device)
         # Test samples have no training id: -1 is nobody's.

@@ -18,8 +18,9 @@ from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, combined, each
 from cl_framework.learning_curve import LearningCurve
+from cl_framework.models.freezing import give_up_training
 from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, optimizer_state_by_name
-from cl_framework.plan import Plan, blurred
+from cl_framework.plan import Plan, training_partition
 from cl_framework.requests import requested_ids
 from cl_framework.rng import RandomStream
 from cl_framework.schema import RunConfig
@@ -54,23 +55,18 @@ class Learner:
         self._applied: StepEvaluation | None = None
         self._dropout: dict[str, RandomStream] = {}
         self._augmentations: dict[str, RandomStream] = {}
-        self._training_ids = self._partition()
-        for request in parse_requests(run.without):
+        self._training_ids = training_partition([benchmark.ids_of(task) for task in range(benchmark.num_tasks)], run.blurry, run.seed)
+        for request in parse_requests(run.without, benchmark.num_tasks):
             self.deleted = torch.cat([self.deleted, self.forgotten(request).ids]).unique()
         self.model = model
         self.criterion = Criterion(self._class_mask())
         self._contexts = {member.slot: SlotContext(member.slot, member.strategy.traits, self) for member in stack.members}
         stack.bind(self._contexts)
+        give_up_training(model, kept=[parameter for parameter in model.parameters() if parameter.requires_grad])
         self.model = stack.build(model).to(device)
         self.initial_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     # --- data ---
-
-    def _partition(self) -> list[Tensor]:
-        ids = [self.benchmark.ids_of(task) for task in range(self.benchmark.num_tasks)]
-        if self.run.blurry == 0:
-            return ids
-        return blurred(ids, self.run.blurry, RandomStream(self.run.seed, "blurry").generator())
 
     def _class_mask(self) -> Tensor | None:
         if self.run.scenario != "task_il":
@@ -174,7 +170,7 @@ class Learner:
         self._plain_sgd = is_plain_sgd(self.optimizer) and not self._partial_masks and self._clip is None
         unlearning = isinstance(self.position.event, Unlearn)
         self._phase_stack = self.stack.compile(phase, self._apply, unlearning=unlearning)
-        self._without = self.forgotten(self.position.event).ids if isinstance(self.position.event, Unlearn) else None
+        self._without = self.forgotten(self.position.event).ids.to(self.device) if isinstance(self.position.event, Unlearn) else None
         if phase.owner is None and isinstance(phase.plan, Plan):
             self.curve.begin(phase.steps, phase.plan.visits)
         else:
@@ -348,7 +344,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave; the optimizer comes back by `load_optimizer`."""
         self.model.load_state_dict(state["model"])
-        self._optimizer_memory = dict(state["optimizer_memory"])
+        self._optimizer_memory = moved(dict(state["optimizer_memory"]), self.device)
         self.stack.load_state_dict(moved(state["strategies"], self.device))
         self.deleted = state["deleted"]
 

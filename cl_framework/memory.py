@@ -343,12 +343,18 @@ def _shares(capacity: int, policy: str) -> ClassShares | GreedyBalance | None:
 
 def first_views(batch: Rows, extras: Mapping[str, Tensor]) -> tuple[Rows, Mapping[str, Tensor]]:
     """Only the first row of each group, where the batch has views of one sample."""
-    group = getattr(batch, "group", None)
-    if group is None:
+    if batch.group is None:
         return batch, extras
-    first = (rank_within(group) == 0).nonzero().flatten()
-    items = each(lambda part: part[first], batch.items)
-    rows = Rows(items, batch.targets[first], batch.ids[first], batch.task_of_row[first])
+    here = (rank_within(host(batch.host_group, batch.group)) == 0).nonzero().flatten()
+    first = here.to(batch.ids.device, non_blocking=True)
+    rows = Rows(
+        each(lambda part: part[first], batch.items),
+        batch.targets[first],
+        batch.ids[first],
+        batch.task_of_row[first],
+        host_targets=None if batch.host_targets is None else batch.host_targets[here],
+        host_tasks=None if batch.host_tasks is None else batch.host_tasks[here],
+    )
     return rows, {name: value[first] for name, value in extras.items()}
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cl_framework.rng import RandomStream
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,6 +64,11 @@ class Plan:
 
         columns = (pick(self.view), pick(self.group), pick(self.strong))
         return Plan(self.ids[wanted], before[self.offsets], *columns, epochs=self.epochs)
+
+
+def training_partition(ids_of_task: Sequence[Tensor], blurry: float, seed: int) -> list[Tensor]:
+    """The ids that a Learn of each task shows, sorted: those of its data, or with their boundaries `blurred`."""
+    return blurred(ids_of_task, blurry, RandomStream(seed, "blurry").generator()) if blurry else list(ids_of_task)
 
 
 def blurred(ids_of_task: Sequence[Tensor], fraction: float, generator: torch.Generator) -> list[Tensor]:

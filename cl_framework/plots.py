@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_framework.records import RunDirectory, atomic_write
-from cl_framework.report import figures_line, number
+from cl_framework.report import figures_line
+from cl_framework.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

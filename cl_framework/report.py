@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cl_framework.errors import ConfigurationError, FrameworkError
-from cl_framework.metrics import mean_and_deviation, summarise
+from cl_framework.metrics import summarise
+from cl_framework.paired import HEADER, differences
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import living_figures
 from cl_framework.stream import Stream
+from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 from cl_framework.unlearning.deletion import DeletionLog
 from cl_framework.unlearning.fast import unlearning_entries
 
@@ -267,41 +269,6 @@ def strategies_in_words(summary: Mapping[str, Any]) -> str:
     return ", ".join(summary["strategies"]) or "fine-tuning"
 
 
-def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    """A table for the terminal. Where that is narrow, cells are broken over several lines; nothing is cut off."""
-    from rich.table import Table
-
-    table = Table(padding=(0, 0))
-    for position, title in enumerate(header):
-        justify = "left" if position < 3 or title in ("settings", "seeds") else "right"
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, or the one value."""
-    if not values:
-        return "–"
-    mean, deviation, _ = mean_and_deviation(values)
-    return number(mean) if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
-
-
-# --- committed records: one row a run ---
-
-
 def to_csv(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Figures of runs as CSV, one row a run, without rounding; `read_csv` gives them back."""
     buffer = io.StringIO()
@@ -334,10 +301,13 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 # --- what `clu report` does ---
 
 
-def report(paths: Sequence[str | Path], out: Path | None = None, into: str | None = None) -> tuple[RenderableType, list[str]]:
+def report(
+    paths: Sequence[str | Path], out: Path | None = None, into: str | None = None, pairs: Sequence[tuple[str, str]] = ()
+) -> tuple[RenderableType, list[str]]:
     """What to show, and sentences about what was written or left out. `out` ends in .md or .csv; `into` is FILE.md#BLOCK.
 
-    For a single run directory the plots and report.html are written into it.
+    With `pairs` of experiments the table is that of their differences, while a .csv holds the runs all the same. For a single run
+    directory the plots and report.html are written into it.
     """
     from rich.console import Group
 
@@ -348,7 +318,9 @@ def report(paths: Sequence[str | Path], out: Path | None = None, into: str | Non
         raise ConfigurationError("no finished run to report: " + "; ".join(found.left_out) + ".")
     notes = [f"left out: {reason}." for reason in found.left_out]
     alone = found.summaries[0] if len(found.summaries) == 1 and "accuracy_matrix" in found.summaries[0] else None
-    header, rows = comparison(found.summaries)
+    if pairs:
+        alone = None
+    header, rows = (list(HEADER), differences(found.summaries, pairs)) if pairs else comparison(found.summaries)
     shown = terminal_table(header, rows) if alone is None else table_of_run(alone)
     if out is not None:
         if out.suffix == ".csv":
@@ -384,17 +356,3 @@ def audits_below(paths: Sequence[str | Path], notes: list[str]) -> list[Renderab
         return ["audited beside oracles:", terminal_table(*verdicts_of(result))]
     rows = [row for result in runs.values() for row in rows_of(result)]
     return ["audited beside oracles:", terminal_table(*comparison(rows))] if rows else []
-
-
-def replace_block(path: Path, name: str, text: str) -> None:
-    """Put `text` between the lines `<!-- table: NAME -->` and `<!-- end -->` of a Markdown file."""
-    start, end = f"<!-- table: {name} -->", "<!-- end -->"
-    try:
-        whole = path.read_text()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. It must hold a block '{start}' … '{end}'.") from error
-    if start not in whole or end not in whole.partition(start)[2]:
-        raise ConfigurationError(f"{path} has no block between '{start}' and '{end}'.")
-    before, _, rest = whole.partition(start)
-    after = rest.partition(end)[2]
-    atomic_write(path, f"{before}{start}\n{text.strip()}\n{end}{after}")

@@ -11,8 +11,9 @@ from cl_framework.config import load_experiment
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import atomic_write
-from cl_framework.report import collect, markdown, replace_block, to_csv
+from cl_framework.report import collect, to_csv
 from cl_framework.sweep import cells, expand, run_cells
+from cl_framework.tables import markdown, replace_block
 
 PAPERS = Path("experiments/papers")
 POINTS = 2.5  # how far a mean may be from the published one, unless two published standard deviations are more
@@ -70,9 +71,12 @@ def reproduce(names: Sequence[str], seeds: str, overrides: Sequence[str], jobs: 
     """What `clu reproduce` does. Exit code 1 if a run failed; a figure outside its tolerance is reported, not an error."""
     from rich.console import Console
 
-    from cl_framework.report import terminal_table
+    from cl_framework.tables import terminal_table
 
-    wanted = [int(part.partition("=")[2]) for piece in seeds.split(",") for part in expand(f"seed={piece}")]
+    try:
+        wanted = [int(part.partition("=")[2]) for piece in seeds.split(",") for part in expand(f"seed={piece}")]
+    except ValueError as error:
+        raise ConfigurationError(f"--seeds {seeds}: write whole numbers, such as 0..2 or 0,3.") from error
     paths = find_cells(names)
     grid = [cell for path in paths for seed in wanted for cell in cells([path], [f"seed={seed}", *overrides])]
     failed = run_cells(grid, jobs)

@@ -47,6 +47,8 @@ def requested_ids(event: Unlearn, benchmark: Benchmark, shown: Tensor) -> Tensor
 def _read_ids(path: Path, event: Unlearn) -> Tensor:
     try:
         words = path.read_text().split()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"stream: the file {path} of {event} is no text; it must hold sample ids separated by blanks.") from error
     except OSError as error:
         raise ConfigurationError(f"stream: {event} needs the file {path}, which cannot be read ({error.strerror}).") from error
     try:

@@ -13,17 +13,22 @@ from typing import Any
 from cl_framework.metrics import Matrix
 from cl_framework.stream import Learn, Stream, TaskId
 
+CRITERION = 80.0  # percent of a learning curve at which a task counts as learned
+
 
 def living_figures(events: Sequence[Mapping[str, Any]], matrix: Matrix, stream: Stream) -> dict[str, Any]:
     """What a summary says of how tasks are kept and learned; None for what older records do not tell."""
     curve = retention_curve(matrix, stream)
     told = all("learning_curve" in row for row in events)
     learned = learning_accuracy(events) if told else None
+    speed = learning_speed(events, CRITERION) if told else None
     return {
         "retention": curve,
         "retention_slope": retention_slope(curve),
         "learning_accuracy": learned,
         "facilitation": facilitation(learned) if learned else None,
+        "steps_to_criterion": speed,
+        "facilitation_in_steps": facilitation(speed) if speed else None,
     }
 
 

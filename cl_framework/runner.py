@@ -19,7 +19,7 @@ import torch
 from cl_framework.assembly import assemble, given
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
-from cl_framework.config import GIVEN, Experiment, GivenOptions, load_experiment
+from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
 from cl_framework.cost import cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import Accuracy, evaluate
@@ -100,7 +100,7 @@ def resume(
     directory = RunDirectory(Path(path))
     if directory.status == "absent":
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml). Start a run with `clu run`.")
-    placed = [override for override in overrides if override.partition("=")[0] in ("out", "experiment", "again")]
+    placed = [override for override in overrides if override.partition("=")[0] in NOT_RESUMED]
     if placed:
         raise ConfigurationError(f"{placed[0]}: a run is resumed where it is. Leave that out, or start a new run with `clu run`.")
     object_given = None if benchmark is None else given(benchmark)
@@ -211,9 +211,8 @@ class Runner:
             self.learner.load_state_dict(state["learner"])
             first = state["position"]["event_index"]
             self.learner.position.stream_step = state["position"]["stream_step"]
-            if first:
-                self._purge(first - 1)  # what a kill right after that event has left
-            self.certifier.finish_open(first)
+            dropped = self._finish_unlearning(first - 1) if first and state["inside"] is None else []
+            self.certifier.finish_open(first, dropped)
         for index in range(first, len(self.learner.stream)):
             self._event(index, state["inside"] if state is not None and index == first else None)
             more = index + 1 < len(self.learner.stream)
@@ -260,6 +259,12 @@ class Runner:
         dropped = self._checkpoint(index + 1, None, replace_all=unlearned)
         if unlearned:
             self.certifier.done(index, [*dropped, *self._purge(index)])
+
+    def _finish_unlearning(self, index: int) -> list[str]:
+        """What a kill right after an Unlearn has left of older states goes now; their names."""
+        if not isinstance(self.learner.stream.events[index], Unlearn):
+            return []
+        return [*self._checkpoint(index + 1, None, replace_all=True), *self._purge(index)]
 
     def _purge(self, index: int) -> list[str]:
         """Let go of kept states that knew what the events up to `index` unlearned; their names."""

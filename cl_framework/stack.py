@@ -85,7 +85,7 @@ class Stack:
         """Ask every strategy whether it can work in this run; a refusal is a ConfigurationError that names its slot."""
         for member in self._with("check"):
             try:
-                member.strategy.check(setting)
+                member.strategy.check(replace(setting, slot=member.slot))
             except ConfigurationError as error:
                 raise ConfigurationError(f"strategies.{member.slot}.{error}") from error
 

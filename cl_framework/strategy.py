@@ -332,7 +332,11 @@ class Strategy:
         return draw
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
-        """Terms of the objective by name. Pure: reads the batch and the output, nothing that moves, and draws no random number."""
+        """Terms of the objective by name. Pure: reads the batch and the output and nothing that moves.
+
+        It may be evaluated several times in a step and must give the same each time; random numbers are those of the position
+        (`context.random(...)` at this step) and of nothing else.
+        """
         return {}
 
     def step(self, inner: StepFn, context: Context) -> StepFn:

@@ -183,7 +183,7 @@ class Stream:
         return " ".join(map(str, self.events))
 
 
-def parse_requests(text: str) -> tuple[Unlearn, ...]:
+def parse_requests(text: str, num_tasks: int | None = None) -> tuple[Unlearn, ...]:
     """Requests for classes or samples, such as "U1:class=3 U2:fraction=0.1@seed7". ConfigurationError for anything else."""
     events = [event for token in text.split() for event in _parse_token(token)]
     for event in events:
@@ -192,6 +192,8 @@ def parse_requests(text: str) -> tuple[Unlearn, ...]:
                 f"without: {event} names a whole task; to leave it out, take L{event.task} out of the stream. "
                 'Write requests like "U1:class=3" or "U2:fraction=0.1@seed7".'
             )
+        if num_tasks is not None and event.task >= num_tasks:
+            raise ConfigurationError(f"without: {event} names task {event.task}, but the benchmark has tasks 0 to {num_tasks - 1}.")
     return tuple(event for event in events if isinstance(event, Unlearn))
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cl_framework.config import load_experiment
+from cl_framework.config import NOT_RESUMED, load_experiment
 from cl_framework.errors import ConfigurationError
 from cl_framework.records import RunDirectory
 
@@ -26,6 +26,15 @@ class Cell:
     experiment: Path
     overrides: tuple[str, ...]
     directory: RunDirectory
+    again: bool  # start anew whatever is there
+
+    @property
+    def done(self) -> bool:
+        return self.directory.status == "done" and not self.again
+
+    @property
+    def resumed(self) -> bool:
+        return self.directory.status in ("unfinished", "failed") and not self.again
 
     @property
     def name(self) -> str:
@@ -38,8 +47,9 @@ class Cell:
     def command(self) -> list[str]:
         """Start the run, or resume it if there is something to resume."""
         base = [sys.executable, "-m", "cl_framework"]
-        if self.directory.status in ("unfinished", "failed"):
-            return [*base, "resume", str(self.directory.path)]
+        if self.resumed:
+            kept = [override for override in self.overrides if override.partition("=")[0] not in NOT_RESUMED]
+            return [*base, "resume", str(self.directory.path), *kept]
         return [*base, "run", str(self.experiment), *self.overrides]
 
 
@@ -54,16 +64,18 @@ def expand(override: str) -> list[str]:
         if last < first:
             raise ConfigurationError(f"the range in {override!r} runs backwards.")
         return [f"{key}={number}" for number in range(first, last + 1)]
-    if key == "stream":
+    if key in ("stream", "without"):  # their values hold commas
         return [override]
     return [f"{key}={part}" for part in _split_commas(value)]
 
 
 def _split_commas(value: str) -> list[str]:
-    parts, depth, start = [], 0, 0
+    parts, depth, start, quote = [], 0, 0, ""
     for position, letter in enumerate(value):
+        if letter in "\"'" and quote in ("", letter):
+            quote = "" if quote else letter
         depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth == 0:
+        if letter == "," and depth == 0 and not quote:
             parts.append(value[start:position])
             start = position + 1
     return [*parts, value[start:]]
@@ -77,7 +89,8 @@ def cells(experiments: Sequence[Path], overrides: Sequence[str]) -> list[Cell]:
         for combination in itertools.product(*grid):
             checked = load_experiment(experiment, combination)
             run = checked.run
-            found.append(Cell(experiment, combination, RunDirectory.create(run.out, run.experiment, checked.fingerprint, run.seed)))
+            directory = RunDirectory.create(run.out, run.experiment, checked.fingerprint, run.seed)
+            found.append(Cell(experiment, combination, directory, run.again))
     seen: dict[Path, Cell] = {}
     for cell in found:
         if cell.directory.path in seen:
@@ -90,7 +103,7 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
     """Run a grid with `jobs` processes; returns the cells that failed. SIGINT and SIGTERM reach the runs, which write checkpoints."""
     if jobs < 1:
         raise ConfigurationError(f"--jobs must be >= 1, got {jobs}.")
-    waiting = [cell for cell in grid if cell.directory.status != "done"]
+    waiting = [cell for cell in grid if not cell.done]
     for cell in grid:
         if cell not in waiting:
             _say(f"done before: {cell.directory.path}")
@@ -120,7 +133,7 @@ def _start(cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = "1"
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    verb = "resuming" if cell.directory.status in ("unfinished", "failed") else "running"
+    verb = "resuming" if cell.resumed else "running"
     _say(f"{verb}: {cell.name}")
     with cell.log.open("ab") as log:
         return subprocess.Popen(cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -147,7 +160,8 @@ def sweep(experiments: Sequence[Path], overrides: Sequence[str], jobs: int) -> i
     """What `clu sweep` does: run the grid, then print the table over seeds. Exit code 1 if a cell is not done."""
     from rich.console import Console
 
-    from cl_framework.report import collect, comparison, terminal_table
+    from cl_framework.report import collect, comparison
+    from cl_framework.tables import terminal_table
 
     grid = cells(experiments, overrides)
     failed = run_cells(grid, jobs)

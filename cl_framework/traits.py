@@ -57,13 +57,18 @@ class Setting:
     model: nn.Module | None = None  # as configured, before `build`
     augmented: bool | None = None  # whether the benchmark augments training batches
     strongly: bool | None = None  # whether it has a strong augmentation for views
+    slot: str = ""  # of the strategy that is asked
+
+    @property
+    def slots_before(self) -> list[str]:
+        """The slots before the own one."""
+        slots = list(self.slots)
+        return slots[: slots.index(self.slot)]
 
 
-def check_first_to_plan(setting: Setting, own: Traits) -> None:
+def check_first_to_plan(setting: Setting) -> None:
     """Refuse, as ConfigurationError, a strategy that plans anew in a slot after one whose transformation of the plan would be lost."""
-    slots = list(setting.slots)
-    place = next(place for place, slot in enumerate(slots) if setting.slots[slot] is own)
-    lost = [slot for slot in slots[:place] if setting.slots[slot].keeps]
+    lost = [slot for slot in setting.slots_before if setting.slots[slot].keeps]
     if lost:
         raise ConfigurationError(
             f"plan: all steps are planned anew, and what {lost[0]} makes of them would be lost. Put this slot before {lost[0]}."

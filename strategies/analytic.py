@@ -3,7 +3,7 @@
 Source: Tang et al. 2025 "ACU: Analytic Continual Unlearning" (its learner: Zhuang et al. 2022 "ACIL"). W = argmin |X W - Y|^2 +
     ridge |W|^2 over the live data, X features with a constant, Y one-hot labels. What is kept is A = X'X and C = X'Y in float64: a Learn
     adds a sample's share, an Unlearn takes it away, and (A + ridge I) W = C is solved when answers are asked for.
-Uses: check, plan, mask, step, end, predict, unlearn, state_dict, load_state_dict
+Uses: check, build, plan, step, end, predict, unlearn, state_dict, load_state_dict
 Cost: two forward passes over a task's data, without gradients (the stream's steps, of which one pass is shown and none is applied,
     and one in evaluation mode), and D^2 a sample; to unlearn, one over the data that are named alone. An evaluation solves once, D^3.
     State: D^2 + D C numbers, whatever the length of the stream.
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_framework import (
@@ -41,6 +41,7 @@ from cl_framework import (
     Traits,
     Unlearn,
     check_range,
+    give_up_training,
     register,
 )
 
@@ -99,15 +100,16 @@ class Analytic(Strategy):
         if model is not None and not (hasattr(model, "features") and hasattr(model, "head")):
             raise ConfigurationError("ridge: the head is fitted on features, but the model has no `features` and `head`.")
 
+    def build(self, model: nn.Module, context: Context) -> nn.Module:
+        give_up_training(model)  # a mask would not reach phases of other strategies
+        return model
+
     def plan(self, plan: Plan, context: Context) -> Plan:
         once = plan.head(plan.steps // max(1, plan.epochs))
         return replace(once, epochs=min(1, plan.epochs))
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         return lambda closure: closure.values()
-
-    def mask(self, context: Context) -> Mapping[str, bool]:
-        return {name: False for name, _ in context.model.named_parameters()}
 
     def end(self, context: Context) -> Sequence[Phase]:
         event = context.position.event

@@ -38,7 +38,7 @@ class Cumulative(Strategy):
     )
 
     def check(self, setting: Setting) -> None:
-        check_first_to_plan(setting, self.traits)
+        check_first_to_plan(setting)
 
     def plan(self, plan: Plan, context: Context) -> Plan:
         union = torch.cat([context.ids_of(task) for task in context.live_tasks])

@@ -39,7 +39,7 @@ class Joint(Strategy):
     )
 
     def check(self, setting: Setting) -> None:
-        check_first_to_plan(setting, self.traits)
+        check_first_to_plan(setting)
 
     def plan(self, plan: Plan, context: Context) -> Plan:
         if not context.is_last_learn:

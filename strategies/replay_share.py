@@ -49,12 +49,10 @@ class ReplayShare(Strategy):
     traits = Traits(reads_past_data=True, keeps="steps", neutral={"share": 0.0})
 
     def check(self, setting: Setting) -> None:
-        others = [slot for slot, traits in setting.slots.items() if traits.reads_past_data and traits is not self.traits]
+        others = [slot for slot, traits in setting.slots.items() if traits.reads_past_data and slot != setting.slot]
         if others:
             raise ConfigurationError(f"share: {others[0]} decides which samples of earlier tasks are shown. Keep one of the two.")
-        slots = list(setting.slots)
-        place = next(place for place, slot in enumerate(slots) if setting.slots[slot] is self.traits)
-        arranged = [slot for slot in slots[:place] if setting.slots[slot].keeps]
+        arranged = [slot for slot in setting.slots_before if setting.slots[slot].keeps]
         if arranged:
             raise ConfigurationError(
                 f"share: the last visits of every step are replaced, which would break what {arranged[0]} arranged. "

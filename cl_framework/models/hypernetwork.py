@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from cl_framework.inputs import Inputs
 from cl_framework.models.by_task import answer_of, answers_by_task
-from cl_framework.models.pretrained import give_up_training
+from cl_framework.models.freezing import give_up_training
 
 CONSTANT_SCALE = 0.1  # of tensors that the target starts as a constant: biases, gains and shifts of normalisation
 

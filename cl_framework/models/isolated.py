@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cl_framework.inputs import Inputs
 from cl_framework.models.by_task import Answer, answer_of, answers_by_task
-from cl_framework.models.pretrained import give_up_training
+from cl_framework.models.freezing import give_up_training
 
 
 class IsolatedModel(nn.Module):

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.inputs import Inputs
 from cl_framework.models.by_task import Answer, answer_of, answers_by_task
-from cl_framework.models.pretrained import give_up_training
+from cl_framework.models.freezing import give_up_training
 
 _READ_THEIR_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # use the weights of what they hold without calling it
 

@@ -6,7 +6,6 @@ keeps its weights as buffers and stays in evaluation mode, so that it is no para
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.backbones import Backbone, find_backbone
+from cl_framework.models.freezing import give_up_training
 from cl_framework.models.resnet import channels_of
 from cl_framework.registry import register_model
 
@@ -85,16 +85,6 @@ class Pretrained(nn.Module):
             ) from error
         self.backbone.train()
         return features.shape[1]
-
-
-def give_up_training(module: nn.Module, kept: Iterable[nn.Parameter] = ()) -> None:
-    """Turn every parameter, but those that are kept, into a buffer of the same name: the state dict stays what it was."""
-    trained = {id(parameter) for parameter in kept}
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            if id(parameter) not in trained:
-                del part._parameters[name]
-                part.register_buffer(name, parameter.detach())
 
 
 def normalisation_between(benchmark: Benchmark, backbone: Backbone) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tokens import folder_of
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
-from cl_framework.models.pretrained import give_up_training
+from cl_framework.models.freezing import give_up_training
 from cl_framework.registry import register_model
 
 

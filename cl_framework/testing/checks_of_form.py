@@ -121,9 +121,8 @@ NEEDS = ("needs_task_id", "reads_past_data", "replaces_task_term", "looks_ahead"
 
 def _declares_nothing(subject: Subject) -> str:
     traits = subject.traits
-    needs = ("needs_task_id", "reads_past_data", "replaces_task_term", "looks_ahead")
     return (
-        "" if any(getattr(traits, need) for need in needs) else f"{', '.join(needs)} are all False: undeclared use fails every other check"
+        "" if any(getattr(traits, need) for need in NEEDS) else f"{', '.join(NEEDS)} are all False: undeclared use fails every other check"
     )
 
 

@@ -68,6 +68,7 @@ def frozen_parameters_do_not_move(subject: Subject, folder: Path) -> None:
     """What a neighbour's mask freezes, a whole tensor or part of one, is bit-identical after every step."""
     freezing, watching = slot(Freezing), slot(Watching)
     finish(beside(subject.experiment(folder / "frozen"), after=[freezing]))
+    assert freezing.strategy_class.journal, "no step was watched"
     for entry in freezing.strategy_class.journal:
         assert entry["whole"], f"a frozen tensor moved at {entry['place']}"
         assert entry["part"], f"frozen entries of a tensor moved at {entry['place']}"

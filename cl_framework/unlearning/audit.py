@@ -300,6 +300,7 @@ def write(directory: RunDirectory, log: DeletionLog, result: Mapping[str, Any], 
     splits = {str(one.index): {name: places.tolist() for name, places in one.splits.items()} for one in asked}
     atomic_write(path.with_name("splits.json"), json.dumps(splits) + "\n")
     atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    log.append(AUDITED, {"file": f"audit/{path.name}", "sha256": digest, "event_index": -1, "event": "audit"})
+    for name in (path.name, "splits.json"):
+        digest = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
+        log.append(AUDITED, {"file": f"audit/{name}", "sha256": digest, "event_index": -1, "event": "audit"})
     return path

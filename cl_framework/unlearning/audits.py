@@ -9,7 +9,8 @@ from typing import Any
 from cl_framework.errors import ConfigurationError
 from cl_framework.plots import png
 from cl_framework.records import Row, RunDirectory, atomic_write
-from cl_framework.report import markdown, rebuild_summary, replace_block, runs_in, terminal_table
+from cl_framework.report import rebuild_summary, runs_in
+from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import audit, finished
 from cl_framework.unlearning.audit_report import (
     NAMES,

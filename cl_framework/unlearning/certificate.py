@@ -80,11 +80,11 @@ class Certifier:
             },
         )
 
-    def finish_open(self, before: int) -> None:
-        """After a resume: close a request whose event was done, its state safe, when the process died."""
+    def finish_open(self, before: int, purged: Sequence[str]) -> None:
+        """After a resume: close a request whose event was done, its state safe, when the process died; `purged` are files dropped since."""
         standing = self.log.open_request()
         if standing is not None and standing["event_index"] < before:
-            self.done(standing["event_index"], [], on_resume=True)
+            self.done(standing["event_index"], purged, on_resume=True)
 
     def _event(self, index: int) -> Unlearn:
         event = self.learner.stream.events[index]

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from cl_framework.models.freezing import moving_buffers
+
 
 def quantized(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
     """A matrix or filter (O, ...) rounded to `bits` (2 to 16): one scale an output channel, or one for each `group` of its weights."""
@@ -27,9 +29,10 @@ def quantized_weights(named: Mapping[str, Tensor], bits: int, group: int | None 
 
 @contextmanager
 def rounded_weights(model: nn.Module, bits: int, group: int | None = None) -> Iterator[None]:
-    """A model whose weights are rounded meanwhile; afterwards they are what they were, bit for bit."""
+    """A model whose weights are rounded meanwhile, and no statistics; afterwards they are what they were, bit for bit."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(quantized_weights(before, bits, group))
+    weights = {name: value for name, value in before.items() if name not in moving_buffers(model)}
+    model.load_state_dict(before | quantized_weights(weights, bits, group))
     try:
         yield
     finally:

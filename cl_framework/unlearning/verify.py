@@ -14,9 +14,10 @@ import torch
 from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore, damage
-from cl_framework.config import load_experiment
+from cl_framework.config import Experiment, load_experiment
 from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
+from cl_framework.plan import training_partition
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
 from cl_framework.report import summary_of
 from cl_framework.requests import requested_ids
@@ -154,7 +155,10 @@ def _figures(directory: RunDirectory) -> str:
 
 
 def _samples(directory: RunDirectory, done: Sequence[Row]) -> str:
-    benchmark, searched = _benchmark(directory), 0
+    experiment = load_experiment(directory.config)
+    benchmark, searched = _benchmark(experiment), 0
+    run = experiment.run
+    shown_ids = training_partition([benchmark.ids_of(task) for task in range(benchmark.num_tasks)], run.blurry, run.seed)
     stream = Stream.parse(" ".join(row["event"] for row in directory.events()), benchmark.num_tasks)
     learned_again = set()
     for index, event in reversed(list(enumerate(stream))):
@@ -164,7 +168,7 @@ def _samples(directory: RunDirectory, done: Sequence[Row]) -> str:
             continue
         if event.task in learned_again:
             continue
-        items, _, _ = benchmark.read(requested_ids(stream.events[index], benchmark, benchmark.ids_of(event.task)))  # type: ignore[arg-type]
+        items, _, _ = benchmark.read(requested_ids(stream.events[index], benchmark, shown_ids[event.task]))  # type: ignore[arg-type]
         canaries = Canaries.of_items(items)
         found = artefacts_on_disk(directory.path, canaries)
         if found:
@@ -185,9 +189,9 @@ def _audits(path: Path, entries: Sequence[Row]) -> str:
     return f"{len(latest)} of {len(latest)}"
 
 
-def _benchmark(directory: RunDirectory) -> Benchmark:
+def _benchmark(experiment: Experiment) -> Benchmark:
     try:
-        return make_benchmark(load_experiment(directory.config))
+        return make_benchmark(experiment)
     except FrameworkError as error:
         raise _NotRun(f"the data are not at hand ({error})") from error
 

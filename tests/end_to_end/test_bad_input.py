@@ -103,6 +103,18 @@ def only_run(out: Path) -> Path:
     return config.parent
 
 
+def test_ids_that_are_no_text_seeds_that_are_no_numbers_and_a_folder_without_experiments(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("ids.bin").write_bytes(b"\xff\xfe\x00")
+    assert clu("run", experiment, "strategies.rewind={}", "stream=L0 U0:ids=ids.bin") == 2
+    assert "the file ids.bin of U0:ids=ids.bin is no text; it must hold sample ids" in said(capsys)
+    assert clu("reproduce", "--seeds", "a") == 2
+    assert "clu: --seeds a: write whole numbers, such as 0..2 or 0,3." in said(capsys)
+    assert clu("list", "experiments") == 2
+    assert "clu: there is no folder experiments here." in said(capsys)
+
+
 def test_running_twice(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert clu("run", experiment) == 0
     path = only_run(experiment.parent / "runs")

@@ -115,6 +115,18 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
     assert copy.read_text() == README.read_text() != empty  # the control: a table that is gone is written anew
 
 
+@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist"])
+def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
+    copy, block = tmp_path / "README.md", f"{name}_differences"
+    copy.write_text(re.sub(rf"(<!-- table: {block} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL))
+    rows = re.search(rf"<!-- table: {block} -->\n.*?\n.*?\n(.*?)<!-- end -->", README.read_text(), re.DOTALL)
+    assert rows is not None
+    pairs = [(cells[1].strip(), cells[2].strip()) for line in rows[1].splitlines() if (cells := line.split("|"))]
+    assert len(pairs) >= 7 and copy.read_text() != README.read_text()
+    report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{block}", pairs=pairs)
+    assert copy.read_text() == README.read_text()
+
+
 @pytest.mark.parametrize("name", ["audit_fashion_mnist", "audit_perm_mnist"])
 def test_tables_of_audits_are_made_from_the_committed_rows(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
@@ -131,7 +143,9 @@ def test_tables_stand_between_markers() -> None:
         "digits",
         "papers",
         "seq_mnist",
+        "seq_mnist_differences",
         "perm_mnist",
+        "perm_mnist_differences",
         "online_cifar10_jpeg",
         "unlearn_perm_mnist",
         "audit_perm_mnist",

@@ -31,6 +31,8 @@ def test_values_of_a_grid() -> None:
     assert expand("model.hidden=[5,6],[7]") == ["model.hidden=[5,6]", "model.hidden=[7]"]
     assert expand("strategies.er={capacity: 5, policy: ring}") == ["strategies.er={capacity: 5, policy: ring}"]
     assert expand("stream=L0 U0:class=1,2") == ["stream=L0 U0:class=1,2"]
+    assert expand("without=U1:class=3,4") == ["without=U1:class=3,4"]
+    assert expand('data.root="a,b",c') == ['data.root="a,b"', "data.root=c"]
     assert expand("~strategies.er") == ["~strategies.er"]
     with pytest.raises(ConfigurationError, match="runs backwards"):
         expand("seed=3..1")
@@ -39,6 +41,18 @@ def test_values_of_a_grid() -> None:
 def test_every_combination_is_a_cell(experiment: Path) -> None:
     grid = cells([experiment], ["seed=0..1", "batch_size=10,20"])
     assert len({cell.directory.path for cell in grid}) == len(grid) == 4
+
+
+def test_what_is_resumed_keeps_its_overrides_and_again_starts_anew(experiment: Path) -> None:
+    words = ["seed=1", "threads=2", "out=runs"]
+    (cell,) = cells([experiment], words)
+    assert cell.command()[3:] == ["run", str(experiment), *words]
+    cell.directory.write_start("", "", {})
+    assert cell.resumed and cell.command()[3:] == ["resume", str(cell.directory.path), "seed=1", "threads=2"]
+    (anew,) = cells([experiment], [*words, "again=true"])
+    assert not anew.resumed and anew.command()[3:] == ["run", str(experiment), *words, "again=true"]
+    cell.directory.mark_done()
+    assert cell.done and not anew.done
 
 
 @pytest.mark.slow

@@ -79,6 +79,14 @@ def test_classes_and_samples_leave_as_well(tmp_path: Path) -> None:
     assert int(counts[:2].sum()) == 31 and counts[2:].tolist() == [18, 0, 18, 18]
 
 
+def test_phases_of_others_cannot_change_the_features_under_the_sums(tmp_path: Path) -> None:
+    before = assemble(experiment_of({"analytic": {}, "gdumb": {"capacity": 20}}, tmp_path)).model.state_dict()
+    after = finish(experiment_of({"analytic": {}, "gdumb": {"capacity": 20}}, tmp_path)).learner["model"]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    trained = finish(experiment_of({"gdumb": {"capacity": 20}}, tmp_path / "alone")).learner["model"]
+    assert not all(torch.equal(value, trained[name]) for name, value in before.items())
+
+
 def test_what_is_gone_already_is_not_taken_away_twice(tmp_path: Path) -> None:
     found = outcome(tmp_path, "L0 L1 U1:class=3 U1 L2")
     assert relative(head(found), joint(tmp_path, found, {0: all_rows(0), 2: all_rows(2)})) < EQUAL

@@ -24,7 +24,6 @@ RANDOM: dict[str, Change] = {
     "random_crop": lambda images, generator: augment.random_crop(images, 2, generator),
     "random_flip": augment.random_flip,
     "random_affine": lambda images, generator: augment.random_affine(images, generator, 20, 0.1, 0.2),
-    "jitter": augment.jitter,
     "cutout": lambda images, generator: augment.cutout(images, generator, 0.5),
     "drop_pixels": lambda images, generator: augment.drop_pixels(images, generator, 0.3),
     "add_noise": lambda images, generator: augment.add_noise(images, generator, 0.1),
@@ -54,7 +53,7 @@ def test_every_random_change_keeps_shape_range_and_argument_and_repeats_by_its_g
             assert torch.equal(one, same) and not torch.equal(one, other), name
             assert not torch.equal(one, images), name
             assert change(images[:0], seeded()).shape == (0, channels, 8, 10), name
-    assert len(RANDOM) == 10
+    assert len(RANDOM) == 9
 
 
 def test_rows_get_sizes_of_their_own() -> None:

@@ -131,7 +131,10 @@ REFUSED = [
     (["scenario=class"], "scenario must be one of class_il, task_il, domain_il, got 'class'."),
     (["online=true", "epochs=2"], "online=true shows every sample once, but epochs is 2. Set epochs=1 or online=false."),
     (["strategies.pull.strength=-1"], "strategies.pull.strength must be >= 0, got -1.0."),
-    (["strategies.pull.strength=nan"], "strategies.pull.strength must be >= 0, got nan."),
+    (["strategies.pull.strength=nan"], "strategies.pull.strength must be a finite number, got nan."),
+    (["optimizer.lr=inf"], "optimizer.lr must be a finite number, got inf."),
+    (["strategies=[er]"], "strategies must be options, each `name: value`, but got a list."),
+    (["optimizer=[sgd]"], "optimizer: expected options, got ['sgd']. Known: name, lr"),
     (["strategies.pull.layers=3"], "strategies.pull.layers must be a list, each a whole number, got 3."),
     (["optimizer.lr=fast"], "optimizer.lr must be a number, got 'fast'."),
     (["optimizer.clip=hard"], "optimizer.clip must be a number or null, got 'hard'."),
@@ -157,6 +160,7 @@ def test_refusals_name_the_key_and_the_remedy(overrides: list[str], text: str) -
     [
         ("- a\n- b\n", "must hold keys and values, not a list"),
         ("a: [1\nb: 2\n", "is no valid YAML at line"),
+        ("experiment: ${name}\n", "experiment: Interpolation key 'name' not found."),
         ("benchmark: {name: synthetic}\nstrategys: {}\n", "strategys: unknown option. Did you mean 'strategies'?"),
     ],
 )

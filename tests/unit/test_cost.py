@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cl_framework import Context, Plan, Rows, StepFn, Traits
+from cl_framework.assembly import assemble
 from cl_framework.config import Experiment
 from cl_framework.cost import Cost, EventTally, cost_row, stored_bytes
 from cl_framework.metrics import summarise
@@ -18,6 +19,7 @@ from cl_framework.records import RunDirectory
 from cl_framework.report import collect, comparison, read_csv, to_csv
 from cl_framework.testing.laboratory import STEPS_A_TASK, augmented, beside, experiment_of, finish, finish_in_pieces
 from cl_framework.testing.neighbours import FurtherPhases, Neighbour, Thrice, slot
+from cl_framework.walk import Walk
 
 ROWS_A_TASK = 36  # of the laboratory's benchmark
 COUNTS = ("steps", "samples", "samples_new", "samples_past", "samples_drawn", "forward_passes", "forward_rows", "backward_passes")
@@ -85,14 +87,20 @@ def test_looks_through_the_context_are_passes_and_evaluation_is_none(tmp_path: P
         def predict(self, features: Tensor | None, logits: Tensor, rows: Rows, context: Context) -> Tensor:
             return context.forward(rows)
 
-    plain = counts(experiment_of({}, tmp_path / "plain"))
-    looking = counts(beside(experiment_of({}, tmp_path / "looking"), before=[slot(Looking)]))
+    experiments = experiment_of({}, tmp_path / "plain"), beside(experiment_of({}, tmp_path / "looking"), before=[slot(Looking)])
+    plain, looking = map(counts, experiments)
     classes = 6
     for alone, looked in zip(plain, looking, strict=True):
         assert looked[:5] == alone[:5]
         assert looked[5] == alone[5] + 3 + 2 + classes
         assert looked[6] == alone[6] + 3 * 7 + (2 + classes) * 3
         assert looked[7] == alone[7] + 2 + classes
+    graphs = []
+    for experiment in experiments:
+        learner = assemble(experiment)
+        Walk(learner).event(0)
+        graphs.append(learner.cost.graph_passes)
+    assert graphs[1] == graphs[0] + 2 + classes  # no gradient passes through the others
 
 
 def test_steps_without_rows_show_no_samples(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from cl_framework import Batch, Context, Done, Output, Strategy, Traits, Unlearn, register, resume, run
+from cl_framework.assembly import assemble
+from cl_framework.checkpoint import CheckpointStore
 from cl_framework.cli import main
+from cl_framework.config import load_experiment
 from cl_framework.digests import digest_of
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.testing.neighbours import NoOptions
@@ -166,6 +169,16 @@ def cut_record(path: Path) -> None:
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
 
 
+def hidden_samples_of_a_blurred_task(path: Path) -> None:
+    """Those that the data of other tasks lent to the one that was unlearned."""
+    learner = assemble(load_experiment(path / "config.yaml"))
+    shown = learner.training_ids(0)
+    lent = shown[~torch.isin(shown, learner.benchmark.ids_of(0))]
+    items, _, _ = learner.benchmark.read(lent)
+    assert isinstance(items, torch.Tensor)
+    (path / "samples.bin").write_bytes(items.numpy().tobytes())
+
+
 def older_checkpoint(path: Path) -> None:
     import hashlib
     import io
@@ -241,7 +254,40 @@ def test_a_strategy_that_keeps_what_it_should_forget_is_found_out(tmp_path: Path
     assert "holds samples that U0 unlearned" in failures(path)["no sample is left in the run's files"]
 
 
+def test_in_a_blurred_stream_the_samples_searched_for_are_those_that_were_shown(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64, "blurry": 0.3}
+    path = run(experiment_of({"do_nothing": {}}, tmp_path, **settings)).path
+    assert failures(path) == {}
+    hidden_samples_of_a_blurred_task(path)
+    assert "samples.bin holds samples that U0 unlearned" in failures(path)["no sample is left in the run's files"]
+
+
 # --- a crash between the two phases ---
+
+
+def test_a_kill_between_the_new_checkpoint_and_the_end_of_older_ones_is_finished_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64}
+    save = CheckpointStore.save
+
+    def killed(self: CheckpointStore, *arguments: Any, replace_all: bool = False) -> list[str]:
+        save(self, *arguments)
+        if replace_all:
+            raise KeyboardInterrupt
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment_of({"do_nothing": {}}, tmp_path, **settings))
+    (path,) = (tmp_path / "contract").iterdir()
+    left = CheckpointStore(path / "ckpt").paths()
+    before_the_request = [file for file in left if torch.load(file, weights_only=True)["position"]["event_index"] < 3]
+    assert before_the_request
+    resume(path)
+    assert failures(path) == {} and not any(file.exists() for file in before_the_request)
+    assert {file.name for file in before_the_request} <= set(DeletionLog(path / "deletion").entries()[-1]["purged"])
 
 
 @pytest.mark.parametrize("moment", ["before the purge is recorded", "before anything is done"])

@@ -41,6 +41,7 @@ def test_a_chunk_ends_where_a_look_is_due_wherever_it_begins() -> None:
     assert chunk_bounds(7, 23, 10) == [(7, 10), (10, 20), (20, 23)]
     assert chunk_bounds(10, 21, 10) == [(10, 20), (20, 21)]
     assert chunk_bounds(5, 5, 10) == []
+    assert chunk_bounds(3, 10, 0, longest=3) == [(3, 6), (6, 9), (9, 10)]
 
 
 def test_looks_are_taken_within_each_learn_and_move_no_number(tmp_path: Path) -> None:

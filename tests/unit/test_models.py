@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from torch import nn
 
 from cl_framework import BenchmarkContext, FrameworkError
+from cl_framework.assembly import assemble
+from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
 from cl_framework.models.mlp import MLP, MLPOptions, mlp
 from cl_framework.testing.laboratory import experiment_of, finish
+from cl_framework.walk import Walk
 
 
 def test_forward_is_head_of_features() -> None:
@@ -50,6 +54,26 @@ def test_options() -> None:
     assert kinds == [nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     with pytest.raises(ValueError, match=r"dropout must be >= 0 and < 1, got 1.0"):
         MLPOptions(dropout=1.0)
+
+
+def test_what_a_model_freezes_itself_stays_as_it_was(tmp_path: Path) -> None:
+    trained = {}
+    for frozen in (True, False):
+        experiment = experiment_of({}, tmp_path / str(frozen), stream="L0")
+
+        def built(options: MLPOptions, benchmark: Benchmark, frozen: bool = frozen) -> nn.Module:
+            torch.manual_seed(0)
+            model = MLP(benchmark.input_shape, benchmark.num_classes, (8,))
+            for parameter in model.body.parameters():
+                parameter.requires_grad_(not frozen)
+            return model
+
+        experiment = replace(experiment, model=replace(experiment.model, builder=built))
+        learner = assemble(experiment)
+        before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+        Walk(learner).event(0, None)
+        trained[frozen] = {name for name, value in learner.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert trained[True] == {"head.weight", "head.bias"} and len(trained[False]) == 4
 
 
 def test_a_single_sample_and_batch_norm_are_refused_in_a_sentence(tmp_path: Path) -> None:

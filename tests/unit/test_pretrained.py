@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,8 +19,10 @@ from cl_framework import Benchmark, BenchmarkContext, ConfigurationError
 from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Scale
 from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
+from cl_framework.calls import untouched
 from cl_framework.config import Experiment
-from cl_framework.models.pretrained import Pretrained, PretrainedOptions, give_up_training, pretrained
+from cl_framework.models.freezing import give_up_training, moving_buffers
+from cl_framework.models.pretrained import Pretrained, PretrainedOptions, pretrained
 from cl_framework.testing.laboratory import assert_different_weights, assert_equal_outcomes, experiment_of, finish, finish_in_pieces
 
 SMALL = "shufflenet_v2_x0_5"
@@ -75,6 +78,19 @@ def test_giving_up_training_keeps_the_state_dict_and_the_function() -> None:
     assert not list(module.parameters())
     assert set(module.state_dict()) == set(state)
     assert torch.equal(module(inputs), before)
+
+
+def test_only_buffers_that_a_pass_may_write_are_put_back_after_a_look() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    statistics = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert set(moving_buffers(model)) == statistics
+    give_up_training(model)
+    assert set(moving_buffers(deepcopy(model).double())) == statistics and len(list(model.buffers())) == 3 + 6
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with untouched(model):
+        model(torch.rand(5, 3))
+        assert not torch.equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 # --- inputs ---

@@ -12,20 +12,8 @@ import pytest
 from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
-from cl_framework.report import (
-    OUTSIDE_SETTINGS,
-    collect,
-    comparison,
-    markdown,
-    markdown_of_run,
-    read_csv,
-    rebuild_summary,
-    replace_block,
-    report,
-    spread,
-    terminal_table,
-    to_csv,
-)
+from cl_framework.report import OUTSIDE_SETTINGS, collect, comparison, markdown_of_run, read_csv, rebuild_summary, report, to_csv
+from cl_framework.tables import markdown, replace_block, spread, terminal_table
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 2}, "batch_size": 20}
 

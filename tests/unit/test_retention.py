@@ -103,4 +103,7 @@ def test_a_summary_tells_them(tmp_path: Path) -> None:
     assert len(outcome.summary["learning_accuracy"]) == 3
     assert outcome.summary["facilitation"] == facilitation(outcome.summary["learning_accuracy"])
     older = living_figures([{"kind": "learn"}], [[90.0]], stream("L0"))
-    assert older == {"retention": [90.0], "retention_slope": None, "learning_accuracy": None, "facilitation": None}
+    assert older == {"retention": [90.0], "retention_slope": None, "learning_accuracy": None, "facilitation": None} | {
+        "steps_to_criterion": None,
+        "facilitation_in_steps": None,
+    }

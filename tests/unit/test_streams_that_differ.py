@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from cl_framework import load_experiment, run
+from cl_framework import ConfigurationError, load_experiment, run
 from cl_framework.assembly import assemble
 from cl_framework.evaluation import candidates, evaluate
 from cl_framework.records import RunDirectory
@@ -29,6 +30,12 @@ def test_a_blurry_stream_shows_every_sample_once_and_mixes_tasks() -> None:
     assert all(10 < count < 25 for count in foreign)  # 24 dealt, of which a third falls back to its own task
     straight = assemble(load_experiment(BASE, ["online=true"]))
     assert torch.equal(straight.training_ids(1), straight.benchmark.ids_of(1))
+
+
+def test_what_is_left_out_must_be_of_a_task_that_there_is() -> None:
+    assert len(assemble(load_experiment(BASE, ["without=U2:class=5"])).training_ids(2)) == 40
+    with pytest.raises(ConfigurationError, match=r"without: U9:class=3 names task 9, but the benchmark has tasks 0 to 2\."):
+        assemble(load_experiment(BASE, ["without=U9:class=3"]))
 
 
 def test_a_blurry_stream_runs(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from cl_framework.models.freezing import give_up_training
 from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, modified_entropy, tpr_at_fpr
 from cl_framework.unlearning.divergences import (
     LN2,
@@ -23,7 +24,7 @@ from cl_framework.unlearning.divergences import (
     total_variation,
 )
 from cl_framework.unlearning.probes import linear_probe, nearest_neighbours, probe_leakage
-from cl_framework.unlearning.quantization import code_flip_rate, quantized, quantized_weights
+from cl_framework.unlearning.quantization import code_flip_rate, quantized, quantized_weights, rounded_weights
 
 UNIFORM = torch.full((1, 4), 0.25).log()
 SURE = torch.tensor([[0.0, -1e9, -1e9, -1e9]])
@@ -185,6 +186,20 @@ def test_biases_and_statistics_are_left_alone() -> None:
     named = {"w": weights(2, 4, 4), "b": weights(3, 4), "steps": torch.tensor([[3]])}
     found = quantized_weights(named, 4)
     assert torch.equal(found["b"], named["b"]) and torch.equal(found["steps"], named["steps"]) and not torch.equal(found["w"], named["w"])
+
+
+def test_statistics_of_every_shape_keep_their_values_while_weights_are_rounded() -> None:
+    """A model for several tasks stacks its statistics, (T, C), which then look like a matrix."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model[1].register_buffer("running_var", torch.tensor([[0.01, 0.02, 0.1, 1.0]] * 2))
+    frozen = nn.Linear(4, 2)
+    give_up_training(frozen)
+    model.append(frozen)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with rounded_weights(model, 4):
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "2.weight"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_codes_flip_the_more_the_larger_the_change_and_the_finer_the_grid() -> None:

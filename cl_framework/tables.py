@@ -1,0 +1,63 @@
+"""Tables for the terminal and for Markdown files, and the numbers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cl_framework.errors import ConfigurationError
+from cl_framework.metrics import mean_and_deviation
+from cl_framework.records import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """A table for the terminal. Where that is narrow, cells are broken over several lines; nothing is cut off."""
+    from rich.table import Table
+
+    table = Table(padding=(0, 0))
+    for position, title in enumerate(header):
+        justify = "left" if position < 3 or title in ("settings", "seeds") else "right"
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, or the one value."""
+    if not values:
+        return "–"
+    mean, deviation, _ = mean_and_deviation(values)
+    return number(mean) if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+# --- committed records: one row a run ---
+
+
+def replace_block(path: Path, name: str, text: str) -> None:
+    """Put `text` between the lines `<!-- table: NAME -->` and `<!-- end -->` of a Markdown file."""
+    start, end = f"<!-- table: {name} -->", "<!-- end -->"
+    try:
+        whole = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. It must hold a block '{start}' … '{end}'.") from error
+    if start not in whole or end not in whole.partition(start)[2]:
+        raise ConfigurationError(f"{path} has no block between '{start}' and '{end}'.")
+    before, _, rest = whole.partition(start)
+    after = rest.partition(end)[2]
+    atomic_write(path, f"{before}{start}\n{text.strip()}\n{end}{after}")
