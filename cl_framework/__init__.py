@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cl_framework.recall import best_interval, decay_exponent, first_rows, recall_intervals, retained
     from cl_framework.registry import register, register_benchmark, register_model
     from cl_framework.runner import resume, run
+    from cl_framework.schema import LATER
     from cl_framework.strategy import (
         Batch,
         Closure,
@@ -68,6 +69,7 @@ _HOMES = {
     "recall": ("best_interval", "decay_exponent", "first_rows", "recall_intervals", "retained"),
     "registry": ("register", "register_benchmark", "register_model"),
     "runner": ("resume", "run"),
+    "schema": ("LATER",),
     "strategy": (
         "Batch",
         "Closure",
@@ -91,6 +93,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "LATER",
     "AdaptedModel",
     "Batch",
     "Benchmark",

@@ -9,7 +9,7 @@ import hashlib
 import json
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
-from cl_framework.schema import RunConfig
+from cl_framework.schema import LATER, RunConfig
 from cl_framework.stream import parse_requests
 
 _PROBES = ("rankme", "alpha_req")  # of `representation`, which is not imported to name them
@@ -78,10 +78,14 @@ class Experiment:
     @property
     def numbers(self) -> dict[str, Any]:
         """What changes numbers, apart from the seed."""
-        left_out = (
-            _OUTSIDE if self.run.without else (*_OUTSIDE, "without")
-        )  # a run without it is the run it was before there was such a key
-        return {key: value for key, value in self.to_dict().items() if key not in left_out}
+        values = self.to_dict()
+        strategies = {slot.slot: _without_later(slot.options, values["strategies"][slot.slot]) for slot in self.strategies}
+        values |= {
+            "benchmark": _without_later(self.benchmark.options, values["benchmark"]),
+            "model": _without_later(self.model.options, values["model"]),
+            "strategies": strategies,
+        }
+        return {key: value for key, value in _without_later(self.run, values).items() if key not in _OUTSIDE}
 
     @property
     def fingerprint(self) -> str:
@@ -135,6 +139,13 @@ def _named_by_user(raw: DictConfig) -> bool:
         return bool(raw.get("experiment"))
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"experiment: {_first_line(error)}.") from error
+
+
+def _without_later(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` less the options that came `LATER` and are at their default: such a run is the run it was before there was that option."""
+    later = [option for option in fields(options) if option.metadata == LATER] if is_dataclass(options) else []
+    defaults = {option.name: option.default if option.default_factory is MISSING else option.default_factory() for option in later}
+    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
 
 def _read(path: Path) -> DictConfig:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# Metadata of an option that is younger than records of runs without it: at its default it is no part of their fingerprint.
+LATER = {"later": True}
+
 
 @dataclass
 class OptimizerConfig:
@@ -42,7 +45,9 @@ class CheckpointConfig:
 class RunConfig:
     experiment: str = ""  # the folder of its runs; default: the name of the YAML file
     stream: str = ""  # "": learn every task once
-    without: str = ""  # requests like "U1:class=3": samples that are never shown, as to a model that never saw what they name
+    without: str = field(
+        default="", metadata=LATER
+    )  # requests like "U1:class=3": samples that are never shown, as to a model that never saw what they name
     scenario: str = ""  # class_il, task_il, domain_il; "": the benchmark's default
     seed: int = 0
     benchmark: dict[str, Any] = field(default_factory=dict)  # name, and its options
@@ -54,8 +59,8 @@ class RunConfig:
     blurry: float = 0.0  # share of each task's samples that is dealt over all tasks, [0, 1]
     evaluate: str = "all"  # after each event: all tasks of the stream, or those seen
     evaluation_batch_size: int = 1000
-    evaluate_every: int = 0  # steps within a Learn after which what was seen is evaluated too, for stability gaps; 0: only after events
-    probes: list[str] = field(default_factory=list)  # of the representation after each event: rankme, alpha_req
+    evaluate_every: int = field(default=0, metadata=LATER)  # steps of a Learn between looks at what was seen, for stability gaps; 0: none
+    probes: list[str] = field(default_factory=list, metadata=LATER)  # of the representation after each event: rankme, alpha_req
     strategies: dict[str, Any] = field(default_factory=dict)  # slot -> {use: name, options}
     logger: str = "none"  # none or wandb
     wandb: WandbConfig = field(default_factory=WandbConfig)

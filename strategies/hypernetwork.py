@@ -28,13 +28,14 @@ the regulariser holds them: use beta=0 there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn, no_grad
 
 from cl_framework import (
+    LATER,
     Batch,
     ConfigurationError,
     Context,
@@ -66,7 +67,9 @@ class HypernetworkConfig:
     chunk_embedding: int = 32  # numbers a chunk, >= 1
     hidden: tuple[int, ...] = (128, 128)  # units of each hidden layer of the hypernetwork, each >= 1
     chunk_size: int = 9000  # weights written at once, >= 1
-    writes: str = "all"  # of the model's weights: all, or those of its head, over a body that is not trained (a pretrained one)
+    writes: str = field(
+        default="all", metadata=LATER
+    )  # of the model's weights: all, or those of its head, over a body that is not trained (a pretrained one)
     variant: str = "sound"  # of unlearning: sound or released
     gamma: float = 0.1  # weight of the alignment with noise, > 0; what is preserved has weight 1
     noise: str = "fresh"  # another z in each step (fresh), or one for a whole request (fixed)

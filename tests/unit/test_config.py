@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cl_framework import ConfigurationError, Strategy, Traits, load_experiment, registry
+from cl_framework import LATER, ConfigurationError, Strategy, Traits, load_experiment, registry
 from cl_framework.checks import check_range
+from cl_framework.config import _without_later
+from cl_framework.report import read_csv
 
 BASE: dict[str, Any] = {"benchmark": {"name": "synthetic"}, "strategies": {"er": {"capacity": 50}}}
 
@@ -174,3 +176,33 @@ def test_bad_files(tmp_path: Path, content: str, text: str) -> None:
 def test_a_missing_file() -> None:
     with pytest.raises(ConfigurationError, match=r"there is no experiment file nowhere\.yaml. `clu list experiments`"):
         load_experiment("nowhere.yaml")
+
+
+# --- options that came later ---
+
+
+@dataclass(frozen=True)
+class Younger:
+    old: int = 1
+    new: list[int] = field(default_factory=list, metadata=LATER)
+
+
+def test_an_option_that_came_later_is_no_part_of_the_fingerprint_at_its_default() -> None:
+    assert _without_later(Younger(), {"use": "x", "old": 1, "new": []}) == {"use": "x", "old": 1}
+    assert _without_later(Younger(new=[2]), {"use": "x", "old": 1, "new": [2]}) == {"use": "x", "old": 1, "new": [2]}
+    base = load_experiment(BASE)
+    assert {"without", "evaluate_every", "probes"} & set(base.numbers) == set()
+    assert load_experiment(BASE, ["evaluate_every=5"]).differing_keys(base) == ["evaluate_every is 5, was 'absent'"]
+
+
+@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "papers", "digits"])
+def test_committed_records_are_of_the_settings_that_stand_in_their_files(name: str) -> None:
+    """So that a sweep adds seeds to them, and a table can be made again: an option that changes a fingerprint must be marked as LATER."""
+    root = Path(__file__).parents[2] / "experiments"
+    folder = {"papers": root / "papers", "digits": root}.get(name, root / "compare")
+    recorded = {(summary["experiment"], summary["fingerprint"]) for summary in read_csv(root / "results" / f"{name}.csv")}
+    here = {(path.stem, load_experiment(path).fingerprint) for path in folder.glob("*.yaml")}
+    assert len(recorded) >= 3
+    assert {(experiment, fingerprint[:8]) for experiment, fingerprint in here} >= recorded
+    changed = {(path.stem, load_experiment(path, ["optimizer.lr=0.123"]).fingerprint[:8]) for path in folder.glob("*_er*.yaml")}
+    assert not changed & recorded
