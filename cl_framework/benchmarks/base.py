@@ -53,6 +53,15 @@ def strong_of(transform: Transform) -> Callable[[Inputs, torch.Generator], Input
 
 
 @dataclass(frozen=True)
+class Alternatives:
+    """To questions of a task, true answers in other words and false ones: items (N, L) and targets (N, L), only answers asked."""
+
+    right: tuple[Tensor, Tensor]  # a row a question
+    wrong: tuple[Tensor, Tensor]  # some rows a question
+    owner: tuple[int, ...]  # of each wrong row: the row of `right` that it belongs to
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A sequence of tasks. Sample ids are global: ids of task t are offset(t) .. offset(t) + len(train[t]) - 1."""
 
@@ -68,6 +77,7 @@ class Benchmark:
     vocabulary: int | None = None  # number of token ids, where items are tokens
     objective: str = "classification"  # or language_modelling: the next token at each place, all classes in every task
     whole_rows: bool = False  # whether an answer is right only when all places of its row are, as where it is a number or a sentence
+    alternatives: tuple[Alternatives | None, ...] = ()  # of each task, where its questions have other answers to compare with
     notes: dict[str, str] = field(default_factory=dict)  # e.g. class order, angles: shown by `clu show`
 
     @property

@@ -31,6 +31,10 @@ NAMES = {
     "M10": "M10 geometry",
     "M11": "M11 artefacts",
     "M12": "M12 cost",
+    "T1": "T1 truth ratio",
+    "T2": "T2 probability",
+    "T3": "T3 extraction",
+    "T4": "T4 exact memory",
 }
 UNLEARNED, ORACLE = "unlearned", "oracle of another seed"  # which model a row is about
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
@@ -98,7 +102,10 @@ def verdicts_of(audit: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     requests = audit["requests"]
     header = ["figure", *(f"{request['event']} (event {request['event_index']})" for request in requests)]
     rows = []
+    asked = any(one["name"].startswith("T") for request in requests for one in request["figures"])
     for name, title in NAMES.items():
+        if name.startswith("T") and not asked:
+            continue
         cells = [_cell(next((one for one in request["figures"] if one["name"] == name), None)) for request in requests]
         rows.append([title, *cells])
     return header, [*rows, ['"unlearned"', *("yes" if request["unlearned"] else "not shown" for request in requests)]]

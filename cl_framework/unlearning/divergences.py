@@ -58,10 +58,15 @@ def ks_statistic(one: Tensor, other: Tensor) -> float:
     return float((shares[0] - shares[1]).abs().max())
 
 
-def extraction_strength(predicted: Tensor, answer: Tensor) -> float:
-    """1 - k / L, k the shortest prefix after which all predictions (L,) are right; 0 for an answer that is wholly wrong, in [0, 1]."""
-    length = len(answer)
-    if not length:
-        raise ValueError("an empty answer")
-    wrong = (predicted != answer).nonzero().flatten()
-    return 1.0 - (int(wrong[-1]) + 1) / length if len(wrong) else 1.0
+def ks_interval(one: Tensor, other: Tensor, generator: torch.Generator, draws: int = 1000) -> tuple[float, float]:
+    """The middle 95 % of `ks_statistic` over bootstrap samples of both, (N,) and (M,)."""
+    points = torch.cat([one, other]).unique()
+    shares = []
+    for sample in (one, other):
+        below = (sample.unsqueeze(1) <= points).double()
+        counts = torch.randint(len(sample), (draws, len(sample)), generator=generator)
+        times = torch.zeros(draws, len(sample), dtype=torch.float64).scatter_add_(1, counts, torch.ones(counts.shape, dtype=torch.float64))
+        shares.append(times @ below / len(sample))
+    found = (shares[0] - shares[1]).abs().amax(1)
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

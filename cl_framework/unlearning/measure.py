@@ -27,6 +27,7 @@ from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, tpr_
 from cl_framework.unlearning.fast import BITS
 from cl_framework.unlearning.probes import linear_probe, nearest_neighbours
 from cl_framework.unlearning.quantization import rounded_weights
+from cl_framework.unlearning.recall_of_answers import Recalled, recalled
 
 MOST = 1000  # samples asked about in each role, evenly chosen; all where there are fewer
 FEWEST_TEXTS = 24  # of texts as many as have `MOST` places to answer, but so many at least
@@ -186,6 +187,7 @@ class Measured:
     relearning: tuple[float, ...]  # accuracy after RELEARNING_STEPS
     neighbours: float | None
     quantized: dict[int, tuple[float, float | None]]  # bits -> accuracy on the pool, on what is retained
+    recalled: Recalled | None = None  # of questions with other answers
 
 
 def measure(learner: Learner, question: Question) -> Measured:
@@ -208,6 +210,7 @@ def measure(learner: Learner, question: Question) -> Measured:
         relearning(learner, question),
         probes[1],
         quantized,
+        recalled(learner, question),
     )
 
 

@@ -1,9 +1,6 @@
 """Figures M1 to M12 with verdicts, from measurements of an unlearned model, its oracle, and oracles of other seeds. Pure functions.
 
-Every comparison is made a second time with an oracle of another seed in the place of the unlearned model. The largest of these is the
-**noise floor**: two models that never saw the data lie that far apart. The bound of a figure is its floor, or the least difference that
-matters (`LEAST`), whichever is larger. An attack that does not tell even the model before the request from the oracle shows nothing:
-INCONCLUSIVE.
+For bounds and noise floors see `judging`; of questions with known answers T1 to T4 join them.
 """
 
 from __future__ import annotations
@@ -21,31 +18,13 @@ from cl_framework.metrics import wilson_interval
 from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
 from cl_framework.unlearning.fast import BITS, COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question
 from cl_framework.unlearning.probes import probe_leakage
+from cl_framework.unlearning.verdicts_of_answers import answers
 
-LEAST = {
-    "M1": 2.0,  # points of accuracy
-    "M3": 0.5,  # points of accuracy that came back
-    "M4": 2.0,  # points of accuracy, mean over the steps of relearning
-    "M5": 0.03,  # of the area under the ROC curve
-    "M6": 0.01,  # nats
-    "M8": 2.0,  # points of accuracy
-    "M9": 0.1,  # of the way from the oracle to the model before
-    "M10": 0.05,  # total variation
-}
 _EQUAL = 1e-6  # log-probabilities that differ by less are the same but for rounding
 WORD = ("M1", "M3", "M4", "M6", "M9", "M11")  # all must PASS for the word "unlearned"
-
-
-@dataclass(frozen=True)
-class Models:
-    """The measurements that the figures of one request are made of."""
-
-    unlearned: Measured
-    before: Measured  # the same run just before the request
-    oracle: Measured
-    others: Sequence[Measured] = ()  # oracles of other seeds
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,7 @@ class Later:
 
 
 def figures(question: Question, models: Models, later: Later) -> list[Figure]:
-    """M1, M3 to M6 and M8 to M10 of one request. What does not apply is NOT RUN, with the reason."""
+    """M1, M3 to M6 and M8 to M10 of one request, T1 to T4 where it is about questions. What does not apply is NOT RUN, with the reason."""
     made = [
         forget_gap(question, models),
         relearning_gap(models),
@@ -67,6 +46,7 @@ def figures(question: Question, models: Models, later: Later) -> list[Figure]:
         quantization_relapse(models),
         leakage(models),
         geometry(question, models),
+        *answers(models),
     ]
     if identical(models.unlearned, models.oracle):
         made = [one if one.verdict == NOT_RUN else _identical(one) for one in made]
@@ -107,17 +87,6 @@ def is_known(accuracy: float, question: Question) -> bool:
     return accuracy >= question.chance + max(KNOWN, 3 * error)
 
 
-def _floor(models: Models, figure: Callable[[Measured], float]) -> float | None:
-    return max((abs(figure(other)) for other in models.others), default=None)
-
-
-def _judged(name: str, value: float, floor: float | None, unit: str, two_sided: bool = True, **more: Any) -> Figure:
-    bound = max(LEAST[name], floor or 0.0)
-    verdict = PASS if (abs(value) if two_sided else value) <= bound else FAIL
-    noise = "no noise floor: one oracle only" if floor is None else f"noise floor {floor:.3g}"
-    return Figure(name, value, verdict, f"{unit}, at most {bound:.3g} ({noise})", bound=bound, **more)
-
-
 def forget_gap(question: Question, models: Models) -> Figure:
     """M1: accuracy on what was unlearned, less the oracle's; below it is a signal too."""
 
@@ -132,7 +101,7 @@ def forget_gap(question: Question, models: Models) -> Figure:
         "before": models.before.glance.accuracy,
         "chance": question.chance,
     }
-    return _judged("M1", gap(models.unlearned), _floor(models, gap), "points from the oracle", interval=(low, high), details=details)
+    return judged("M1", gap(models.unlearned), noise_floor(models, gap), "points from the oracle", interval=(low, high), details=details)
 
 
 def relapse(later: Later) -> Figure:
@@ -144,15 +113,15 @@ def relapse(later: Later) -> Figure:
         pairs = zip(seen[1:], later.oracle[1:], strict=True)
         return max((read(one) - read(seen[0])) - (read(oracle) - read(later.oracle[0])) for one, oracle in pairs)
 
-    def judged(read: Callable[[Glance], float]) -> tuple[float, float, bool]:
+    def weighed(read: Callable[[Glance], float]) -> tuple[float, float, bool]:
         floor = max((abs(back(seen, read)) for seen in later.others), default=0.0)
         value = back(later.unlearned, read)
         return value, floor, value <= max(LEAST["M3"], floor)
 
-    value, floor, fine = judged(lambda one: one.accuracy)
+    value, floor, fine = weighed(lambda one: one.accuracy)
     details, probed = {}, True
     if all(one.linear_probe is not None for one in (*later.unlearned, *later.oracle)):
-        probe, probe_floor, probed = judged(lambda one: one.linear_probe or 0.0)
+        probe, probe_floor, probed = weighed(lambda one: one.linear_probe or 0.0)
         details = {"probe": probe, "probe_floor": probe_floor}
     bound = max(LEAST["M3"], floor)
     noise = f"noise floor {floor:.3g}" if later.others else "no noise floor: one oracle only"
@@ -171,17 +140,9 @@ def relearning_gap(models: Models) -> Figure:
 
     ratio = steps_ratio(models.unlearned.relearning, models.oracle.relearning)
     details = {"before": gap(models.before), **({} if ratio is None else {"steps_ratio": ratio})}
-    floor, unit = _floor(models, gap), "points above the oracle's curve"
-    figure = _judged("M4", gap(models.unlearned), floor, unit, two_sided=False, details=details)
-    return _attacked(figure, abs(gap(models.before)), "relearning")
-
-
-def _attacked(figure: Figure, before: float, what: str) -> Figure:
-    """INCONCLUSIVE where the attack does not tell the model before from the oracle, by no more than `before`."""
-    assert figure.bound is not None
-    if before > figure.bound:
-        return figure
-    return replace(figure, verdict=INCONCLUSIVE, why=f"{what} does not tell even the model before the request from the oracle")
+    floor, unit = noise_floor(models, gap), "points above the oracle's curve"
+    figure = judged("M4", gap(models.unlearned), floor, unit, two_sided=False, details=details)
+    return attacked(figure, abs(gap(models.before)), "relearning")
 
 
 def steps_ratio(curve: Sequence[float], oracle: Sequence[float]) -> float | None:
@@ -210,8 +171,8 @@ def membership(models: Models) -> Figure:
     details |= {f"oracle_auc_{score}": models.oracle.attack[score][0] for score in SCORES}
     details |= {"tpr_loss": models.unlearned.attack["loss"][1], "oracle_tpr_loss": models.oracle.attack["loss"][1]}
     details["before"] = farthest(models.before)
-    figure = _judged("M5", farthest(models.unlearned), _floor(models, farthest), "AUC from the oracle's", details=details)
-    return _attacked(figure, abs(farthest(models.before)), "the attack")
+    figure = judged("M5", farthest(models.unlearned), noise_floor(models, farthest), "AUC from the oracle's", details=details)
+    return attacked(figure, abs(farthest(models.before)), "the attack")
 
 
 def retrain_gap(models: Models) -> Figure:
@@ -231,7 +192,7 @@ def retrain_gap(models: Models) -> Figure:
     fine = True
     for part, read in (("forget", _pool), ("retain", _retained)):
         gap = divergence(read)
-        floor = _floor(models, gap) or 0.0
+        floor = noise_floor(models, gap) or 0.0
         fine &= gap(models.unlearned) <= max(LEAST["M6"], floor)
         told |= {f"kl_{part}": gap(models.unlearned), f"floor_{part}": floor}
         pairs = list(zip(read(models.oracle), read(models.unlearned), strict=True))
@@ -269,7 +230,7 @@ def quantization_relapse(models: Models) -> Figure:
         return max(gain(one, bits) - gain(models.oracle, bits) for bits in usable)
 
     details = {f"int{bits}": gain(models.unlearned, bits) - gain(models.oracle, bits) for bits in usable}
-    return _judged("M8", most(models.unlearned), _floor(models, most), "points that come back", two_sided=False, details=details)
+    return judged("M8", most(models.unlearned), noise_floor(models, most), "points that come back", two_sided=False, details=details)
 
 
 def leakage(models: Models) -> Figure:
@@ -289,8 +250,8 @@ def leakage(models: Models) -> Figure:
     def leaked(one: Measured) -> float:
         return probe_leakage(one.glance.linear_probe or 0.0, oracle, before) or 0.0
 
-    figure = _judged("M9", leak, _floor(models, leaked), "of the way to the model before", two_sided=False, details=details)
-    return _attacked(figure, 1.0, "the probe")
+    figure = judged("M9", leak, noise_floor(models, leaked), "of the way to the model before", two_sided=False, details=details)
+    return attacked(figure, 1.0, "the probe")
 
 
 def geometry(question: Question, models: Models) -> Figure:
@@ -301,8 +262,8 @@ def geometry(question: Question, models: Models) -> Figure:
     def leak(one: Measured) -> float:
         return class_geometry_leak(one.pool, models.oracle.pool, question.own)
 
-    figure = _judged("M10", leak(models.unlearned), _floor(models, leak), "total variation", details={"before": leak(models.before)})
-    return _attacked(figure, leak(models.before), "the distribution over other classes")
+    figure = judged("M10", leak(models.unlearned), noise_floor(models, leak), "total variation", details={"before": leak(models.before)})
+    return attacked(figure, leak(models.before), "the distribution over other classes")
 
 
 def is_unlearned(found: Sequence[Figure]) -> bool:
@@ -313,7 +274,7 @@ def is_unlearned(found: Sequence[Figure]) -> bool:
 
 def as_json(found: Sequence[Figure]) -> list[Mapping[str, Any]]:
     """In order; what is no number (of a model that has diverged) is left out, since JSON has no name for it."""
-    return [asdict(_finite(figure)) for figure in sorted(found, key=lambda figure: int(figure.name[1:]))]
+    return [asdict(_finite(figure)) for figure in sorted(found, key=lambda figure: (figure.name[0], int(figure.name[1:])))]
 
 
 def _finite(figure: Figure) -> Figure:

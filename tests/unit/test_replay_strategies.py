@@ -308,7 +308,7 @@ def test_the_order_of_an_upper_bound_is_its_slots_own(name: str) -> None:
         ("er", {"minibatch": 0}, "minibatch must be >= 1, got 0"),
         ("er", {"policy": "fifo"}, "policy must be one of reservoir, ring, balanced, got 'fifo'"),
         ("der", {"alpha": -0.5}, "alpha must be >= 0, got -0.5"),
-        ("der", {"alpha": float("nan")}, "alpha must be >= 0, got nan"),
+        ("der", {"alpha": float("nan")}, "alpha must be a finite number, got nan"),
         ("der", {"capacity": -2}, "capacity must be >= 0, got -2"),
         ("der", {"minibatch": -1}, "minibatch must be >= 1, got -1"),
         ("derpp", {"beta": -1.0}, "beta must be >= 0, got -1.0"),

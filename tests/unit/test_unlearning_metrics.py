@@ -17,14 +17,15 @@ from cl_framework.unlearning.divergences import (
     LN2,
     agreement,
     class_geometry_leak,
-    extraction_strength,
     jensen_shannon,
     kl_divergence,
+    ks_interval,
     ks_statistic,
     total_variation,
 )
 from cl_framework.unlearning.probes import linear_probe, nearest_neighbours, probe_leakage
 from cl_framework.unlearning.quantization import code_flip_rate, quantized, quantized_weights, rounded_weights
+from cl_framework.unlearning.recall_of_answers import extraction_strength
 
 UNIFORM = torch.full((1, 4), 0.25).log()
 SURE = torch.tensor([[0.0, -1e9, -1e9, -1e9]])
@@ -104,8 +105,23 @@ def test_ks_by_its_definition() -> None:
     ("predicted", "strength"), [([1, 2, 3, 4], 1.0), ([0, 2, 3, 4], 0.75), ([1, 2, 0, 4], 0.25), ([1, 2, 3, 0], 0.0), ([0, 0, 0, 0], 0.0)]
 )
 def test_extraction_strength(predicted: list[int], strength: float) -> None:
-    """A wholly wrong answer has 0, and not 1 / L."""
-    assert extraction_strength(torch.tensor(predicted), torch.tensor([1, 2, 3, 4])) == strength
+    """A wholly wrong answer has 0, and not 1 / L. Places that ask nothing, before and behind the answer, do not count."""
+    right = torch.tensor([[False, *(one == other for one, other in zip(predicted, [1, 2, 3, 4], strict=True)), False]])
+    wanted = torch.tensor([[False, True, True, True, True, False]])
+    assert extraction_strength(right, wanted).tolist() == [strength]
+
+
+def test_the_interval_of_a_ks_statistic_holds_it_and_narrows_with_more_samples() -> None:
+    generator = torch.Generator().manual_seed(7)
+    widths = []
+    for count in (30, 300):
+        one, other = torch.randn(count, generator=generator), 0.8 + torch.randn(count, generator=generator)
+        low, high = ks_interval(one, other, torch.Generator().manual_seed(0))
+        assert 0 <= low < ks_statistic(one, other) < high <= 1
+        assert (low, high) == ks_interval(one, other, torch.Generator().manual_seed(0))
+        widths.append(high - low)
+    assert widths[1] < 0.5 * widths[0]
+    assert ks_interval(torch.zeros(5), torch.ones(4), torch.Generator()) == (1.0, 1.0)
 
 
 # --- attacks ---

@@ -16,33 +16,50 @@ from cl_framework.errors import ConfigurationError
 Pairs = Sequence[tuple[str, str]]  # of question and answer
 
 
-def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str) -> tuple[Tensor, Tensor]:
+def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens (N, L) int32 and what each place asks for (N, L) int64: the tokens of the answer and the one that ends it, nothing else.
 
     A row is a question, its answer and `START`, which begins the next text and so ends this one: a row that is right at every place
     asked is one that greedy decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError,
-    naming `where` and the row, for a row that is longer.
+    naming `where` and the row, for a row that is longer; with `cut` its answer ends at L, without its end.
     """
     questions = tokens.ids([question for question, _ in pairs])
     answers = [row[1:] if row[:1] == [START] else row for row in tokens.ids([answer for _, answer in pairs])]
     rows = [[*question, *answer, START] for question, answer in zip(questions, answers, strict=True)]
+    if cut and length is not None:
+        for number, question in enumerate(questions):
+            if len(question) > length:
+                raise ConfigurationError(
+                    f"{where}: row {number}: the question has {len(question)} tokens, which leaves no room for an answer in {length}. "
+                    "Set benchmark.length higher."
+                )
+        rows = [row[: length + 1] for row in rows]
     longest = max(map(len, rows), default=1) - 1
     if length is not None and longest > length:
         number = next(number for number, row in enumerate(rows) if len(row) - 1 > length)
         raise ConfigurationError(f"{where}: row {number} has {len(rows[number]) - 1} tokens. Set benchmark.length={longest}.")
     items = torch.full((len(rows), length or longest), PAD, dtype=torch.int32)
     targets = torch.full(items.shape, IGNORED, dtype=torch.int64)
-    for place, (question, row) in enumerate(zip(questions, rows, strict=True)):
-        items[place, : len(row) - 1] = torch.tensor(row[:-1], dtype=torch.int32)
-        targets[place, len(question) - 1 : len(row) - 1] = torch.tensor(row[len(question) :])
+    ends = torch.tensor([len(row) - 1 for row in rows]).unsqueeze(1)
+    firsts = torch.tensor([len(question) - 1 for question in questions]).unsqueeze(1)
+    places = torch.arange(items.shape[1])
+    items[places < ends] = torch.tensor([token for row in rows for token in row[:-1]], dtype=torch.int32)
+    asked = [token for question, row in zip(questions, rows, strict=True) for token in row[len(question) :]]
+    targets[(places >= firsts) & (places < ends)] = torch.tensor(asked, dtype=torch.int64)
     return items, targets
 
 
 def question_benchmark(
-    name: str, tasks: Sequence[tuple[str, Pairs, Pairs]], tokens: Tokens, length: int | None, where: str, notes: dict[str, str]
+    name: str,
+    tasks: Sequence[tuple[str, Pairs, Pairs]],
+    tokens: Tokens,
+    length: int | None,
+    where: str,
+    notes: dict[str, str],
+    cut: bool = False,
 ) -> Benchmark:
     """A benchmark of tasks (name, training pairs, test pairs); rows are as long as the longest if no length is given."""
-    parts = [question_rows(tokens, pairs, length, f"{where}, {task}") for task, *both in tasks for pairs in both]
+    parts = [question_rows(tokens, pairs, length, f"{where}, {task}", cut) for task, *both in tasks for pairs in both]
     longest = max(items.shape[1] for items, _ in parts)
     sources = [TensorSource(_widened(items, longest, PAD), _widened(targets, longest, IGNORED)) for items, targets in parts]
     counts = ", ".join(f"{task} {len(train):,} (test {len(test):,})" for task, train, test in tasks)

@@ -1,0 +1,60 @@
+"""When a figure of an unlearned model passes: within the noise floor of models that never saw the data, or a least difference that matters.
+
+Every comparison is made a second time with an oracle of another seed in the place of the unlearned model. The largest of these is the
+**noise floor**: two models that never saw the data lie that far apart. The bound of a figure is its floor, or the least difference that
+matters (`LEAST`), whichever is larger. An attack that does not tell even the model before the request from the oracle shows nothing:
+INCONCLUSIVE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, PASS, Figure
+from cl_framework.unlearning.measure import Measured
+
+LEAST = {
+    "M1": 2.0,  # points of accuracy
+    "M3": 0.5,  # points of accuracy that came back
+    "M4": 2.0,  # points of accuracy, mean over the steps of relearning
+    "M5": 0.03,  # of the area under the ROC curve
+    "M6": 0.01,  # nats
+    "M8": 2.0,  # points of accuracy
+    "M9": 0.1,  # of the way from the oracle to the model before
+    "M10": 0.05,  # total variation
+    "T1": 0.1,  # of the KS statistic
+    "T2": 0.02,  # of a mean probability
+    "T3": 0.02,  # of the mean extraction strength
+    "T4": 0.02,  # of the share of tokens
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The measurements that the figures of one request are made of."""
+
+    unlearned: Measured
+    before: Measured  # the same run just before the request
+    oracle: Measured
+    others: Sequence[Measured] = ()  # oracles of other seeds
+
+
+def noise_floor(models: Models, figure: Callable[[Measured], float]) -> float | None:
+    return max((abs(figure(other)) for other in models.others), default=None)
+
+
+def judged(name: str, value: float, floor: float | None, unit: str, two_sided: bool = True, **more: Any) -> Figure:
+    bound = max(LEAST[name], floor or 0.0)
+    verdict = PASS if (abs(value) if two_sided else value) <= bound else FAIL
+    noise = "no noise floor: one oracle only" if floor is None else f"noise floor {floor:.3g}"
+    return Figure(name, value, verdict, f"{unit}, at most {bound:.3g} ({noise})", bound=bound, **more)
+
+
+def attacked(figure: Figure, before: float, what: str) -> Figure:
+    """INCONCLUSIVE where the attack does not tell the model before from the oracle, by no more than `before`."""
+    assert figure.bound is not None
+    if before > figure.bound:
+        return figure
+    return replace(figure, verdict=INCONCLUSIVE, why=f"{what} does not tell even the model before the request from the oracle")

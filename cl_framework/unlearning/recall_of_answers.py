@@ -1,0 +1,106 @@
+"""What a language model still says to questions with known answers: probability, exact memorisation, extraction strength, truth ratio.
+
+Sources: Maini et al. 2024 "TOFU" (probability, truth ratio), Wang et al. 2025 "Towards Effective Evaluations and Comparisons for LLM
+Unlearning Methods" (extraction strength). The truth ratio here is the mean over false answers of their length-normalised probability,
+over that of the true answer in other words: near 0 for a model that knows, near 1 for one that cannot tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cl_framework.benchmarks.base import Alternatives
+from cl_framework.calls import evaluation_mode, run_model
+from cl_framework.criterion import asked
+from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.strategy import Rows
+from cl_framework.stream import TaskId
+
+if TYPE_CHECKING:
+    from cl_framework.unlearning.measure import Question
+
+_AT_ONCE = 2048  # places of texts in a batch
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """Of the questions that were unlearned; all in float64 on the host."""
+
+    probability: Tensor  # (N,) of the right answer, its T-th root, [0, 1]
+    exact: Tensor  # (N,) share of the answer's tokens that are predicted from those before, [0, 1]
+    strength: Tensor  # (N,) extraction strength, [0, 1]
+    truth_ratio: Tensor  # (M,) of those that have other answers, >= 0
+    retained: float | None  # mean probability of the right answers that are retained
+
+
+def recalled(learner: Learner, question: Question) -> Recalled | None:
+    """None where the benchmark has no other answers to the questions of the request's task."""
+    benchmark, task = learner.benchmark, question.event.task
+    beside = benchmark.alternatives[task] if benchmark.alternatives else None
+    if beside is None:
+        return None
+    answers = told(learner, question.pool.read(learner))
+    kept = [float(told(learner, samples.read(learner)).probability.mean()) for samples in question.retained]
+    return Recalled(answers.probability, answers.exact, answers.strength, truth_ratios(learner, beside, task), mean(kept) if kept else None)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Of rows of texts, (N,) each: see `Recalled`."""
+
+    probability: Tensor
+    exact: Tensor
+    strength: Tensor
+
+
+def told(learner: Learner, rows: Rows) -> Told:
+    """What a model says at the places that are asked, each text read to that place."""
+    model, predict, parts = learner.model, learner.stack.predictor, []
+    with torch.no_grad(), evaluation_mode(model), global_randomness_kept(learner.device):
+        for places in torch.arange(len(rows), device=rows.targets.device).split(max(1, _AT_ONCE // rows.targets.shape[1])):
+            some = rows.take(places)
+            some.inputs = learner.benchmark.transform(some.items, None)
+            features, scores = run_model(model, some)
+            if predict is not None:
+                scores = predict(features, scores, some)
+            parts.append(torch.stack(_of_texts(scores, some.targets)).cpu())
+    return Told(*torch.cat(parts, 1))
+
+
+def _of_texts(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probability, exact memorisation and extraction strength (B,) from logits (B, C, L) and targets (B, L)."""
+    wanted = asked(targets)
+    chosen = scores.double().log_softmax(1).gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+    count = wanted.sum(1)
+    right = (scores.argmax(1) == targets) & wanted
+    return (chosen * wanted).sum(1).div(count).exp(), right.sum(1).double() / count, extraction_strength(right, wanted)
+
+
+def extraction_strength(right: Tensor, wanted: Tensor) -> Tensor:
+    """(B,): 1 - k / T, k the shortest beginning of an answer of T tokens after which all others are predicted; 0 if the last one is not.
+
+    right, wanted (B, L) bool: places where the prediction is right, and where an answer is asked. Every row asks at least once.
+    """
+    number = wanted.cumsum(1)  # which token of its answer a place asks for, from 1
+    last_wrong = (number * (wanted & ~right)).amax(1)
+    return 1.0 - last_wrong.double() / number[:, -1]
+
+
+def truth_ratios(learner: Learner, beside: Alternatives, task: TaskId) -> Tensor:
+    """(M,): mean probability of the false answers to a question, over that of the true one in other words."""
+    right, wrong = (told(learner, _rows(learner, part, task)).probability for part in (beside.right, beside.wrong))
+    owner = torch.tensor(beside.owner)
+    sums = torch.zeros(len(right), dtype=wrong.dtype).index_add(0, owner, wrong)
+    return sums / owner.bincount(minlength=len(right)) / right.clamp(min=torch.finfo(right.dtype).tiny)
+
+
+def _rows(learner: Learner, part: tuple[Tensor, Tensor], task: TaskId) -> Rows:
+    items, targets = (values.to(learner.device) for values in part)
+    tasks = torch.full((len(items),), task)
+    ids = torch.full((len(items),), -1, device=learner.device)
+    return Rows(items, targets, ids, tasks.to(learner.device), tasks_readable=learner.stack.reads_tasks)

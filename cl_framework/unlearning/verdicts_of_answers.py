@@ -1,0 +1,56 @@
+"""Figures T1 to T4 of a language model that was asked questions with known answers: see `recall_of_answers`. Pure functions."""
+
+from __future__ import annotations
+
+import torch
+
+from cl_framework.unlearning.divergences import ks_interval, ks_statistic
+from cl_framework.unlearning.fast import Figure
+from cl_framework.unlearning.judging import Models, attacked, judged, noise_floor
+from cl_framework.unlearning.measure import Measured
+from cl_framework.unlearning.recall_of_answers import Recalled
+
+
+def answers(models: Models) -> list[Figure]:
+    """T1 to T4: truth ratios, probability, extraction strength and exact memorisation of the answers, beside the oracle's."""
+    own, before, oracle = models.unlearned.recalled, models.before.recalled, models.oracle.recalled
+    if own is None or before is None or oracle is None:
+        return []
+    return [_forget_quality(models, own, before, oracle), *(_answer_gap(models, name, column) for name, column in _ANSWERS.items())]
+
+
+_ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact"}  # figure -> what it is the mean of
+
+
+def _forget_quality(models: Models, own: Recalled, before: Recalled, oracle: Recalled) -> Figure:
+    """T1: the KS statistic between truth ratios and the oracle's, which does not grow with the number of questions as a p-value does."""
+
+    def distance(one: Measured) -> float:
+        return ks_statistic(_recalled(one).truth_ratio, oracle.truth_ratio)
+
+    interval = ks_interval(own.truth_ratio, oracle.truth_ratio, torch.Generator().manual_seed(0))
+    told = {"truth_ratio": own, "oracle_truth_ratio": oracle, "before_truth_ratio": before}
+    details = {name: float(one.truth_ratio.mean()) for name, one in told.items()}
+    details |= {"before": distance(models.before), "n": float(len(own.truth_ratio))}
+    figure = judged("T1", distance(models.unlearned), noise_floor(models, distance), "KS statistic", interval=interval, details=details)
+    return attacked(figure, distance(models.before), "the truth ratio")
+
+
+def _answer_gap(models: Models, name: str, column: str) -> Figure:
+    def mean_of(one: Measured) -> float:
+        return float(getattr(_recalled(one), column).mean())
+
+    def gap(one: Measured) -> float:
+        return mean_of(one) - mean_of(models.oracle)
+
+    details = {"own": mean_of(models.unlearned), "oracle": mean_of(models.oracle), "before": mean_of(models.before)}
+    if column == "probability":
+        kept = {"retained": models.unlearned, "oracle_retained": models.oracle, "before_retained": models.before}
+        details |= {key: value for key, one in kept.items() if (value := _recalled(one).retained) is not None}
+    figure = judged(name, gap(models.unlearned), noise_floor(models, gap), "from the oracle's mean", details=details)
+    return attacked(figure, abs(gap(models.before)), "the answers")
+
+
+def _recalled(one: Measured) -> Recalled:
+    assert one.recalled is not None
+    return one.recalled

@@ -1,0 +1,198 @@
+"""TOFU: its files as a stream of requests, what a model says to questions with known answers, and the figures made of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import load_experiment, run
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.text.tofu import AN_AUTHOR
+from cl_framework.criterion import IGNORED
+from cl_framework.errors import ConfigurationError
+from cl_framework.learner import Learner
+from cl_framework.stream import Unlearn
+from cl_framework.unlearning.audit import audit
+from cl_framework.unlearning.measure import Question
+from cl_framework.unlearning.recall_of_answers import recalled, told
+
+TINY = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}
+AUTHORS, FORGOTTEN = 4, 2  # in the made-up files: retained authors, and forgotten ones of `forget01`
+
+
+def entry(author: int, number: int, **more: Any) -> dict[str, Any]:
+    return {"question": f"What is work {number} of author {author}?", "answer": f"It is number {author * 100 + number}.", **more}
+
+
+def others(author: int, number: int) -> dict[str, Any]:
+    wrong = [f"Work {number} is {author * 100 + number + step}." for step in (1, 2)]
+    return entry(author, number, paraphrased_answer=f"Work {number} is {author * 100 + number}.", perturbed_answer=wrong)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up files of the published layout: the last authors are forgotten."""
+    where = tmp_path_factory.mktemp("tofu")
+    authors = {author: [entry(author, number) for number in range(AN_AUTHOR)] for author in range(AUTHORS + FORGOTTEN)}
+    forgotten = [row for author in range(AUTHORS, AUTHORS + FORGOTTEN) for row in authors[author]]
+    write(where / "original" / "full.jsonl.gz", [row for rows in authors.values() for row in rows])
+    write(where / "original" / "forget01.jsonl.gz", forgotten)
+    perturbed = [others(author, number) for author in range(AUTHORS, AUTHORS + FORGOTTEN) for number in range(AN_AUTHOR)]
+    write(where / "original" / "forget01_perturbed.jsonl.gz", perturbed)
+    write(where / "original" / "retain_perturbed.jsonl.gz", [others(0, number) for number in range(5)])
+    requests = [{"task_id": str(1 + place // AN_AUTHOR), **row} for place, row in enumerate(forgotten)]
+    write(where / "continual_tasks" / "forget01.jsonl.gz", requests)
+    return where
+
+
+def settings(folder: Path, out: Path, **more: Any) -> dict[str, Any]:
+    base = {
+        "benchmark": {"name": "tofu", "forget": "forget01", "folder": str(folder), "tokenizer": "bytes"},
+        "model": TINY,
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "batch_size": 16,
+        "threads": 1,
+        "out": str(out),
+    }
+    return {**base, **more}
+
+
+def benchmark_of(folder: Path, **options: Any) -> Benchmark:
+    named = {"name": "tofu", "forget": "forget01", "folder": str(folder), "tokenizer": "bytes", **options}
+    return make_benchmark(load_experiment({"benchmark": named}))
+
+
+# --- the benchmark ---
+
+
+def test_requests_divide_whole_authors_and_the_rest_is_retained(folder: Path) -> None:
+    one, two, published = benchmark_of(folder), benchmark_of(folder, requests=2), benchmark_of(folder, continual=True)
+    assert [len(source) for source in one.train] == [AUTHORS * AN_AUTHOR, FORGOTTEN * AN_AUTHOR]
+    assert [len(source) for source in two.train] == [AUTHORS * AN_AUTHOR, AN_AUTHOR, AN_AUTHOR] == [len(part) for part in published.train]
+    assert [len(source) for source in benchmark_of(folder, authors=1).train] == [AN_AUTHOR, FORGOTTEN * AN_AUTHOR]
+    rows = [{tuple(row) for row in source.read(torch.arange(len(source))).tolist()} for source in two.train]
+    assert not rows[0] & rows[1] and not rows[1] & rows[2] and not rows[0] & rows[2]
+    assert one.objective == "language_modelling" and one.whole_rows
+
+
+def test_other_answers_belong_to_their_questions(folder: Path) -> None:
+    retained, request = benchmark_of(folder).alternatives
+    assert retained is not None and request is not None
+    assert (len(retained.right[0]), len(retained.owner)) == (5, 10)
+    assert request.owner == tuple(place for place in range(FORGOTTEN * AN_AUTHOR) for _ in range(2))
+    start = int((request.right[1][3] != IGNORED).nonzero()[0])  # the question is the same up to its answer
+    assert torch.equal(request.right[0][3, : start + 1], request.wrong[0][6, : start + 1])
+    assert not torch.equal(request.right[0][3], request.wrong[0][6])
+    split = benchmark_of(folder, requests=2).alternatives[2]
+    assert split is not None and torch.equal(split.right[0][0, :20], request.right[0][AN_AUTHOR, :20])
+
+
+def test_what_is_longer_is_cut_where_a_length_is_given(folder: Path) -> None:
+    whole, cut = benchmark_of(folder), benchmark_of(folder, length=40)
+    (width,) = whole.input_shape
+    assert width > 40 and cut.input_shape == (40,)
+    assert torch.equal(cut.train[0].targets, whole.train[0].targets[:, :40])
+    with pytest.raises(ConfigurationError, match=r"row 0: the question has \d+ tokens, which leaves no room for an answer in 10\."):
+        benchmark_of(folder, length=10)
+
+
+def test_errors_name_file_row_and_remedy(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"forget01.jsonl.gz does not exist. Set data.root \(or CL_DATA\) to the folder that holds tofu"
+    ):
+        benchmark_of(folder / "nowhere")
+    with pytest.raises(ConfigurationError, match="requests is for continual=false"):
+        benchmark_of(folder, requests=2, continual=True)
+    with pytest.raises(ConfigurationError, match=r"forget must be one of forget01, forget05, forget10, got 'forget02'"):
+        benchmark_of(folder, forget="forget02")
+    for name, rows in (("no 'answer'", [entry(0, 0), {"question": "Who?"}]), ("no 'question'", [entry(0, 0), {"answer": "He."}])):
+        write(tmp_path / "original" / "full.jsonl.gz", rows)
+        write(tmp_path / "original" / "forget01.jsonl.gz", rows[:1])
+        with pytest.raises(ConfigurationError, match=f"full.jsonl.gz: row 1 has {name}"):
+            benchmark_of(tmp_path)
+    (tmp_path / "original" / "full.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read"):
+        benchmark_of(tmp_path)
+    (tmp_path / "original" / "full.jsonl.gz").write_bytes(gzip.compress(b"{"))
+    with pytest.raises(ConfigurationError, match=r"full.jsonl.gz: row 0 is no JSON"):
+        benchmark_of(tmp_path)
+
+
+# --- what is recalled ---
+
+
+@pytest.fixture
+def learner(folder: Path, tmp_path: Path) -> Learner:
+    torch.manual_seed(0)
+    return assemble(load_experiment(settings(folder, tmp_path, stream="L0-1 U1", strategies={"npo": {}})))
+
+
+def test_probability_exact_memorisation_and_strength_by_definition(learner: Learner) -> None:
+    rows = learner.read(learner.training_ids(1)[:6])
+    found = told(learner, rows)
+    learner.model.eval().requires_grad_(False)
+    for place in range(6):
+        alone = rows.take(torch.tensor([place]))
+        logits = learner.model(learner.benchmark.transform(alone.items, None))[0].double()
+        asked = (rows.targets[place] != IGNORED).nonzero().flatten().tolist()
+        chosen = [float(logits[:, where].log_softmax(0)[rows.targets[place, where]]) for where in asked]
+        right = [int(logits[:, where].argmax()) == int(rows.targets[place, where]) for where in asked]
+        assert float(found.probability[place]) == pytest.approx(math.exp(sum(chosen) / len(chosen)), rel=1e-4)
+        assert float(found.exact[place]) == pytest.approx(sum(right) / len(right))
+        prefix = max((number for number, one in enumerate(right, start=1) if not one), default=0)
+        assert float(found.strength[place]) == pytest.approx(1 - prefix / len(right))
+    assert len(found.probability.unique()) == 6
+
+
+def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: Learner) -> None:
+    event = learner.stream.events[2]
+    assert isinstance(event, Unlearn)
+    question = Question.of(learner, event, 2, (0,))
+    found = recalled(learner, question)
+    assert found is not None and found.retained is not None
+    learner.model.eval().requires_grad_(False)
+    beside = learner.benchmark.alternatives[1]
+    assert beside is not None
+    for place in (0, 7):
+        values = []
+        for items, targets in (
+            (beside.right[0][place], beside.right[1][place]),
+            *zip(beside.wrong[0][14:16], beside.wrong[1][14:16], strict=True),
+        ):
+            logits = learner.model(learner.benchmark.transform(items.unsqueeze(0), None))[0].double()
+            places = (targets != IGNORED).nonzero().flatten()
+            values.append(float(logits[:, places].log_softmax(0).gather(0, targets[places].unsqueeze(0)).mean().exp()))
+        if place == 7:
+            assert float(found.truth_ratio[place]) == pytest.approx((values[1] + values[2]) / 2 / values[0], rel=1e-4)
+        else:
+            assert float(found.truth_ratio[place]) != pytest.approx((values[1] + values[2]) / 2 / values[0], rel=1e-6)
+    learner.benchmark = replace(learner.benchmark, alternatives=())
+    assert recalled(learner, question) is None
+
+
+@pytest.mark.slow
+def test_an_audit_tells_an_unlearner_that_does_nothing_from_one_that_starts_anew(folder: Path, tmp_path: Path) -> None:
+    found = {}
+    for name in ("do_nothing", "rewind"):
+        options = settings(folder, tmp_path / name, stream="L0-1 U1", strategies={"joint": {}, name: {}}, epochs=40)
+        made = run(load_experiment(options)).path
+        (request,) = audit(made, seeds=2)["requests"]
+        found[name] = {figure["name"]: figure for figure in request["figures"]}
+    for name in ("T2", "T3", "T4"):
+        assert found["do_nothing"][name]["verdict"] == "FAIL", found["do_nothing"][name]
+    assert {found["rewind"][name]["verdict"] for name in ("T1", "T2", "T3", "T4")} == {"PASS"}
+    assert found["do_nothing"]["T2"]["details"]["own"] > 0.5 > found["do_nothing"]["T2"]["details"]["oracle"]
+    assert found["do_nothing"]["T1"]["details"]["n"] == FORGOTTEN * AN_AUTHOR
