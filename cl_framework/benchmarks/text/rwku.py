@@ -1,0 +1,122 @@
+"""RWKU (Jin et al. 2024, arXiv 2406.10890): what a model knows of real people, each of whom may be asked to be forgotten.
+
+A task is a person, the last one the neighbours: questions near all of them that must still be answered. The benchmark is made for models
+that know these people already; a small one is taught them here, by the passages or by the questions of levels 1 and 2 (clozes and plain
+questions), and is asked all three levels (the third attacks: prefixes, affirmation, role play, reversed and rephrased questions).
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.benchmarks.text.questions import question_benchmark
+from cl_framework.benchmarks.text.tokens import make_tokens
+from cl_framework.checks import check_choice, check_range
+from cl_framework.errors import ConfigurationError
+from cl_framework.registry import register_benchmark
+
+ARCHIVE = "rwku_5subjects.tar.xz"
+LEVELS = (1, 2, 3)
+TAUGHT = (1, 2)  # levels whose questions teach
+
+Files = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class RwkuOptions:
+    taught: str = "questions"  # questions (of levels 1 and 2) or passages: what a person's task trains on; neighbours always by questions
+    people: int | None = None  # how many, the first ones; default: all that are there
+    tokenizer: str = "bpe"  # bpe (trained on the first person), bytes, the path of a tokenizer.json, or package:NAME
+    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    length: int = 192  # tokens of a row; a passage or an answer is cut there
+    folder: str | None = None  # default: rwku_sample in data.root
+
+    def __post_init__(self) -> None:
+        check_choice("taught", self.taught, ("questions", "passages"))
+        check_range("vocabulary", self.vocabulary, low=300)
+        check_range("length", self.length, low=8)
+        if self.people is not None:
+            check_range("people", self.people, low=1)
+
+
+@register_benchmark("rwku", RwkuOptions)
+def rwku(options: RwkuOptions, context: BenchmarkContext) -> Benchmark:
+    """Questions about real people, a task each, and about their neighbours; asked at three levels."""
+    folder = Path(options.folder).expanduser() if options.folder else context.root / "rwku_sample"
+    people = _people(folder)
+    names = list(people)[: options.people]
+    tasks = []
+    for name in names:
+        asked = {level: _questions(people[name], f"forget_level{level}", folder, name) for level in LEVELS}
+        taught = [pair for level in TAUGHT for pair in asked[level]]
+        if options.taught == "passages":
+            taught = [("", text) for text in _column(people[name], "passage", "text", folder, name)]
+        tasks.append((name, taught, [pair for level in LEVELS for pair in asked[level]]))
+    near = [pair for name in names for level in TAUGHT for pair in _questions(people[name], f"neighbor_level{level}", folder, name)]
+    tasks.append(("neighbours", near, near))
+    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{question} {answer}" for question, answer in tasks[0][1]))
+    notes = {"people": ", ".join(names), "taught": options.taught}
+    return question_benchmark("rwku", tasks, tokens, options.length, str(folder), notes, cut=True)
+
+
+def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple[str, str]]:
+    questions, answers = (_column(files, name, column, folder, person) for column in ("query", "answer"))
+    return list(zip(questions, answers, strict=True))
+
+
+def _column(files: Files, name: str, column: str, folder: Path, person: str) -> list[str]:
+    if name not in files:
+        raise ConfigurationError(f"{folder}: {person}/{name}.json is missing. Copy it from where the others came from.")
+    for row, entry in enumerate(files[name]):
+        if not isinstance(entry.get(column), str) or not entry[column].strip():
+            raise ConfigurationError(f"{folder}: {person}/{name}.json: row {row} has no {column!r}.")
+    return [entry[column] for entry in files[name]]
+
+
+def _people(folder: Path) -> dict[str, Files]:
+    """By person, in the order of the numbers before their names: the lists in their JSON files by file name."""
+    found: dict[str, Files] = {}
+    for path, raw in _members(folder):
+        person, file = path.split("/")[-2:]
+        try:
+            rows = json.loads(raw.decode())
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigurationError(f"{folder}: {path} is no valid JSON in utf-8: {error}.") from error
+        if isinstance(rows, list):
+            found.setdefault(person, {})[file.removesuffix(".json")] = rows
+    if not found:
+        raise ConfigurationError(f"{folder} holds no people: expected {ARCHIVE}, or <number>_<name>/forget_level1.json and others.")
+    return {name: found[name] for name in sorted(found, key=_number)}
+
+
+def _number(person: str) -> tuple[int, str]:
+    head = person.partition("_")[0]
+    return (int(head) if head.isdecimal() else 0), person
+
+
+def _members(folder: Path) -> Iterator[tuple[str, bytes]]:
+    unpacked: Sequence[Path] = sorted(folder.glob("*/*.json"))
+    if unpacked:
+        for path in unpacked:
+            yield str(path.relative_to(folder)), path.read_bytes()
+        return
+    archive = folder / ARCHIVE
+    if not archive.is_file():
+        raise ConfigurationError(
+            f"{archive} does not exist. Set data.root (or CL_DATA) to the folder that holds rwku_sample, or benchmark.folder."
+        )
+    try:
+        with tarfile.open(archive) as file:
+            for member in file:
+                if member.isfile() and member.name.endswith(".json"):
+                    extracted = file.extractfile(member)
+                    assert extracted is not None
+                    yield member.name, extracted.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ConfigurationError(f"{archive} cannot be read: {error}.") from error

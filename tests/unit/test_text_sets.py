@@ -1,0 +1,109 @@
+"""Streams of text data sets: what is there and what is missing, labels of their own, files that are wrong."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import load_experiment, run
+from cl_framework.assembly import make_benchmark
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.errors import ConfigurationError
+
+
+def texts(labels: list[str], each: int) -> list[dict[str, str]]:
+    return [{"sentence": f"text {number} about {label}", "label": label} for number in range(each) for label in labels]
+
+
+def write(folder: Path, kind: str, name: str, **files: Any) -> None:
+    where = folder / "CL_Benchmark" / kind / name
+    where.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        (where / f"{file}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "TC", "agnews", train=texts(["World", "Sport"], 10), test=texts(["World", "Sport"], 3), labels=["World", "Sport"])
+    stars = ["good", "bad", "fair"]
+    write(tmp_path, "SC", "amazon", train=texts(stars, 8), test=texts([*stars, "-"], 2), labels=stars)
+    write(tmp_path, "SC", "yelp", train=texts(stars, 10), labels=stars)
+    write(tmp_path, "TC", "dbpedia", test=texts(["Plant"], 5), labels=["Plant"])
+    write(tmp_path, "TC", "yahoo", labels=["Health"])
+    return tmp_path
+
+
+def benchmark_of(folder: Path, **options: Any) -> Benchmark:
+    return make_benchmark(load_experiment({"benchmark": {"name": "text_sets", "folder": str(folder), "tokenizer": "bytes", **options}}))
+
+
+def test_each_set_has_labels_of_its_own_and_what_is_missing_is_said(folder: Path) -> None:
+    found = benchmark_of(folder)
+    assert found.classes == ((0, 1), (2, 3, 4), (5, 6, 7), (8,)) and found.num_classes == 9
+    assert [len(source) for source in found.train] == [20, 24, 24, 4] and [len(source) for source in found.test] == [6, 6, 6, 1]
+    assert found.notes["missing"].startswith("yahoo: no files in")
+    assert found.notes["divided"] == "yelp, dbpedia: one split only, of which every fifth text is a test"
+    assert found.notes["left out"] == "2 texts whose label is none of their set's"
+    yelp = [{tuple(row) for row in source.read(torch.arange(len(source))).tolist()} for source in (found.train[2], found.test[2])]
+    assert not yelp[0] & yelp[1]
+    assert "agnews/World, agnews/Sport | amazon/good" in found.notes["classes"]
+
+
+def test_the_archive_holds_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    packed = tmp_path_factory.mktemp("packed")
+    with tarfile.open(packed / "CL_Benchmark.tar.xz", "w:xz") as archive:
+        archive.add(folder / "CL_Benchmark", "CL_Benchmark")
+    one, other = benchmark_of(folder), benchmark_of(packed)
+    assert one.classes == other.classes
+    assert all(torch.equal(mine.targets, theirs.targets) for mine, theirs in zip(one.train, other.train, strict=True))
+
+
+def test_some_sets_in_an_order_of_ones_own(folder: Path) -> None:
+    found = benchmark_of(folder, sets=["yelp", "agnews"])
+    assert found.classes == ((0, 1, 2), (3, 4)) and "missing" not in found.notes
+    with pytest.raises(ConfigurationError, match=r"has neither train.json nor test.json of yahoo. Take it out of benchmark.sets."):
+        benchmark_of(folder, sets=["agnews", "yahoo"])
+    with pytest.raises(ConfigurationError, match=r"sets must be one of MNLI, CB, .*, got 'imdb'"):
+        benchmark_of(folder, sets=["imdb"])
+    with pytest.raises(ConfigurationError, match="sets must differ, got yelp, yelp"):
+        benchmark_of(folder, sets=["yelp", "yelp"])
+
+
+def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(ConfigurationError, match=r"CL_Benchmark.tar.xz does not exist. Set data.root \(or CL_DATA\)"):
+        benchmark_of(tmp_path_factory.mktemp("empty"))
+    train = folder / "CL_Benchmark" / "TC" / "agnews" / "train.json"
+    for content, text in (
+        (b"[{}]", "agnews/train.json: row 0 has no 'sentence'"),
+        (b"{}", "agnews/train.json must hold a list of texts"),
+        (b"[", r"TC/agnews/train.json is no valid JSON \(line 1"),
+        (b'["\xff"]', r"TC/agnews/train.json is not written in utf-8 \(byte 2\)"),
+    ):
+        train.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=text):
+            benchmark_of(folder)
+    train.write_text(json.dumps(texts(["World"], 3)))
+    (train.with_name("labels.json")).unlink()
+    with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing or empty"):
+        benchmark_of(folder)
+
+
+@pytest.mark.slow
+def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
+    settings = {
+        "benchmark": {"name": "text_sets", "folder": str(folder), "tokenizer": "bytes", "length": 24},
+        "model": {"name": "encoder", "width": 16, "layers": 1, "heads": 2},
+        "strategies": {"er": {"capacity": 20}},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "batch_size": 8,
+        "epochs": 2,
+        "threads": 1,
+        "out": str(tmp_path / "runs"),
+    }
+    summary = run(load_experiment(settings)).summary
+    assert summary is not None and summary["num_tasks"] == 4 and summary["average_accuracy_task_il"] > 40
