@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
     part = command("resume", resume, "continue a stopped run exactly where it stopped")
     part.add_argument("run_dir", type=Path)
-    part.add_argument("overrides", nargs="*", help="key=value; only keys that change no numbers")
+    part.add_argument("overrides", nargs="*", default=[], help="key=value; only keys that change no numbers")
 
     part = command("report", report, "tables and plots of runs, over seeds")
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
@@ -83,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
 
     part = command("reproduce", reproduce, "published settings: ours beside the paper's number, with the source")
-    part.add_argument("names", nargs="*", metavar="NAME", help="cells of experiments/papers; all of them by default")
+    part.add_argument("names", nargs="*", default=[], metavar="NAME", help="cells of experiments/papers; all of them by default")
     part.add_argument("--seeds", default="0..2", help="seeds, such as 0..2 or 0,3")
     part.add_argument("--jobs", type=int, default=1)
     part.add_argument("--table", type=Path, metavar="FILE", help="also write the table into the block 'papers' of FILE")
     part.add_argument("--record", type=Path, metavar="CSV", help="also write the runs' figures, one row a run")
-    part.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    part.add_argument("overrides", nargs="*", default=[], help=argparse.SUPPRESS)
 
     part = command("bench", bench, "cost per step beside a bare PyTorch loop and Avalanche")
     part.add_argument("arguments", nargs=argparse.REMAINDER, help="see `clu bench --help`")
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _experiment(part: argparse.ArgumentParser) -> None:
     part.add_argument("experiment", type=Path, help="a YAML file, such as experiments/digits_er.yaml")
-    part.add_argument("overrides", nargs="*", help="key=value, such as seed=3 strategies.er.capacity=200; ~key removes")
+    part.add_argument("overrides", nargs="*", default=[], help="key=value, such as seed=3 strategies.er.capacity=200; ~key removes")
 
 
 # --- commands ---

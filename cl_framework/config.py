@@ -335,6 +335,8 @@ def _slot(slot: str, given: Any) -> Slot:
 
 
 def _check_run(run: RunConfig) -> None:
+    if Path(run.experiment).name != run.experiment:
+        raise ConfigurationError(f"experiment must be the name of one folder, got {run.experiment!r}. Set out=DIR for where it lies.")
     try:
         check_choice("scenario", run.scenario, ("", "class_il", "task_il", "domain_il"))
         check_choice("evaluate", run.evaluate, ("all", "seen"))

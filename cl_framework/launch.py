@@ -39,5 +39,8 @@ def finish(result: RunResult) -> int:
         return 1
     console.print(table_of_run(result.summary))
     write_plots(RunDirectory(result.path), result.summary)
-    console.print(f"written: {result.path}", soft_wrap=True)
+    if result.earlier:
+        console.print(f"finished before, nothing was run: {result.path}; again=true starts it anew", soft_wrap=True)
+    else:
+        console.print(f"written: {result.path}", soft_wrap=True)
     return 0

@@ -44,6 +44,7 @@ class RunResult:
     path: Path
     status: str  # "done" or "stopped"
     summary: dict[str, Any] | None
+    earlier: bool = False  # it was finished before, and nothing was run
 
 
 def run(
@@ -82,7 +83,7 @@ def _finished(directory: RunDirectory, again: bool) -> RunResult | None:
     if again or directory.status == "absent":
         return None
     if directory.status == "done":
-        return RunResult(directory.path, "done", rebuild_summary(directory.path))
+        return RunResult(directory.path, "done", rebuild_summary(directory.path), earlier=True)
     raise ConfigurationError(
         f"{directory.path} holds an unfinished run. Continue it with `clu resume {directory.path}` or start anew with again=true."
     )
@@ -106,7 +107,7 @@ def resume(
     object_given = None if benchmark is None else given(benchmark)
     experiment = load_experiment(directory.config, overrides, given=object_given)
     if directory.status == "done" and not overrides:
-        return RunResult(directory.path, "done", rebuild_summary(directory.path))
+        return RunResult(directory.path, "done", rebuild_summary(directory.path), earlier=True)
 
     def warn(text: str) -> None:
         for listener in listeners:
@@ -233,6 +234,10 @@ class Runner:
 
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
+        if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
+            self._tell(
+                "on_warning", f"weights are not finite after {event}: training has diverged. Lower optimizer.lr or set optimizer.clip."
+            )
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
         cost = cost_row(self._walked.tally, learner.cost)  # before the evaluation, which looks at the model too
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])

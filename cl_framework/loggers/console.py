@@ -29,6 +29,7 @@ class ConsoleListener(Listener):
 
     def on_start(self, info: RunInfo) -> None:
         self._events = [str(event) for event in info.stream]
+        self._gone = info.stream.classes_gone
         self._started = time.monotonic()
         verb = "resuming" if info.resumed else "running"
         self._say(f"{verb} {info.directory.path}: {len(self._events)} events")
@@ -63,7 +64,15 @@ class ConsoleListener(Listener):
         if self._bar is not None:
             self._bar.update(self._task, completed=index + 1)
             return
-        whole = [row for row in rows if (row["scenario"], row["split"]) == (scenario, "test")]
+        gone = {task: f"test:class!={','.join(map(str, classes))}" for task, classes in self._gone[index].items()}
+        parts = {(row["eval_task"], row["split"]) for row in rows}
+
+        def split_of(row: Mapping[str, Any]) -> str:
+            """What is left of a task of which classes are gone, as in the matrix; the whole of any other."""
+            left = gone.get(row["eval_task"], "test")
+            return left if (row["eval_task"], left) in parts and row["metric"] == "accuracy" else "test"
+
+        whole = [row for row in rows if (row["scenario"], row["split"]) == (scenario, split_of(row))]
         found = "accuracy by task " + " ".join(f"{row['value']:.1f}" for row in whole if row["metric"] == "accuracy")
         perplexities = [f"{math.exp(row['value']):.1f}" for row in whole if row["metric"] == "loss"]
         if perplexities:

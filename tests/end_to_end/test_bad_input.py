@@ -123,6 +123,7 @@ def test_running_twice(experiment: Path, capsys: pytest.CaptureFixture[str]) -> 
     captured = capsys.readouterr()
     assert "average accuracy" in captured.out
     assert "running" not in captured.err
+    assert f"finished before, nothing was run: {path.relative_to(Path.cwd())}; again=true starts it anew" in captured.out
     (path / "DONE").unlink()
     before = (path / "records.jsonl").read_bytes()
     assert clu("run", experiment) == 2

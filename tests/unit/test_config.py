@@ -128,6 +128,7 @@ REFUSED = [
     (["optimizer.lr=0"], "optimizer.lr must be > 0, got 0.0."),
     (["optimizer.name=sdg"], "optimizer.name must be one of sgd, adam, adamw, got 'sdg'."),
     (["optimizer.name=adam", "optimizer.momentum=0.9"], "optimizer.momentum is an option of sgd"),
+    (["experiment=../else"], "experiment must be the name of one folder, got '../else'. Set out=DIR for where it lies."),
     (["batch_size=0"], "batch_size must be >= 1, got 0."),
     (["blurry=1.5"], "blurry must be >= 0 and <= 1, got 1.5."),
     (["scenario=class"], "scenario must be one of class_il, task_il, domain_il, got 'class'."),

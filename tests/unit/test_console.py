@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cl_framework import load_experiment, run
 from cl_framework.loggers.console import ConsoleListener
+from cl_framework.records import RunDirectory
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 3}, "batch_size": 10}
 
@@ -21,6 +22,29 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[0].startswith(f"running {tmp_path}/trial/")
     assert lines[0].endswith(": 3 events")
     assert [line.partition(":")[0] for line in lines[1:]] == ["event 1/3 L0", "event 2/3 L1", "event 3/3 L2"]
+
+
+def test_a_line_says_what_the_matrix_says_of_a_task_of_which_a_class_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        f"out={tmp_path}",
+        "stream=L0 L1 U0:class=1",
+        "strategies.rewind={}",
+        "strategies.er.capacity=50",
+        "benchmark.train_per_class=40",
+    ]
+    summary = run(load_experiment(BASE, words), listeners=[ConsoleListener()]).summary
+    assert summary is not None
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"accuracy by task {' '.join(f'{value:.1f}' for value in summary['accuracy_matrix'][2])} " in line
+    whole = [row for row in RunDirectory(next(tmp_path.glob("trial/*"))).records() if row["event_index"] == 2 and row["split"] == "test"]
+    assert next(row["value"] for row in whole if row["eval_task"] == 0) != summary["accuracy_matrix"][2][0]
+
+
+def test_a_run_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(load_experiment(BASE, [f"out={tmp_path}", "stream=L0", "optimizer.lr=1e30"]), listeners=[ConsoleListener()])
+    assert "warning: weights are not finite after L0: training has diverged. Lower optimizer.lr" in capsys.readouterr().err
+    run(load_experiment(BASE, [f"out={tmp_path}", "stream=L0"]), listeners=[ConsoleListener()])
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_one_bar_over_the_whole_stream_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
