@@ -82,6 +82,12 @@ def within(metric: str) -> str:
     return f"{metric}_within"
 
 
+def looks_at_losses(rows: Sequence[Mapping[str, Any]], scenario: str) -> list[tuple[int, TaskId, int, float]]:
+    """Event index, task, stream step and loss of every look within and after events, in order."""
+    looks = [*_whole(rows, scenario, within("loss")), *_whole(rows, scenario, "loss")]
+    return sorted((row["event_index"], row["eval_task"], row["stream_step"], row["value"]) for row in looks)
+
+
 @dataclass(frozen=True)
 class StabilityGap:
     """How an earlier task fared while another one was learned: percent, or nats where the loss was measured."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cl_framework.errors import ConfigurationError, FrameworkError
-from cl_framework.metrics import summarise
+from cl_framework.metrics import looks_at_losses, summarise
 from cl_framework.paired import HEADER, differences
 from cl_framework.records import RunDirectory, atomic_write
-from cl_framework.retention import living_figures
+from cl_framework.retention import kept_figures, living_figures
 from cl_framework.stream import Stream
 from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 from cl_framework.unlearning.deletion import DeletionLog
@@ -37,6 +37,7 @@ FIGURES = {
     "fwt": "FWT",
     "average_loss": "loss",  # nats an answer, in language modelling alone
     "loss_rise": "loss rise",  # forgetting in nats
+    "retained_share": "kept",  # of what each Learn took off its text's loss, at the end
     "stability_gap": "gap",  # mean fall of earlier tasks while another is learned, where `evaluate_every` looks
     "train_seconds": "train s",
     "steps": "steps",
@@ -70,6 +71,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
         figures = summarise(config, events, records)
         stream = Stream.parse(figures["stream"], None)
         figures |= living_figures(events, figures["accuracy_matrix"], stream)
+        figures |= kept_figures(looks_at_losses(records, figures["scenario"]), stream)
         if stream.unlearns:
             done = DeletionLog(directory.path / "deletion").done()
             figures["unlearning"] = unlearning_entries(records, events, done, figures["scenario"])

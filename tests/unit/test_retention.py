@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from cl_framework.retention import (
     facilitation,
+    kept_figures,
     learning_accuracy,
     learning_speed,
     living_figures,
+    retained_shares,
     retention_curve,
     retention_slope,
     slope,
@@ -107,3 +110,32 @@ def test_a_summary_tells_them(tmp_path: Path) -> None:
         "steps_to_criterion": None,
         "facilitation_in_steps": None,
     }
+
+
+# --- what a Learn event taught, and what is left of it ---
+
+
+def looks(shares: dict[int, float], gain: float = 2.0, start: float = 5.0) -> list[tuple[int, int, int, float]]:
+    """Of task 1, learned by event 1 up to step 20 after event 0: the loss of each share of the gain, by stream step."""
+    later = [(2, 1, step, start - gain * share) for step, share in shares.items()]
+    return [(-1, 1, 0, 9.0), (0, 1, 10, start), (1, 1, 15, start - 0.5 * gain), (1, 1, 20, start - gain), *later]
+
+
+def test_a_share_that_falls_with_the_logarithm_of_steps_gives_back_its_decay() -> None:
+    shares = {20 + step: 0.9 - 0.3 * math.log10(step) for step in (1, 3, 10, 40)}
+    for gain, start in ((2.0, 5.0), (0.1, 70.0)):  # no change of scale or offset of the loss moves it
+        (found,) = retained_shares(looks(shares, gain, start), Stream.parse("L0 L1 L2"))
+        assert (found.event_index, found.task) == (1, 1) and found.effectivity == pytest.approx(gain)
+        assert [step for step, _ in found.points] == [1, 3, 10, 40]
+        assert [share for _, share in found.points] == pytest.approx(list(shares.values()))
+        assert found.decay == pytest.approx(0.3, abs=1e-6)
+
+
+def test_what_taught_nothing_is_left_out_and_what_is_learned_again_counts_anew() -> None:
+    stream = Stream.parse("L0 L1 L1 L2")
+    assert retained_shares([(0, 1, 10, 5.0), (1, 1, 20, 5.5), (2, 1, 30, 5.6), (3, 1, 40, 5.7)], stream) == []
+    first, again = retained_shares([(0, 1, 10, 5.0), (1, 1, 20, 4.0), (2, 1, 30, 3.0), (3, 1, 40, 3.5)], stream)
+    assert (first.points, first.decay) == ([], None)
+    assert (again.points, again.decay) == ([(10, 0.5)], None)
+    assert kept_figures([(0, 1, 10, 5.0), (1, 1, 20, 4.0), (2, 1, 30, 3.0), (3, 1, 40, 3.5)], stream)["retained_share"] == 0.5
+    assert kept_figures([], stream) == {}

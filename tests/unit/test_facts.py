@@ -1,0 +1,70 @@
+"""Facts between two texts: what is taught and asked, and a run that says how much of them is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cl_framework import load_experiment, run
+from cl_framework.assembly import make_benchmark
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.text.facts import WAYS
+from cl_framework.benchmarks.text.tokens import Bytes
+from cl_framework.criterion import IGNORED
+from cl_framework.errors import ConfigurationError
+
+LENGTH = 96
+
+
+def facts(**options: Any) -> Benchmark:
+    named = {"name": "facts", "tokenizer": "bytes", "length": LENGTH, "train_limit": 4000, **options}
+    return make_benchmark(load_experiment({"benchmark": named, "seed": options.pop("seed", 0)}))
+
+
+def text(tokens: torch.Tensor) -> str:
+    first = Bytes().ids(["\0"])[0][1]
+    return bytes(one - first for one in tokens.tolist() if one >= first).decode()
+
+
+def test_each_fact_is_taught_in_several_ways_and_asked_verbatim_and_in_words_that_were_never_taught() -> None:
+    found = facts(facts=6)
+    assert len(found.train[1]) == 6 * (len(WAYS) - 1) and len(found.test[1]) == 2 * 6
+    taught = {text(row) for row in found.train[1].read(torch.arange(24))}
+    asked = found.test[1].read(torch.arange(12))
+    told = [text(row[targets != IGNORED]) for row, targets in zip(found.test[1].targets, found.test[1].targets, strict=True)]
+    assert all(one.startswith(" the ") and one.endswith(".") for one in told)
+    assert [text(row) in taught for row in asked] == [True] * 6 + [False] * 6
+    assert told[:6] == told[6:] and len(set(told[:6])) == 6
+
+
+def test_the_same_words_as_often_or_once_and_facts_of_the_seed() -> None:
+    many, once = facts(facts=6, taught="duplicate"), facts(facts=6, taught="once")
+    assert len(many.train[1]) == 24 and len(once.train[1]) == 6
+    rows = many.train[1].read(torch.arange(24))
+    assert torch.equal(rows[:6], rows[6:12]) and torch.equal(rows[:6], once.train[1].read(torch.arange(6)))
+    with pytest.raises(ConfigurationError, match="facts must be >= 1 and <= 64, got 65"):
+        facts(facts=65)
+    with pytest.raises(ConfigurationError, match="taught must be one of paraphrase, duplicate, once, got 'never'"):
+        facts(taught="never")
+
+
+@pytest.mark.slow
+def test_a_run_says_how_much_of_the_facts_is_left(tmp_path: Path) -> None:
+    settings = {
+        "benchmark": {"name": "facts", "tokenizer": "bytes", "length": LENGTH, "train_limit": 6000, "facts": 10},
+        "model": {"name": "decoder", "width": 32, "layers": 1, "heads": 2},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "batch_size": 8,
+        "epochs": 4,
+        "evaluate_every": 5,
+        "threads": 1,
+        "out": str(tmp_path),
+    }
+    summary = run(load_experiment(settings)).summary
+    assert summary is not None
+    taught = {one["task"]: one for one in summary["retained_shares"]}
+    assert taught[1]["effectivity"] > 0.5 and len(taught[1]["points"]) >= 5
+    assert taught[1]["points"][-1][1] < 1
