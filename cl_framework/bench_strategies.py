@@ -137,6 +137,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
 
     from cl_framework import registry
     from cl_framework.assembly import assemble
+    from cl_framework.augment import digit_views
     from cl_framework.benchmarks.base import Benchmark, Scale
     from cl_framework.benchmarks.sources import TensorSource
     from cl_framework.config import load_experiment
@@ -149,7 +150,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
     labels = torch.cat([labels[: counts[0]], labels[counts[0] :] + 5])
     sources = [TensorSource(part, target) for part, target in zip(images.split(counts), labels.split(counts), strict=True)]
     classes = (tuple(range(5)), tuple(range(5, 10)))
-    benchmark = Benchmark("bench", 10, classes, sources, sources, Scale(), (1, 28, 28), ("class_il", "task_il"))
+    benchmark = Benchmark("bench", 10, classes, sources, sources, Scale(strengthen=digit_views), (1, 28, 28), ("class_il", "task_il"))
     strategies: dict[str, Any] = {}
     scenario = "class_il"
     if name != FINE_TUNING:

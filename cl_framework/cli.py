@@ -164,6 +164,8 @@ def resume(arguments: argparse.Namespace) -> int:
     directory = RunDirectory(arguments.run_dir)
     if directory.status == "absent":
         raise ConfigurationError(f"{arguments.run_dir} is no run directory (it has no config.yaml). Start a run with `clu run`.")
+    if directory.status == "done" and not arguments.overrides:  # printed whether or not the plug-ins that it needed are still there
+        return finish(runner.resume(arguments.run_dir))
     experiment = load_experiment(directory.config, arguments.overrides)
     with listening(experiment) as (listeners, stop_requested):
         return finish(runner.resume(arguments.run_dir, arguments.overrides, listeners=listeners, stop_requested=stop_requested))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model
 from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
+from cl_framework.fisher_by_module import squared_gradients_by_module
 from cl_framework.inputs import Inputs, at, each
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Gradients, Position, Rows, Traits
@@ -251,14 +253,19 @@ class SlotContext:
         totals = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
         tasks = rows.task_of_row.unique().tolist()  # a pass for each: in a pass over one task's data, one
         with evaluation_mode(model), untouched(model):
+            modules = self.learner.linear_modules(rows)
             for task in tasks:
                 mine = rows.task_of_row == task
-                one_task = rows.task_of_row[mine][:1]
-                part = squared_gradients(log_probabilities, self.parameters, at(given, mine), rows.targets[mine], one_task, labels)
+                some, targets, one_task = at(given, mine), rows.targets[mine], rows.task_of_row[mine][:1]
+                if modules is None:
+                    part = squared_gradients(log_probabilities, self.parameters, some, targets, one_task, labels)
+                else:
+                    told = partial(log_probabilities, tuple(self.parameters), some, one_task.expand(len(targets)))
+                    part = squared_gradients_by_module(model, self.parameter_names, modules, told, targets, labels)
                 totals = tuple(total + found for total, found in zip(totals, part, strict=True))
-                passes = self.num_classes if labels == "expected" else 1
-                self.learner.cost.forward(int(mine.sum()), passes)
-                self.learner.cost.backward_passes += passes
+                backward = self.num_classes if labels == "expected" else 1
+                self.learner.cost.forward(len(targets), backward if modules is None else 1)
+                self.learner.cost.backward_passes += backward
         return totals
 
     def _readable(self, rows: Rows) -> Rows:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark, strong_of
+from cl_framework.calls import run_model
 from cl_framework.closure import StepClosure, StepEvaluation
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.cost import Cost
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
+from cl_framework.fisher_by_module import linear_modules
 from cl_framework.inputs import Inputs, combined, each
 from cl_framework.learning_curve import LearningCurve
 from cl_framework.models.freezing import give_up_training
@@ -53,6 +55,7 @@ class Learner:
         self._without: Tensor | None = None  # ids that the Unlearn under way names
         self._phase_stack: PhaseStack | None = None
         self._applied: StepEvaluation | None = None
+        self._linear_modules: dict[tuple[str, ...], list[nn.Linear] | None] = {}
         self._dropout: dict[str, RandomStream] = {}
         self._augmentations: dict[str, RandomStream] = {}
         self._training_ids = training_partition([benchmark.ids_of(task) for task in range(benchmark.num_tasks)], run.blurry, run.seed)
@@ -329,6 +332,19 @@ class Learner:
 
     def _generator(self, purpose: str) -> torch.Generator:
         return RandomStream(*stream_key(self.run.seed, self.position, purpose)).generator()
+
+    def linear_modules(self, rows: Rows) -> list[nn.Linear] | None:
+        """The modules of the parameters in play, if all are linear and see rows apart; asked in evaluation mode, of any rows."""
+        names = tuple(self.names_in_play)
+        if names not in self._linear_modules:
+            told = getattr(self.model, "task_conditioned", False)
+
+            def run(count: int) -> object:
+                some = rows.take(torch.arange(count, device=rows.targets.device) % len(rows))
+                return run_model(self.model, replace(some, inputs=self.benchmark.transform(some.items, None)))
+
+            self._linear_modules[names] = None if told else linear_modules(self.model, names, run)
+        return self._linear_modules[names]
 
     # --- state ---
 

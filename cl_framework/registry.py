@@ -79,7 +79,9 @@ class Registry:
         """The object registered as `name`, loaded. Raises ConfigurationError for unknown and clashing names."""
         entry = self._entries().get(name)
         if entry is None:
-            raise ConfigurationError(f"there is no {self.kind} named {name!r}. {nearest(name, self._entries())}")
+            raise ConfigurationError(
+                f"there is no {self.kind} named {name!r}. {nearest(name, self._entries())} If it is a plug-in's, install that again."
+            )
         if len(entry.origins) > 1:
             raise ConfigurationError(f"{self.kind} {name!r} is claimed by {entry.origin}. Uninstall one of them.")
         return entry.load()

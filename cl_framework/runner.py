@@ -104,10 +104,10 @@ def resume(
     placed = [override for override in overrides if override.partition("=")[0] in NOT_RESUMED]
     if placed:
         raise ConfigurationError(f"{placed[0]}: a run is resumed where it is. Leave that out, or start a new run with `clu run`.")
-    object_given = None if benchmark is None else given(benchmark)
-    experiment = load_experiment(directory.config, overrides, given=object_given)
     if directory.status == "done" and not overrides:
         return RunResult(directory.path, "done", rebuild_summary(directory.path), earlier=True)
+    object_given = None if benchmark is None else given(benchmark)
+    experiment = load_experiment(directory.config, overrides, given=object_given)
 
     def warn(text: str) -> None:
         for listener in listeners:

@@ -3,7 +3,8 @@
 Source: Kirkpatrick et al. 2017 "Overcoming catastrophic forgetting in neural networks", eq. 3; online form: Schwarz et al. 2018
     "Progress & Compress", section 3. L = task + weight / 2 * sum F (theta - theta*)^2; at a task's end F <- gamma F + F_task.
 Uses: check, step, loss, commit, end, forget, state_dict, load_state_dict
-Cost: no further pass a step; when a Learn event ends, one pass over its task with a gradient a sample. Two copies of the weights.
+Cost: no further pass a step; when a Learn event ends, one pass over its task with a gradient a sample (and a forward pass
+    without one, which the step takes). Two copies of the weights.
 Differs: `paper` takes squared gradients at the true labels (the empirical Fisher, as commonly done), `fisher_labels=expected` those of
     the model's own answers, the Fisher information itself, at one backward pass a class. `released` is the code of Buzzega et al. 2020:
     without the 1/2, and each square weighted by the probability of its label. Gradients are of the evaluated model, un-augmented.
@@ -79,7 +80,7 @@ class EWC(Strategy):
     """Online elastic weight consolidation with a diagonal Fisher information."""
 
     Config = EWCConfig
-    traits = Traits(needs_boundaries=True, neutral={"weight": 0.0})
+    traits = Traits(needs_boundaries=True, consolidates=True, neutral={"weight": 0.0})
 
     def __init__(self, config: EWCConfig) -> None:
         super().__init__(config)

@@ -6,13 +6,14 @@ Uses: check, plan, rate, draw, loss, step, commit, end, forget, state_dict, load
 Cost: a forward pass a step of the stream, which nobody needs unless another strategy keeps logits; at the end `epochs` passes over the
     memory, forward and backward; memory of `capacity` raw samples.
 Differs: trains at the end of every event, since every event is evaluated; the released code in Mammoth trains once, after the last task
-    (when=last), on a plain reservoir (policy=reservoir) and for 250 to 256 epochs (epochs=255); its rates, schedule and CutMix are the
-    defaults here. The fork used for online settings balances greedily and trains 70 epochs with gradients clipped at 10 (clip=10); the
-    default of 63 ends where a cosine cycle does (split digits, 200 samples, 3 seeds: 93.0 %, with 255 epochs 94.4 %). CutMix pastes before
-    the benchmark's own augmentation, not after it. A stream of several epochs is read once, and a sample that is stored already is not
-    offered again. Momentum and weight decay are the run's.
+    (when=last), on a plain reservoir (policy=reservoir) and for 250 to 256 epochs (epochs=255); its rates, cycles and CutMix are the
+    defaults here, without its first epoch at a tenth of the rate. The fork used for online settings balances greedily and trains 70
+    epochs with gradients clipped at 10 (clip=10); the default of 63 ends where a cosine cycle does (split digits, 200 samples, 3 seeds:
+    93.0 %, with 255 epochs 94.4 %). CutMix pastes before the benchmark's own augmentation, not after it. A stream of several epochs is
+    read once, and a sample that is stored already is not offered again. Momentum and weight decay are the run's.
 Interacts: no step of the stream is applied, so what others add to the objective has no effect; in its own phase it is alone. It trains
-    after an Unlearn too, from fresh weights on what is left, whatever the answering strategy made of the model.
+    after an Unlearn too, from fresh weights on what is left, whatever the answering strategy made of the model. Behind view_batch it is
+    offered what the first pass of the slowed plan shows: 1 / interval of the samples.
 """
 
 from __future__ import annotations
@@ -127,6 +128,10 @@ class GDumb(Strategy):
         capacity, classes, shape = self.config.capacity, setting.classes_shown, setting.input_shape
         if classes is not None and capacity < classes:
             raise ConfigurationError(f"capacity={capacity} cannot hold one sample of each of {classes} classes. Raise it to at least that.")
+        later = [slot for slot in setting.slots if slot not in (*setting.slots_before, setting.slot)]
+        again = [slot for slot in later if setting.slots[slot].reads_past_data]
+        if again:
+            raise ConfigurationError(f"plan: {again[0]} would offer samples to the memory again. Put this slot after {again[0]}.")
         if self.config.cutmix and shape is not None and len(shape) != 3:
             raise ConfigurationError(
                 f"cutmix={self.config.cutmix:g} mixes images, but an input of this benchmark has shape {tuple(shape)}. Set cutmix=0."

@@ -109,6 +109,7 @@ class Hypernetwork(Strategy):
     traits = Traits(
         needs_task_id=True,
         needs_boundaries=True,
+        consolidates=True,
         unlearns=frozenset({"task"}),
         no_neutral="the model's weights are written by another network, whatever the settings",
         scenarios=("task_il",),

@@ -42,6 +42,7 @@ from cl_framework import (
     Term,
     Traits,
     check_choice,
+    check_first_to_plan,
     check_range,
     herding,
     register,
@@ -96,6 +97,7 @@ class ICaRL(Strategy):
     Config = ICaRLConfig
     traits = Traits(
         needs_boundaries=True,
+        consolidates=True,
         reads_past_data=True,
         stores_data=True,
         keeps="epochs",
@@ -115,6 +117,7 @@ class ICaRL(Strategy):
         self.taught: Tensor | None = None  # all that have a term; (K,) int64, only while a task is learned
 
     def check(self, setting: Setting) -> None:
+        check_first_to_plan(setting)
         capacity, classes, model = self.config.capacity, setting.classes_shown, setting.model
         if classes is not None and capacity < classes:
             raise ConfigurationError(

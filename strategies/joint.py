@@ -5,7 +5,7 @@ Uses: check, plan
 Cost: the steps of all tasks together, in the last Learn event; none before.
 Differs: nothing is trained before the last Learn event, so the model that sees the union is a fresh one.
 Interacts: with a memory beside it, the memory is filled in the last event only. A transformation of the plan in an earlier slot would be
-    lost, and is refused.
+    lost, and is refused; so are strategies that keep what each task has taught (EWC, SI, LwF, iCaRL, a hypernetwork).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_framework import Context, Plan, Setting, Strategy, Traits, check_first_to_plan, check_range, register
+from cl_framework import ConfigurationError, Context, Plan, Setting, Strategy, Traits, check_first_to_plan, check_range, register
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Joint(Strategy):
 
     def check(self, setting: Setting) -> None:
         check_first_to_plan(setting)
+        holding = [slot for slot, traits in setting.slots.items() if traits.consolidates]
+        if holding:
+            raise ConfigurationError(
+                f"plan: {holding[0]} keeps what each task has taught, but joint training learns nothing before the last one. "
+                f"Remove {holding[0]}, or use cumulative."
+            )
 
     def plan(self, plan: Plan, context: Context) -> Plan:
         if not context.is_last_learn:

@@ -71,7 +71,7 @@ class LwF(Strategy):
     """Distillation from the model as it was before the task, on the task's own data."""
 
     Config = LwFConfig
-    traits = Traits(needs_boundaries=True, neutral={"weight": 0.0})
+    traits = Traits(needs_boundaries=True, consolidates=True, neutral={"weight": 0.0})
 
     def __init__(self, config: LwFConfig) -> None:
         super().__init__(config)

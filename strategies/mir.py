@@ -2,7 +2,7 @@
 
 Source: Aljundi et al. 2019 "Online Continual Learning with Maximally Interfered Retrieval", algorithm 1 and the score of section 3.1:
     theta' = theta - eta grad CE(B; theta), s(x) = CE(x; theta') - CE(x; theta); the k rows of largest s are replayed.
-Uses: draw, commit, forget, state_dict, load_state_dict
+Uses: check, draw, commit, forget, state_dict, load_state_dict
 Cost: a forward and backward pass over the batch and two forward passes over the candidates, then ER's pass over both; memory of
     `capacity` raw samples.
 Differs: the retrieved rows share the batch's forward pass and mean, as ER does here, and are scored without augmentation. The virtual
@@ -19,7 +19,22 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_framework import Batch, Context, Draw, Forgotten, Gradients, Memory, Output, Rows, Strategy, Traits, check_range, register
+from cl_framework import (
+    Batch,
+    ConfigurationError,
+    Context,
+    Draw,
+    Forgotten,
+    Gradients,
+    Memory,
+    Output,
+    Rows,
+    Setting,
+    Strategy,
+    Traits,
+    check_range,
+    register,
+)
 
 
 def virtual_step(parameters: Sequence[Tensor], gradients: Gradients, rate: float) -> list[Tensor]:
@@ -35,12 +50,13 @@ def most_interfered(before: Tensor, after: Tensor, count: int) -> Tensor:
 @dataclass(frozen=True)
 class MIRConfig:
     capacity: int = 500  # samples in memory, >= 0; 0 is fine-tuning
-    candidates: int = 50  # memory rows scored a step, >= 1; never fewer than are replayed
+    candidates: int | None = None  # memory rows scored a step, more than are replayed; default: five times as many, 50 as published
     minibatch: int | None = None  # memory rows replayed a step, >= 1; default: the batch size, which was 10 as published
 
     def __post_init__(self) -> None:
         check_range("capacity", self.capacity, low=0)
-        check_range("candidates", self.candidates, low=1)
+        if self.candidates is not None:
+            check_range("candidates", self.candidates, low=1)
         if self.minibatch is not None:
             check_range("minibatch", self.minibatch, low=1)
 
@@ -56,9 +72,18 @@ class MIR(Strategy):
         super().__init__(config)
         self.memory = Memory(config.capacity)
 
+    def check(self, setting: Setting) -> None:
+        count = self.config.minibatch or setting.batch_size
+        if self.config.candidates is not None and self.config.candidates <= count:
+            raise ConfigurationError(
+                f"candidates={self.config.candidates} are not more than the {count} rows replayed a step, so that none would be chosen. "
+                f"Set candidates above {count}, or use er."
+            )
+
     def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
         count = self.config.minibatch or context.batch_size
-        candidates = self.memory.sample(max(count, self.config.candidates) if len(batch) else count, context.random("candidates"))
+        asked = self.config.candidates or 5 * count
+        candidates = self.memory.sample(asked if len(batch) else count, context.random("candidates"))
         if candidates is None:
             return {}
         if len(candidates) > count:

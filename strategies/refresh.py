@@ -3,8 +3,9 @@
 Source: Wang et al. 2024 "A Unified and General Framework for Continual Learning", algorithm 1: J times
     theta <- theta + gamma P grad L(theta) + noise, P = (F + damping)^-1, noise ~ N(0, 2 gamma temperature P); then the host's own step.
 Uses: check, step, commit, end, forget, state_dict, load_state_dict
-Cost: `steps` more forward and backward passes a step over all rows of the objective (`released`: over the stream's rows), and a random
-    number a weight; when a Learn event ends, one pass over its task with a gradient a sample. One copy of the weights.
+Cost: `steps` more forward and backward passes a step over all rows of the objective (`released`: of the stream's rows, in the pass that
+    joined rows share), and a random number a weight; when a Learn event ends, one pass over its task with a gradient a sample, and a
+    forward pass without one. One copy of the weights.
 Differs: of the published text only the form of the ascent is known here, so `gamma`, `damping` and `temperature` are ours. With damping 1
     an F of 0, as it is until the first task ends, makes P the identity, and `gamma` means the same before and after. F is the mean of
     squared gradients at the true labels. Temperature 1 is the equation as it stands, whose noise is that of a single sample's posterior:

@@ -86,7 +86,7 @@ class SI(Strategy):
     """Synaptic intelligence: importance as the path integral of the loss along the training."""
 
     Config = SIConfig
-    traits = Traits(needs_boundaries=True, neutral={"c": 0.0})
+    traits = Traits(needs_boundaries=True, consolidates=True, neutral={"c": 0.0})
 
     def __init__(self, config: SIConfig) -> None:
         super().__init__(config)

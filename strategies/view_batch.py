@@ -12,11 +12,11 @@ Differs: groups are explicit; the released code finds them by equal neighbouring
     kl_div does; its term starts after six epochs (warm_up=6), the paper names no start. The softmax is over all classes, in
     task-incremental runs too (released: those seen so far). Whether ER and DER++ view their buffers is not told: replay says.
 Interacts: the order of visits is that of the plan as it comes in, slowed down `interval` times and cut where it ended, so it views
-    whatever joint, cumulative or power_law before it show. After it joint and cumulative leave no views, and what power_law adds has
-    one view each. In fewer epochs than `interval` a part of the samples is never shown (one epoch, views=4: three quarters; `clu show`
-    says how many), nor put in a memory; interval=1 shows every sample as often as the host does, with views times the rows a step.
-    What others draw keeps 1 / interval of its rows, views times each; a memory takes a sample once a visit, and with it what the weak
-    view gave (the logits of DER++). Where the benchmark augments nothing, the views of a sample are equal.
+    whatever joint, cumulative or power_law before it show. joint, cumulative and icarl after it would leave no views, and are refused;
+    what power_law adds has one view each. In fewer epochs than `interval` a part of the samples is never shown (one epoch, views=4:
+    three quarters; `clu show` says how many), nor put in a memory; interval=1 shows every sample as often as the host does, with views
+    times the rows a step. What others draw keeps 1 / interval of its rows, views times each; a memory takes a sample once a visit, and
+    with it what the weak view gave (the logits of DER++). Where the benchmark augments nothing, the views of a sample are equal.
 """
 
 from __future__ import annotations

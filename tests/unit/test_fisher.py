@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cl_framework import Batch, Closure, Context, Evaluation, FisherPass, Learn, Output, Phase, Rows, StepFn, fisher
-from cl_framework.assembly import make_benchmark
+from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.fisher import LABELS, squared_gradients
+from cl_framework.fisher_by_module import linear_modules, squared_gradients_by_module
 from cl_framework.testing.laboratory import (
     ROUGH,
     STEPS_A_TASK,
@@ -132,6 +133,116 @@ def test_other_labels_are_refused() -> None:
     inputs, targets = data(2, 4, 3)
     with pytest.raises(ValueError, match="labels must be one of given, expected, weighted, got 'true'"):
         squared_gradients(linear, weights((3, 4), (3,)), inputs, targets, TASK, "true")
+
+
+# --- by module ---
+
+
+@dataclass
+class Case:
+    """A model, and whether all its parameters lie in linear modules that see rows apart."""
+
+    model: nn.Module
+    fits: bool
+
+
+class Reused(nn.Module):
+    """One module called twice: its gradient of a row is a sum, whose square is not the sum of squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.twice = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.twice(self.twice(self.once(inputs)))
+
+
+class Turned(nn.Module):
+    """Rows on the second axis within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(1, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.outer(self.inner(inputs.T.unsqueeze(2)).mean(0))
+
+
+class Aside(nn.Module):
+    """A parameter that no linear module owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.outer = nn.Parameter(torch.zeros(4)), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.outer(inputs + self.shift)
+
+
+def tied() -> nn.Module:
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    last.weight = first.weight
+    return nn.Sequential(first, nn.Tanh(), last)
+
+
+CASES = {
+    "two layers": Case(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)), True),
+    "a norm": Case(nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), False),
+    "reused": Case(Reused(), False),
+    "turned": Case(Turned(), False),
+    "aside": Case(Aside(), False),
+    "tied": Case(tied(), False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_fits_if_its_parameters_lie_in_linear_modules_that_see_rows_apart(name: str) -> None:
+    model = CASES[name].model
+    found = linear_modules(model, [name for name, _ in model.named_parameters()], lambda count: model(torch.rand(count, 4)))
+    assert (found is not None) is CASES[name].fits
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_by_module_it_is_what_it_is_row_by_row(labels: str) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
+    inputs, targets = data(11, 4, 3)
+    names = [name for name, _ in model.named_parameters()]
+    modules = linear_modules(model, names, lambda count: model(inputs[:count]))
+    assert modules is not None
+
+    def of_rows(values: tuple[Tensor, ...], rows: Any, task: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), rows).log_softmax(1)
+
+    def by_module(names: Sequence[str], targets: Tensor) -> tuple[Tensor, ...]:
+        assert modules is not None
+        return squared_gradients_by_module(model, names, modules, lambda: model(inputs).log_softmax(1), targets, labels)
+
+    found = by_module(names, targets)
+    expected = squared_gradients(of_rows, [value.detach() for value in model.parameters()], inputs, targets, TASK, labels)
+    assert len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+    assert torch.allclose(by_module(names, targets.flip(0))[0], found[0], rtol=1e-3) is (labels == "expected")
+    assert all(torch.equal(one, other) for one, other in zip(by_module(names[::-1], targets)[::-1], found, strict=True))
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_run_takes_the_short_way_and_it_is_the_long_one(labels: str, tmp_path: Path) -> None:
+    learner = assemble(experiment_of({"ewc": {}}, tmp_path))
+    event = learner.stream.events[0]
+    assert isinstance(event, Learn)
+    learner.position.phase = learner.learn_phase(event)
+    learner.begin_phase(learner.position.phase)
+    (context,) = learner._contexts.values()
+    rows = learner.read(learner.training_ids(0)[:9])
+    found = context.squared_gradients(rows, labels)
+    assert learner._linear_modules and all(learner._linear_modules.values())
+    learner._linear_modules = dict.fromkeys(learner._linear_modules)
+    for one, other in zip(found, context.squared_gradients(rows, labels), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
+    fewer = rows.take(torch.arange(8))
+    assert not torch.allclose(found[0], context.squared_gradients(fewer, labels)[0], rtol=1e-4)
 
 
 # --- through the context ---

@@ -275,3 +275,13 @@ def test_cutmix_is_refused_where_there_are_no_images() -> None:
         check((20,), 1.0)
     check((20,), 0.0)
     check((3, 8, 8), 1.0)
+
+
+def test_what_would_offer_samples_again_must_stand_before_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"strategies.gdumb.plan: cumulative would offer samples to the memory again. Put this slot"
+    ):
+        finish(experiment_of({"gdumb": dict(QUICK), "cumulative": {}}, tmp_path, stream="L0 L1"))
+    found = finish(experiment_of({"cumulative": {}, "gdumb": dict(QUICK)}, tmp_path, stream="L0 L1"))
+    ids = memory_of(found)["ids"]
+    assert len(ids.unique()) == len(ids)

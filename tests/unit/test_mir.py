@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_framework import Batch, Context, ContractError, Draw, Phase
+from cl_framework import Batch, ConfigurationError, Context, ContractError, Draw, Phase
 from cl_framework.assembly import assemble
 from cl_framework.testing.laboratory import ROUGH, experiment_of, finish, first_difference, in_place_of
 from cl_framework.testing.neighbours import snapshot
@@ -49,7 +49,7 @@ class Spied(MIR):
     def draw(self, batch: Batch, context: Context) -> Any:
         model = snapshot(context.model.state_dict())
         noise = torch.get_rng_state()
-        count = max(self.config.candidates, self.config.minibatch or context.batch_size)
+        count = self.config.candidates or 5 * (self.config.minibatch or context.batch_size)
         candidates = self.memory.sample(count, context.random("candidates"))
         named = super().draw(batch, context)
         moved = first_difference(model, snapshot(context.model.state_dict()))
@@ -121,15 +121,18 @@ def test_the_virtual_step_goes_at_the_rate_of_the_step_under_way(tmp_path: Path)
     assert all(entry["told"] == entry["rate"] for entry in journal) and len(journal) == 15
 
 
-def test_no_fewer_rows_than_a_minibatch_are_candidates(tmp_path: Path) -> None:
-    journal = run_spied(tmp_path, {"minibatch": 12, "candidates": 3})
-    sizes = [0 if entry["draw"] is None else len(entry["draw"].rows) for entry in journal]
-    assert sizes[0] == 0 and sizes[1] == 8 and set(sizes[2:]) == {12}
+def test_candidates_are_five_times_as_many_as_are_replayed_and_never_as_few(tmp_path: Path) -> None:
+    journal = run_spied(tmp_path, {"minibatch": 3, "capacity": 60}, epochs=2)
+    asked = [len(entry["candidates"]) for entry in journal if entry["candidates"] is not None]
+    assert max(asked) == 15 and asked.count(15) > 5
+    for candidates in (3, 12):
+        with pytest.raises(ConfigurationError, match=f"candidates={candidates} are not more than the 12 rows replayed a step"):
+            run_spied(tmp_path / str(candidates), {"minibatch": 12, "candidates": candidates})
 
 
 def test_a_choice_among_many_is_not_a_draw_at_random(tmp_path: Path) -> None:
     chosen = finish(experiment_of({"replay": {"use": "mir", "minibatch": 5}}, tmp_path / "mir", stream="L0 L1 L2"))
-    random = finish(experiment_of({"replay": {"use": "mir", "minibatch": 5, "candidates": 1}}, tmp_path / "all", stream="L0 L1 L2"))
+    random = finish(experiment_of({"replay": {"use": "er", "minibatch": 5}}, tmp_path / "all", stream="L0 L1 L2"))
     assert first_difference(chosen.weights, random.weights) is not None
     assert len(chosen.learner["strategies"]["replay"]["memory"]["columns"]["ids"]) == 108
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cl_framework.assembly import assemble
 from cl_framework.context import PositionedRandom
+from cl_framework.errors import ConfigurationError
 from cl_framework.plan import Plan
 from cl_framework.registry import strategies
 from cl_framework.rng import RandomStream
@@ -322,3 +324,17 @@ def test_the_order_of_an_upper_bound_is_its_slots_own(name: str) -> None:
 def test_bad_options_are_refused_by_name(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(name, **options)
+
+
+@pytest.mark.parametrize("holding", ["ewc", "si", "lwf", "icarl"])
+def test_joint_training_is_refused_beside_what_keeps_each_task(holding: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"strategies.joint.plan: {holding} keeps what each task has taught, but joint training"):
+        assemble(experiment_of({holding: {}, "joint": {}} if holding != "icarl" else {"joint": {}, holding: {}}, tmp_path))
+    if holding != "icarl":  # which plans for itself
+        assemble(experiment_of({"cumulative": {}, holding: {}}, tmp_path))
+
+
+def test_exemplars_are_planned_before_views_are_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"strategies.icarl.plan: all steps are planned anew, and what view_batch makes of them"):
+        assemble(experiment_of({"view_batch": {"views": 2}, "icarl": {}}, tmp_path))
+    assemble(experiment_of({"icarl": {}, "view_batch": {"views": 2}}, tmp_path))
