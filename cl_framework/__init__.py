@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cl_framework.benchmarks.own_data import from_datasets, from_task_datasets
     from cl_framework.checks import check_choice, check_range
     from cl_framework.config import load_experiment
+    from cl_framework.criterion import answers_asked, asked
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
     from cl_framework.exemplars import herding
     from cl_framework.fisher import FisherPass
@@ -54,6 +55,7 @@ _HOMES = {
     "benchmarks.own_data": ("from_datasets", "from_task_datasets"),
     "checks": ("check_choice", "check_range"),
     "config": ("load_experiment",),
+    "criterion": ("answers_asked", "asked"),
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
     "exemplars": ("herding",),
     "fisher": ("FisherPass",),
@@ -130,6 +132,8 @@ __all__ = [
     "Traits",
     "Unlearn",
     "adaptable_layers",
+    "answers_asked",
+    "asked",
     "best_interval",
     "check_choice",
     "check_first_to_plan",

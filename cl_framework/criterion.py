@@ -6,6 +6,7 @@ target is `IGNORED` asks nothing. A row's loss is the mean over its places, so t
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,6 +30,11 @@ def asked(targets: Tensor, whole_rows: bool = False) -> Tensor:
     """Which places ask for an answer, as bool in the shape of the targets; with `whole_rows` which rows do, (B,)."""
     places = targets != IGNORED
     return places.any(1) if whole_rows else places
+
+
+def answers_asked(targets: Tensor) -> Tensor:
+    """How many answers each row asks for, (B,): one of a class, one at each place of a text that asks."""
+    return asked(targets).flatten(1).sum(1) if targets.ndim > 1 else torch.ones_like(targets)
 
 
 def right(logits: Tensor, targets: Tensor, whole_rows: bool = False) -> Tensor:

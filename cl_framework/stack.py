@@ -107,6 +107,18 @@ class Stack:
         names = " and ".join(f"strategies.{member.slot}" for member in able)
         raise ConfigurationError(f"stream: event {event} could be answered by {names}; keep one of them.")
 
+    def is_exact(self, event: Unlearn) -> bool:
+        """Whether `event` is unlearned exactly in this stack.
+
+        An exact unlearner is so by itself. Beside it, what a memory, a penalty or a plan shows of one task moves how another is learned,
+        and that stays: unless the unlearner lives through the rest again, or the model is not trained at all.
+        """
+        own = self.unlearner_of(event)
+        traits = own.strategy.traits
+        others = [member.strategy.traits for member in self.members if member is not own]
+        apart = not any(other.stores_data or other.consolidates or other.reads_past_data for other in others)
+        return traits.exact and (traits.replays or traits.inner_calls == "never" or apart)
+
     def _check_unlearner(self, member: Member, event: Unlearn) -> None:
         lenders = [other for other in self.members if other is not member and other.strategy.traits.stores_data and "draw" in other.seams]
         if "memory" in member.strategy.traits.unlearning_reads and not lenders:

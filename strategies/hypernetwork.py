@@ -11,14 +11,16 @@ Differs: no look-ahead, which the authors' later code drops, too. Old weights ar
 stored. Weights start with the target's own mean and variance a tensor, and what the last chunk writes beyond them is cut off and
 not held. Normalisation statistics belong to a task; a task's only row in a pass is normalised by them. Chunk embeddings are
 trained. The regulariser is the mean over the sampled tasks, whichever number of them there is.
-Unlearning: noise means weights as a target starts with them, offset + scale * N(0, 1) for each tensor, where UnCLe has N(0, 1) in the
-hypernetwork's own units; of `draws` sets a step their mean is drawn, which has the same gradient. `sound` (the default) gives the
+Unlearning: noise is offset + scale * N(0, 1) for each tensor, as a target starts, where UnCLe has N(0, 1) in the hypernetwork's own
+units; of `draws` sets a step their mean is drawn, which has the same gradient. Fresh noise has the offsets as its optimum: matrices of
+zeros, whose answer is one class for all inputs. `sound` (the default) gives the
 task a new embedding that owes nothing to its data, aligns what is written for the old and for the new one with noise, drops the old
 one and the task's statistics, and holds the new one's noise in later events like any other task: an unlearned task can drift back
 only if it is learned again. Seen here (digits and three permutations of MNIST, one seed): with the published rate of 0.001 and
 gamma of 0.01 the new embedding is at chance and the old one, put back, still answers as before; with 0.01 and 0.1, the defaults,
-both are at chance and nothing is lost. `released` is UnCLe's code: the embedding stays, nothing holds the noise later, statistics
-stay, and each request has 9 / 10 of the steps of the one before. In neither is the last live task a special case: then nothing is
+both are at chance and nothing is lost. `released` follows UnCLe's code in what it keeps: the embedding stays, nothing holds the noise
+later, statistics stay, and each request has 9 / 10 of the steps of the one before; noise, the sampled tasks of the preservation term,
+clipping and rates are those of `sound`. In neither is the last live task a special case: then nothing is
 preserved.
 Interacts: needs the task of every row, in evaluation as well, so scenario=task_il: on permuted and rotated digits that is knowing which
 permutation it is. Replay of old tasks trains what is shared, never their embeddings. joint and cumulative show old tasks again while

@@ -8,7 +8,8 @@ Cost: that of fine-tuning in time. Memory: a copy of the model (part=model) or o
 Differs: the task of a row is known, not inferred. Every copy starts from the same weights, those of the configured model, so a task learned
     again after it was unlearned is learned as the first time.
 Interacts: nothing is shared but a frozen body (part=head: a pretrained backbone, or an untrained one), so tasks neither help nor harm one
-    another, and replay of old tasks moves nothing. Exact as long as nobody else in the stack carries what a task has taught into another.
+    another. Exact by itself; beside a memory, a penalty or a plan that shows earlier tasks it is not, since these change how much the
+    rows of a new task weigh, and the deletion record then says approximate.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from cl_framework import (
     Term,
     Traits,
     Unlearn,
+    asked,
     check_range,
     lent,
     register,
@@ -50,9 +51,13 @@ def random_direction(width: int, generator: torch.Generator) -> Tensor:
     return drawn / drawn.norm()
 
 
-def mean_square(features: Tensor, wanted: Tensor) -> Tensor:
-    """Mean of the squared difference of features, (B, D) or (B, L, D), and what they shall be, in their shape or (D,)."""
-    return (features - wanted).square().mean()
+def mean_square(features: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
+    """Mean of the squared difference of features, (B, D) or (B, L, D), and what they shall be, in their shape or (D,).
+
+    Of texts only places that ask for an answer count, targets (B, L): neither what a prompt says nor padding.
+    """
+    differences = features - wanted
+    return (differences[asked(targets)] if features.ndim == 3 else differences).square().mean()
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,10 @@ class RMU(Strategy):
         options, reference = self.config, self._reference
 
         def moved(draw: Draw) -> Callable[[], Tensor]:
-            return lambda: mean_square(output.of(draw).features, context.features(draw.rows, at=reference))
+            return lambda: mean_square(output.of(draw).features, context.features(draw.rows, at=reference), draw.rows.targets)
 
         held = {f"retain_{number}": Term(moved(draw), options.alpha) for number, draw in enumerate(lent(batch, context.slot))}
-        return {"forget": Term(lambda: mean_square(output.features, options.c * direction)), **held}
+        return {"forget": Term(lambda: mean_square(output.features, options.c * direction, batch.targets)), **held}
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self._direction, self._reference = None, {}

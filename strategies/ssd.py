@@ -120,8 +120,9 @@ class SSD(Strategy):
         known = {task: part for task, part in self._importances.items() if not (whole and task == event.task)}
         for name, parameter in zip(context.parameter_names, context.parameters, strict=True):
             mean = weighted_mean(known, self._counts, name)
-            if name in forget and mean is not None:
-                parameter.data.copy_(dampen(parameter, forget[name], mean, self.config.alpha, self.config.strength))
+            if name in forget:
+                kept = torch.zeros_like(parameter) if mean is None else mean  # nobody else needs it
+                parameter.data.copy_(dampen(parameter, forget[name], kept, self.config.alpha, self.config.strength))
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self._importances.pop(forgotten.event.task, None)

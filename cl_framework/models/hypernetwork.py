@@ -219,14 +219,26 @@ class TaskConditionedModel(nn.Module):
         self.embeddings[task].copy_(embedding)
         return before
 
+    def key_of(self, task: int) -> dict[str, Tensor]:
+        """A copy of what a task is known by: its embedding (d_e,), and its normalisation statistics by name."""
+        statistics = {name: self.target.get_buffer(name)[task].clone() for name in self._statistics}
+        return {"embedding": self.embeddings[task].detach().clone(), **statistics}
+
     @contextmanager
-    def with_embedding(self, task: int, embedding: Tensor) -> Iterator[None]:
-        """Answer for a task from another embedding (d_e,) meanwhile: whether one that was dropped, put back, brings the task back."""
-        own = self.replace_embedding(task, embedding)
+    def with_key(self, task: int, key: Mapping[str, Tensor]) -> Iterator[None]:
+        """Answer for a task from another `key_of` it meanwhile: whether one that was dropped, put back, brings the task back."""
+        own = self.key_of(task)
+        self._unlock(task, key)
         try:
             yield
         finally:
-            self.replace_embedding(task, own)
+            self._unlock(task, own)
+
+    @torch.no_grad()
+    def _unlock(self, task: int, key: Mapping[str, Tensor]) -> None:
+        self.replace_embedding(task, key["embedding"])
+        for name in self._statistics:
+            self.target.get_buffer(name)[task] = key[name]
 
     @torch.no_grad()
     def reset_statistics(self, task: int) -> None:

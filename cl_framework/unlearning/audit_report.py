@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cl_framework.errors import ConfigurationError
 from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import Row, read_json
-from cl_framework.unlearning.fast import NOT_RUN, PASS
+from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
+from cl_framework.unlearning.verdicts import WORD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -36,6 +37,7 @@ NAMES = {
     "T3": "T3 extraction",
     "T4": "T4 exact memory",
 }
+_WORDS = {True: "yes", False: "not shown", None: NOT_RUN}
 UNLEARNED, ORACLE = "unlearned", "oracle of another seed"  # which model a row is about
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 _REQUEST = ("event_index", "event", "granularity", "strategy")
@@ -54,7 +56,7 @@ def rows_of(audit: Mapping[str, Any]) -> list[Row]:
             for figure in request.get(key, ()):
                 row = {key: audit[key] for key in _IDENTITY} | {key: request[key] for key in _REQUEST}
                 details = {name: float(f"{value:.5g}") for name, value in figure["details"].items()} if model == UNLEARNED else {}
-                row |= {"model": model, "unlearned": model == ORACLE or request["unlearned"], "details": details}
+                row |= {"model": model, "unlearned": request["unlearned"] if model == UNLEARNED else None, "details": details}
                 rows.append(row | {key: figure[key] for key in _FIGURE})
     return rows
 
@@ -78,7 +80,8 @@ def read_csv(path: Path) -> list[Row]:
             for text in csv.DictReader(file):
                 row: Row = {key: text[key] for key in COLUMNS}
                 row |= {key: float(text[key]) if text[key] else None for key in ("value", "bound", "worst")}
-                row |= {"seed": int(text["seed"]), "event_index": int(text["event_index"]), "unlearned": text["unlearned"] == "True"}
+                row |= {"seed": int(text["seed"]), "event_index": int(text["event_index"])}
+                row["unlearned"] = {"True": True, "False": False}.get(text["unlearned"])
                 row |= {"strategies": text["strategies"].split(), "details": json.loads(text["details"])}
                 rows.append(row)
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
@@ -108,7 +111,7 @@ def verdicts_of(audit: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         cells = [_cell(next((one for one in request["figures"] if one["name"] == name), None)) for request in requests]
         rows.append([title, *cells])
-    return header, [*rows, ['"unlearned"', *("yes" if request["unlearned"] else "not shown" for request in requests)]]
+    return header, [*rows, ['"unlearned"', *(_WORDS[request["unlearned"]] for request in requests)]]
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:
@@ -118,7 +121,8 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 
 
 def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Many runs: a row a stack and granularity; each figure as mean over requests, and how many passed of those that were measured.
+    """Many runs: a row a stack and granularity; each figure as mean over requests (but those that are void), and how many passed (P),
+    failed (F), and told nothing (?: inconclusive, invalid or not run).
 
     The last row of a granularity is an oracle of another seed in the place of the unlearned model, from all runs together.
     """
@@ -136,12 +140,20 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
         mine = [row for row in rows if row["name"] == name]
-        values = [row["value"] for row in mine if row["value"] is not None]
-        passed = sum(row["verdict"] == PASS for row in mine)
-        cells.append(f"{mean(values):.2f} ({passed}/{len(mine)})" if values else "–")
-    requests = {(row["experiment"], row["fingerprint"], row["seed"], row["event_index"]): row["unlearned"] for row in rows}
+        values = [row["value"] for row in mine if row["value"] is not None and row["verdict"] != INVALID]
+        passed, failed = (sum(row["verdict"] == verdict for row in mine) for verdict in (PASS, FAIL))
+        counts = {"P": passed, "F": failed, "?": len(mine) - passed - failed}
+        told = " ".join(f"{count}{letter}" for letter, count in counts.items() if count)
+        shown = f"{mean(values):.2f} ({told})" if values else f"({told})"
+        cells.append(shown if any(row["value"] is not None for row in mine) else "–")
+    requests: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in rows:
+        request = (row["experiment"], row["fingerprint"], row["seed"], row["event_index"])
+        requests.setdefault(request, {})[row["name"]] = row["verdict"]
     orders, seeds = {row["stream"] for row in rows}, sorted({row["seed"] for row in rows})
-    said = f"{sum(requests.values())}/{len(requests)}" if rows[0]["model"] == UNLEARNED else "–"
+    wanted = [name for name in WORD if rows[0]["model"] == UNLEARNED or name != "M11"]  # an oracle has nothing to let go of
+    measured = [verdicts for verdicts in requests.values() if set(wanted) <= verdicts.keys()]
+    said = f"{sum(all(verdicts[name] == PASS for name in wanted) for verdicts in measured)}/{len(measured)}" if measured else NOT_RUN
     return [*cells, said, str(len(requests)), str(len(orders)), ", ".join(map(str, seeds))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cl_framework.unlearning.audit_report import (
     tradeoff_picture,
     verdicts_of,
 )
+from cl_framework.unlearning.deletion import AUDITED, DeletionLog
 from cl_framework.unlearning.fast import FAST
 
 
@@ -63,7 +65,7 @@ def audits(
     header, lines = comparison(rows)
     if len(paths) > 1 or paths[0].suffix == ".csv":
         yield terminal_table(header, lines)
-        yield " · ".join(NAMES.values()) + ". Means over requests; (passed/all)."
+        yield " · ".join(NAMES.values()) + ". Means over requests; P passed, F failed, ? inconclusive, invalid or not run."
     if out is not None:
         atomic_write(out, to_csv(rows))
         yield f"written: {out}"
@@ -93,7 +95,10 @@ def places(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def _standing(path: Path, tier: str, again: bool) -> Mapping[str, Any] | None:
     """The audit of this tier that a run has already."""
-    return None if again else next((one for one in audits_in(path) if one["tier"] == tier), None)
+    sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
+    file = path / "audit" / f"{tier}.json"
+    whole = file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == sealed.get(f"audit/{file.name}")
+    return next((one for one in audits_in(path) if one["tier"] == tier), None) if whole and not again else None
 
 
 def fast_result(path: Path) -> dict[str, Any]:
@@ -101,5 +106,5 @@ def fast_result(path: Path) -> dict[str, Any]:
     directory, _ = finished(path, ())
     summary = rebuild_summary(directory.path)
     identity = {key: summary[key] for key in ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")}
-    requests = [{**one, "strategy": "", "unlearned": False} for one in summary["unlearning"]]
+    requests = [{**one, "strategy": "", "unlearned": None} for one in summary["unlearning"]]
     return {"tier": FAST, "oracle_seeds": [], **identity, "requests": requests}

@@ -10,7 +10,7 @@ from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.deletion import DONE, REQUESTED, DeletionLog, digest_of_rows
+from cl_framework.unlearning.deletion import ABORTED, DONE, REQUESTED, DeletionLog, digest_of_rows
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk
 
 OUT_OF_REACH = (
@@ -33,6 +33,8 @@ class Certifier:
         standing = self.log.open_request()
         if standing is not None and standing["event_index"] == index:
             return
+        if standing is not None:  # the run was begun again from before it
+            self.log.append(ABORTED, {"event_index": standing["event_index"], "event": standing["event"], "why": "begun again"})
         member = self.learner.stack.unlearner_of(event)
         traits = member.strategy.traits
         ids = self.learner.forgotten(event).ids
@@ -48,6 +50,8 @@ class Certifier:
                 "guarantee_declared": "exact" if traits.exact else "approximate",
                 "reads": sorted(traits.unlearning_reads),
                 "state_before": digest_of(self.learner.state_dict()),
+                "weights_before": digest_of(self.learner.model.state_dict()),
+                "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
             },
         )
 
@@ -59,14 +63,19 @@ class Certifier:
         canaries = self._canaries(event)
         state = self.learner.state_dict()
         found = [*artefacts_in_memory(state, canaries), *artefacts_on_disk(self.directory.path, canaries)]
-        exact = self.learner.stack.unlearner_of(event).strategy.traits.exact
+        exact = self.learner.stack.is_exact(event)
+        untouched = digest_of(self.learner.model.state_dict()) == standing.get("weights_before")
+        if untouched and not exact:
+            found.append("memory.weights, which the request did not change")
+        there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
+        gone = {*purged, *standing.get("states_before", ())} - there
         self.log.append(
             DONE,
             {
                 "event_index": index,
                 "event": str(event),
                 "state_after": digest_of(state),
-                "purged": sorted(purged),
+                "purged": sorted(gone),
                 "recomputed": self._recomputed(exact),
                 "out_of_reach": list(OUT_OF_REACH),
                 "canaries": {"searched": canaries.searched, "of": canaries.of},
@@ -93,7 +102,7 @@ class Certifier:
 
     def _canaries(self, event: Unlearn) -> Canaries:
         items, _, _ = self.learner.benchmark.read(self.learner.forgotten(event).ids)
-        return Canaries.of_items(items)
+        return Canaries.of_items(items, self.learner.benchmark.transform(items, None))
 
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []

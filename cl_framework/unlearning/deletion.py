@@ -21,7 +21,7 @@ from cl_framework.errors import FrameworkError
 from cl_framework.records import Row, append_rows, read_rows
 
 LOG = "log.jsonl"
-REQUESTED, DONE, AUDITED = "requested", "done", "audited"
+REQUESTED, DONE, AUDITED, ABORTED = "requested", "done", "audited", "aborted"
 FIRST = "0" * 64  # what stands for the hash before the first line
 
 
@@ -55,6 +55,8 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             open_request = entry
         elif entry["kind"] == AUDITED:
             continue
+        elif entry["kind"] == ABORTED and open_request is not None:
+            open_request = None
         elif open_request is None or open_request["event_index"] != entry["event_index"]:
             raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
         else:

@@ -186,7 +186,7 @@ class Measured:
     attack: dict[str, tuple[float, float]]  # score -> AUC, TPR at 1 % FPR
     relearning: tuple[float, ...]  # accuracy after RELEARNING_STEPS
     neighbours: float | None
-    quantized: dict[int, tuple[float, float | None]]  # bits -> accuracy on the pool, on what is retained
+    quantized: dict[int, tuple[float, float | None]]  # bits -> accuracy on the pool, on what is retained; empty where others answer
     recalled: Recalled | None = None  # of questions with other answers
 
 
@@ -195,7 +195,7 @@ def measure(learner: Learner, question: Question) -> Measured:
     pool = answers(learner, question.pool)[1]
     retained = _retained(learner, question)
     quantized = {}
-    for bits in BITS:
+    for bits in BITS if learner.stack.predictor is None else ():  # what answers must be what is rounded
         with rounded_weights(learner.model, bits):
             right = _percent(answers(learner, question.pool)[1], question.pool, learner)
             quantized[bits] = (right, _percent_retained(_retained(learner, question), question, learner))

@@ -71,7 +71,8 @@ class Trained:
 
     seconds: float
     samples: int  # shown by plans and drawn from memories
-    suffix_seconds: float  # of these the events from where it left the run
+    suffix_seconds: float  # of these the events from where it left the run; 0 too where their cost is not on record
+    suffix_samples: int
     new_events: int  # trained just now: 0 if all was kept
 
 
@@ -130,10 +131,18 @@ class Oracles:
         path = self.history.folder / _COSTS
         costs = {row["key"]: row for row in read_rows(path)}
         keys = [key_of(stream, number, self.learner) for number in range(1, count + 1)]
-        known = [costs.get(key, {"seconds": 0.0, "samples": 0}) for key in keys]
-        shared = self._shared(keys)
-        seconds = [float(row["seconds"]) for row in known]
-        return Trained(sum(seconds), sum(int(row["samples"]) for row in known), sum(seconds[shared:]), new)
+        known = [costs.get(key) for key in keys]
+        suffix = known[self._shared(keys) :]
+        told = [row for row in suffix if row is not None]
+        seconds = sum(float(row["seconds"]) for row in told) if len(told) == len(suffix) else 0.0
+        whole = [row for row in known if row is not None]
+        return Trained(
+            sum(float(row["seconds"]) for row in whole),
+            sum(int(row["samples"]) for row in whole),
+            seconds,
+            sum(int(row["samples"]) for row in told),
+            new,
+        )
 
     def _shared(self, keys: list[str]) -> int:
         """How many events from the start are those of the run, samples and all."""

@@ -20,7 +20,7 @@ from cl_framework.config import Experiment
 from cl_framework.learner import Learner
 from cl_framework.rng import RandomStream
 from cl_framework.stream import Event, Stream, Unlearn
-from cl_framework.unlearning.fast import FAIL, PASS, Figure
+from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Measured, Question, measure
 from cl_framework.unlearning.oracle import Oracles, live_again
 from cl_framework.unlearning.verdicts import LEAST, Models, forget_gap, leakage, relearning_gap, retrain_gap
@@ -94,7 +94,7 @@ def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream, folde
     live_again(shown, benchmark, {}, look)
     oracles.after(last)
     models = Models(seen[last], seen[last - 1], measure(oracles.learner, question))
-    figures = (forget_gap(question, models), relearning_gap(models), retrain_gap(models), leakage(models))
+    figures = (forget_gap(question, models), relearning_gap(models), retrain_gap(models), leakage(models, question))
     answers = [one.pool.exp() for one in (models.before, models.unlearned, models.oracle)]
     return Route(stream, {figure.name: figure.value for figure in figures}, *answers)
 
@@ -115,6 +115,8 @@ def path_dependence(paths: Sequence[Route]) -> Figure:
             details |= {f"{name}_range": max(values) - min(values), f"{name}_std": stdev(values)}
     for name in ("before", "after", "oracle"):
         details[f"distance_{name}"] = mean_pairwise_distance([getattr(path, name) for path in paths])
-    bound, spread = 2 * LEAST["M1"], details.get("M1_range", 0.0)
+    bound, spread = 2 * LEAST["M1"], details.get("M1_range")
+    if spread is None:
+        return Figure("M7", None, NOT_RUN, f"{len(paths)} orders gave fewer than two values of M1", details=details)
     verdict = PASS if spread <= bound else FAIL
     return Figure("M7", spread, verdict, f"points of M1 between {len(paths)} orders, at most {bound:g}", bound=bound, details=details)

@@ -33,6 +33,11 @@ def nearest_neighbours(train: Tensor, labels: Tensor, test: Tensor, answers: Ten
     return 100 * float((votes.argmax(1) == answers).double().mean())
 
 
-def probe_leakage(unlearned: float, oracle: float, knowing: float) -> float | None:
-    """(LP_u - LP_O) / (LP_B - LP_O): 0 as the oracle, 1 as the model that knows. None where those two do not differ by a point."""
-    return None if abs(knowing - oracle) < 1.0 else (unlearned - oracle) / (knowing - oracle)
+def probe_leakage(unlearned: float, oracle: float, knowing: float, rows: int | None = None) -> float | None:
+    """(LP_u - LP_O) / (LP_B - LP_O): 0 as the oracle, 1 as the model that knows; accuracies in percent.
+
+    None where the model that knows is not ahead of the oracle by a point, and of so many `rows` by three standard errors.
+    """
+    error = 0.0 if rows is None else 100 * (oracle / 100 * (1 - oracle / 100) / max(1, rows)) ** 0.5
+    ahead = knowing - oracle
+    return (unlearned - oracle) / ahead if ahead > max(1.0, 3 * error) else None

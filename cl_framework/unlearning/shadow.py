@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.digests import bytes_of
+from cl_framework.inputs import Inputs
 
 MOST = 64  # samples searched for: evenly chosen, since a search reads every file for each of them
 DISTINCT = 12  # different bytes that a canary has at least
@@ -29,15 +30,16 @@ class Canaries:
     of: int  # samples that were unlearned
 
     @classmethod
-    def of_items(cls, items: Tensor | Mapping[str, Tensor]) -> Canaries:
-        """Of raw items (N, ...), a tensor or a mapping of tensors: as they are, as floats, and as floats in [0, 1]."""
+    def of_items(cls, items: Inputs, inputs: Inputs | None = None) -> Canaries:
+        """Of raw items (N, ...), a tensor or a mapping of tensors: as they are, as floats, as floats in [0, 1], and as `inputs`."""
         parts = list(items.values()) if isinstance(items, Mapping) else [items]
+        read = [] if inputs is None else list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
         count = len(parts[0])
         chosen = torch.linspace(0, count - 1, min(count, MOST)).round().long().unique()
         forms: list[bytes] = []
         searched = 0
         for index in chosen.tolist():
-            rows = [part[index] for part in parts]
+            rows = [part[index] for part in (*parts, *read)]
             kept = [row for row in rows if len(set(bytes_of(row))) >= DISTINCT]
             searched += bool(kept)
             for row in kept:

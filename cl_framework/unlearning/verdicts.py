@@ -44,7 +44,7 @@ def figures(question: Question, models: Models, later: Later) -> list[Figure]:
         membership(models),
         retrain_gap(models),
         quantization_relapse(models),
-        leakage(models),
+        leakage(models, question),
         geometry(question, models),
         *answers(models),
     ]
@@ -222,6 +222,8 @@ def quantization_relapse(models: Models) -> Figure:
         before, after = one.retained_accuracy, one.quantized[bits][1]
         return before is not None and after is not None and before - after > COLLAPSE
 
+    if not models.unlearned.quantized or not models.oracle.quantized:
+        return Figure("M8", None, NOT_RUN, "a strategy answers in the model's place, and not from its weights")
     usable = [bits for bits in BITS if not collapsed(models.unlearned, bits) and not collapsed(models.oracle, bits)]
     if not usable:
         return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
@@ -233,7 +235,7 @@ def quantization_relapse(models: Models) -> Figure:
     return judged("M8", most(models.unlearned), noise_floor(models, most), "points that come back", two_sided=False, details=details)
 
 
-def leakage(models: Models) -> Figure:
+def leakage(models: Models, question: Question) -> Figure:
     """M9: how far features tell what was unlearned, from the oracle (0) to the model before (1), by a linear probe."""
     probes = [one.glance.linear_probe for one in (models.unlearned, models.oracle, models.before)]
     if None in probes:
@@ -242,13 +244,14 @@ def leakage(models: Models) -> Figure:
     details = {"probe": unlearned, "oracle_probe": oracle, "before_probe": before}
     neighbours = {"": models.unlearned.neighbours, "oracle_": models.oracle.neighbours, "before_": models.before.neighbours}
     details |= {f"{who}neighbours": value for who, value in neighbours.items() if value is not None}
-    leak = probe_leakage(unlearned, oracle, before)
+    rows = len(question.probed.part(2, 3))
+    leak = probe_leakage(unlearned, oracle, before, rows)
     if leak is None:
-        why = "features of the model before tell no more than the oracle's"
+        why = "features of the model before do not tell more than the oracle's, beyond the error of so few samples"
         return Figure("M9", None, INCONCLUSIVE, why, details=details)
 
     def leaked(one: Measured) -> float:
-        return probe_leakage(one.glance.linear_probe or 0.0, oracle, before) or 0.0
+        return probe_leakage(one.glance.linear_probe or 0.0, oracle, before, rows) or 0.0
 
     figure = judged("M9", leak, noise_floor(models, leaked), "of the way to the model before", two_sided=False, details=details)
     return attacked(figure, 1.0, "the probe")

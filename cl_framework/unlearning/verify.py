@@ -21,8 +21,8 @@ from cl_framework.plan import training_partition
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
 from cl_framework.report import summary_of
 from cl_framework.requests import requested_ids
-from cl_framework.stream import Stream
-from cl_framework.unlearning.deletion import AUDITED, DONE, BrokenChain, DeletionLog, digest_of_rows
+from cl_framework.stream import Learn, Stream
+from cl_framework.unlearning.deletion import AUDITED, DONE, REQUESTED, BrokenChain, DeletionLog, digest_of_rows
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.shadow import Canaries, artefacts_on_disk
 
@@ -57,7 +57,7 @@ def verify(path: Path) -> list[Finding]:
         lambda: _purged(directory, done),
         lambda: _state(directory, events, done),
         lambda: _figures(directory),
-        lambda: _samples(directory, done),
+        lambda: _samples(directory, entries, done),
         lambda: _audits(path, [entry for entry in entries if entry["kind"] == AUDITED]),
     ]
     findings = [Finding("the record is whole", PASS, f"{len(entries)} entries, each with the hash of the one before")]
@@ -154,7 +154,7 @@ def _figures(directory: RunDirectory) -> str:
     return "summary.json can be made again from them"
 
 
-def _samples(directory: RunDirectory, done: Sequence[Row]) -> str:
+def _samples(directory: RunDirectory, entries: Sequence[Row], done: Sequence[Row]) -> str:
     experiment = load_experiment(directory.config)
     benchmark, searched = _benchmark(experiment), 0
     run = experiment.run
@@ -163,13 +163,17 @@ def _samples(directory: RunDirectory, done: Sequence[Row]) -> str:
     learned_again = set()
     for index, event in reversed(list(enumerate(stream))):
         entry = next((entry for entry in done if entry["event_index"] == index), None)
-        if entry is None:
+        if entry is None or isinstance(event, Learn):
             learned_again.add(event.task)
             continue
-        if event.task in learned_again:
+        if event.granularity == "task" and event.task in learned_again:  # classes and samples stay deleted
             continue
-        items, _, _ = benchmark.read(requested_ids(stream.events[index], benchmark, shown_ids[event.task]))  # type: ignore[arg-type]
-        canaries = Canaries.of_items(items)
+        ids = requested_ids(event, benchmark, shown_ids[event.task])
+        asked = next((one for one in entries if one["kind"] == REQUESTED and one["event_index"] == index), None)
+        if asked is not None and hashlib.sha256(ids.numpy().tobytes()).hexdigest() != asked["ids_sha256"]:
+            raise FrameworkError(f"{event} names other samples here than in the deletion record: the data or its split have changed.")
+        items, _, _ = benchmark.read(ids)
+        canaries = Canaries.of_items(items, benchmark.transform(items, None))
         found = artefacts_on_disk(directory.path, canaries)
         if found:
             raise FrameworkError(f"{directory.path / found[0]} holds samples that {event} unlearned.")

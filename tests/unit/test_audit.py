@@ -208,8 +208,8 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     table = page.read_text()
     assert main(["audit", str(out), "--into", f"{page}#audit"]) == 0 and page.read_text() == table
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| task | er, ")]
-    assert [(line[1], line[2]) for line in lines] == [("er, do_nothing", lines[0][2]), ("er, rewind", "0.00 (1/1)")]
-    assert lines[0][2].endswith("(0/1)") and "oracle of another seed" in table
+    assert [(line[1], line[2]) for line in lines] == [("er, do_nothing", lines[0][2]), ("er, rewind", "0.00 (1P)")]
+    assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table
 
 
 def test_a_key_that_was_thrown_away_unlearns_nothing(tmp_path: Path) -> None:

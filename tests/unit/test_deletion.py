@@ -314,6 +314,47 @@ def test_a_crash_in_between_is_finished_on_resume(moment: str, tmp_path: Path, m
     assert DeletionLog(straight / "deletion").entries()[1]["state_after"] == entries[1]["state_after"]
 
 
+def test_what_was_purged_is_known_after_a_kill_that_came_before_it_was_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64}
+    straight = DeletionLog(run(experiment_of({"rewind": {}}, tmp_path / "straight", **settings)).path / "deletion").entries()[-1]
+
+    def crash(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Certifier, "done", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment_of({"rewind": {}}, tmp_path / "crashed", **settings))
+    (path,) = (tmp_path / "crashed" / "contract").iterdir()
+    resume(path)
+    purged = DeletionLog(path / "deletion").entries()[-1]["purged"]
+    serial = [{name.rpartition("-")[0] for name in names} for names in (straight["purged"], purged)]  # digests tell the folders apart
+    assert len(serial[0]) == 4 and serial[0] <= serial[1] and failures(path) == {}
+
+
+def test_a_run_begun_again_while_a_request_was_open_closes_it(tmp_path: Path) -> None:
+    log = DeletionLog(tmp_path)
+    log.append("requested", {"event_index": 5, "event": "U1"})
+    log.append("aborted", {"event_index": 5, "event": "U1", "why": "begun again"})
+    log.append("requested", {"event_index": 2, "event": "U0"})
+    assert [entry["kind"] for entry in log.entries()] == ["requested", "aborted", "requested"]
+    standing = log.open_request()
+    assert standing is not None and standing["event_index"] == 2
+    log.append("requested", {"event_index": 3, "event": "U3"})
+    with pytest.raises(BrokenChain, match="line 4 requests U3 while the request for U0 is open"):
+        log.entries()
+
+
+def test_a_request_that_changes_no_weight_leaves_the_weights_as_they_knew_the_data(tmp_path: Path) -> None:
+    done = {}
+    for name in ("do_nothing", "rewind"):
+        done[name] = DeletionLog(finished(tmp_path / name, name, "L0 L1 U0") / "deletion").entries()[-1]
+    assert done["do_nothing"]["contains"] == ["memory.weights, which the request did not change"]
+    assert done["do_nothing"]["guarantee_achieved"] == "none" and done["rewind"]["contains"] == []
+
+
 # --- digests and canaries ---
 
 

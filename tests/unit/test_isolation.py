@@ -11,6 +11,7 @@ from torch import nn
 
 from cl_framework import IsolatedModel
 from cl_framework.testing.laboratory import Outcome, experiment_of, finish, first_difference
+from cl_framework.unlearning.deletion import DeletionLog
 from strategies.isolation import Isolation
 
 ROUGH = {"name": "mlp", "hidden": [16], "dropout": 0.2, "batch_norm": True}
@@ -67,6 +68,20 @@ def test_each_row_is_answered_by_its_own_part() -> None:
     assert model(rows[:2], torch.tensor([1, 1])).flatten().tolist() == [10, 11]
     model.reset(2)
     assert model(rows, tasks).flatten().tolist() == [0, 1, 2, 13]
+
+
+@pytest.mark.parametrize(("beside", "exact"), [({}, True), ({"half": {}}, True), ({"er": {"capacity": 20}}, False), ({"ewc": {}}, False)])
+def test_it_is_exact_only_where_nobody_shows_or_keeps_other_tasks(beside: dict[str, Any], exact: bool, tmp_path: Path) -> None:
+    """A memory changes how much the rows of a new task weigh, and so what it leaves after the old one is gone."""
+    settings = {"scenario": "task_il"}
+    stack = {"isolation": {}, **beside}
+    gone = finish(experiment_of(stack, tmp_path / "gone", stream="L0 L1 U0", **settings))
+    never = finish(experiment_of(stack, tmp_path / "never", stream="L1", **settings))
+    parts = [{name: value for name, value in found.weights.items() if name.startswith("parts.1.")} for found in (gone, never)]
+    if exact or "er" in beside:
+        assert (first_difference(*parts) is None) is exact
+    done = DeletionLog(gone.path / "deletion").entries()[-1]
+    assert done["guarantee_achieved"] == ("exact" if exact else "approximate")
 
 
 def test_its_claims() -> None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from cl_framework import run
+from cl_framework.stream import Stream
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.unlearning.audit import audit
-from cl_framework.unlearning.orders import mean_pairwise_distance
+from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
+from cl_framework.unlearning.orders import Route, mean_pairwise_distance, path_dependence
 
 FEATURES, RIDGE, STEP = 12, 0.5, 0.05
 
@@ -79,6 +81,15 @@ def test_the_distance_of_models() -> None:
     assert mean_pairwise_distance([zero, one]) == pytest.approx((2 + 0 + 4) / 3)
     assert mean_pairwise_distance([zero, zero, one]) == pytest.approx(2 / 3 * 2)
     assert mean_pairwise_distance([one]) == 0.0
+
+
+def test_one_order_says_nothing_of_others() -> None:
+    route = Route(Stream.parse("L0 U0"), {"M1": 50.0, "M4": None, "M6": 1.0, "M9": None}, *(torch.zeros(2, 3),) * 3)
+    assert path_dependence([route]).verdict == NOT_RUN
+    other = Route(Stream.parse("L0 L1 U0"), {**route.figures, "M1": 10.0}, *(torch.zeros(2, 3),) * 3)
+    found = path_dependence([route, other])
+    assert (found.value, found.verdict) == (40.0, FAIL)
+    assert path_dependence([route, route]).verdict == PASS
 
 
 def orders_of(folder: Path, unlearner: dict[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cl_framework import ConfigurationError, Context
 from cl_framework.assembly import assemble
+from cl_framework.criterion import IGNORED
 from cl_framework.records import RunDirectory
 from cl_framework.strategy import Batch, Output, Rows, Setting
 from cl_framework.testing.laboratory import (
@@ -51,9 +52,21 @@ def test_the_direction_is_a_positive_unit_vector() -> None:
 def test_the_loss_by_its_definition() -> None:
     features, direction = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.5]]), torch.tensor([0.6, 0.8])
     by_hand = sum((row[d] - 2 * direction[d]) ** 2 for row in features.tolist() for d in range(2)) / (3 * 2)
-    assert float(mean_square(features, 2 * direction)) == pytest.approx(float(by_hand))
-    assert float(mean_square((2 * direction).expand(3, 2), 2 * direction)) == 0.0
-    assert float(mean_square(features, features)) == 0.0 and float(mean_square(features, features.flip(0))) > 0
+    classes = torch.zeros(3, dtype=torch.int64)
+    assert float(mean_square(features, 2 * direction, classes)) == pytest.approx(float(by_hand))
+    assert float(mean_square((2 * direction).expand(3, 2), 2 * direction, classes)) == 0.0
+    assert float(mean_square(features, features, classes)) == 0.0 and float(mean_square(features, features.flip(0), classes)) > 0
+
+
+def test_prompt_and_padding_contribute_nothing() -> None:
+    features, direction = torch.randn(2, 4, 3, generator=generator()), torch.tensor([0.6, 0.8, 0.0])
+    targets = torch.tensor([[IGNORED, 5, 6, IGNORED], [7, IGNORED, IGNORED, IGNORED]])
+    by_hand = torch.stack([features[0, 1], features[0, 2], features[1, 0]]).sub(direction).square().mean()
+    assert float(mean_square(features, direction, targets)) == pytest.approx(float(by_hand))
+    assert float(mean_square(features, direction, targets.clamp(min=0))) != pytest.approx(float(by_hand))
+    changed = features.clone()
+    changed[:, 3] = 99.0
+    assert torch.equal(mean_square(changed, direction, targets), mean_square(features, direction, targets))
 
 
 # --- in a run ---

@@ -87,6 +87,17 @@ def test_a_request_moves_weights_once_and_drops_what_was_known_of_the_task(tmp_p
     assert first_difference(inert.learner["model"], before.learner["model"], "weights") is None
 
 
+def test_what_no_other_task_needs_goes_wholly(tmp_path: Path) -> None:
+    """Only the task that goes was learned: nobody's importance is zero, and all that it needs is dampened to nothing."""
+    before, after = outcome(tmp_path / "before", "L0"), outcome(tmp_path / "after", "L0 U0", {"strength": 1.0, "alpha": 1.0})
+    needed = before.learner["strategies"]["ssd"]["importances"][0]
+    swept = 0
+    for name, importance in needed.items():
+        assert bool((after.learner["model"][name][importance > 0] == 0).all()), name
+        swept += int((importance > 0).sum())
+    assert swept > 100
+
+
 def test_with_all_as_reference_the_share_of_the_forgotten_bounds_alpha(tmp_path: Path) -> None:
     """Only task 0 was learned: I_f = I_D then, as the batches are the same, and alpha >= 1 selects nothing."""
     settings = {"batch_size": 36}

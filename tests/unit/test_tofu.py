@@ -7,12 +7,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from cl_framework import load_experiment, run
+from cl_framework import answers_asked, load_experiment, run
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tofu import AN_AUTHOR
@@ -23,6 +24,7 @@ from cl_framework.stream import Unlearn
 from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.measure import Question
 from cl_framework.unlearning.recall_of_answers import recalled, told
+from strategies.npo import NPO, npo
 
 TINY = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}
 AUTHORS, FORGOTTEN = 4, 2  # in the made-up files: retained authors, and forgotten ones of `forget01`
@@ -181,6 +183,30 @@ def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: L
             assert float(found.truth_ratio[place]) != pytest.approx((values[1] + values[2]) / 2 / values[0], rel=1e-6)
     learner.benchmark = replace(learner.benchmark, alternatives=())
     assert recalled(learner, question) is None
+
+
+def test_npo_takes_the_likelihood_of_a_whole_answer(learner: Learner) -> None:
+    """And not its mean over tokens: an answer of more tokens is less likely, and the gap to the reference grows with it."""
+    (member,) = learner.stack.members
+    strategy, (context,) = member.strategy, learner._contexts.values()
+    assert isinstance(strategy, NPO)
+    learner.position.event = learner.stream.events[2]
+    strategy._reference = {name: value + 0.05 for name, value in learner.model.state_dict().items()}
+    rows = learner.read(learner.training_ids(1)[:6])
+    learner.model.eval()
+    logits = learner.model(rows.inputs)
+    batch: Any = rows
+    output: Any = SimpleNamespace(logits=logits)
+    value = strategy.loss(batch, output, context)["forget"].value()
+    wanted = rows.targets != IGNORED
+    sums = []
+    for scores in (logits, context.forward(rows, at=strategy._reference)):
+        chosen = scores.log_softmax(1).gather(1, rows.targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+        sums.append((chosen * wanted).sum(1))
+    assert float(value.detach()) == pytest.approx(float(npo(*sums, strategy.config.beta).detach()), rel=1e-4)
+    means = [part / wanted.sum(1) for part in sums]
+    assert float(value.detach()) != pytest.approx(float(npo(*means, strategy.config.beta).detach()), rel=1e-2)
+    assert answers_asked(rows.targets).tolist() == wanted.sum(1).tolist() and answers_asked(torch.tensor([3, 1])).tolist() == [1, 1]
 
 
 @pytest.mark.slow

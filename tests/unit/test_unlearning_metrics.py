@@ -283,3 +283,6 @@ def test_a_probe_does_not_mind_constant_or_scaled_features() -> None:
 def test_leakage_lies_between_oracle_and_the_model_that_knows(unlearned: float, leak: float) -> None:
     assert probe_leakage(unlearned, 60.0, 90.0) == pytest.approx(leak)
     assert probe_leakage(unlearned, 60.0, 60.5) is None
+    assert probe_leakage(unlearned, 90.0, 60.0) is None  # a probe of the model that knows which tells less than the oracle's
+    assert probe_leakage(unlearned, 60.0, 90.0, rows=25) == pytest.approx(leak)  # three standard errors are less than 30 points
+    assert probe_leakage(unlearned, 60.0, 90.0, rows=24) is None

@@ -99,6 +99,11 @@ def test_each_figure_of_the_word_is_needed(name: str) -> None:
     assert not is_unlearned([one for one in good if one.name != name])
 
 
+def test_nothing_is_rounded_where_somebody_else_answers() -> None:
+    assert judged(replace(ORACLE, digest="another", quantized={}))["M8"].verdict == NOT_RUN
+    assert judged(replace(ORACLE, digest="another"))["M8"].verdict == PASS
+
+
 def test_the_gap_to_the_oracle_is_two_sided() -> None:
     for accuracy, verdict in ((27.0, PASS), (27.5, FAIL), (23.0, PASS), (22.0, FAIL)):
         assert judged(measured("u", glance=Glance(accuracy, 60.0)))["M1"].verdict == verdict
