@@ -39,6 +39,8 @@ FIGURES = {
     "loss_rise": "loss rise",  # forgetting in nats
     "retained_share": "kept",  # of what each Learn took off its text's loss, at the end
     "stability_gap": "gap",  # mean fall of earlier tasks while another is learned, where `evaluate_every` looks
+    "retention_slope": "retention slope",  # log-log, of accuracy by lag
+    "facilitation": "facilitation",  # points of learning accuracy more, from one Learn to the next
     "train_seconds": "train s",
     "steps": "steps",
     "samples_new": "new samples",
