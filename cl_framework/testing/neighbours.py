@@ -132,12 +132,18 @@ class Freezing(Neighbour):
 
     def mask(self, context: Context) -> Mapping[str, bool | Tensor]:
         named = list(context.model.named_parameters())
+        self._any = bool(named)
+        if not named:  # a strategy trains nothing of the model: what is frozen rests
+            return {}
         (self._part_name, part), (self._whole_name, _) = named[0], named[-1]
         self._moves = torch.arange(part.numel()).reshape(part.shape) % 2 == 0
         self._before = {name: parameter.detach().clone() for name, parameter in named}
         return {self._whole_name: False, self._part_name: self._moves} if self.freezes else {}
 
     def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        if not self._any:
+            self.journal.append({"place": place_of(context), "whole": True, "part": True, "rest": True})
+            return
         now = dict(context.model.named_parameters())
         before, after = self._before[self._part_name], now[self._part_name].detach()
         self.journal.append(
@@ -220,7 +226,7 @@ class FurtherPhases(Neighbour):
             return {}
         self.journal.append(place_of(context))
         parameters = context.parameters
-        return {"pull": Term(lambda: torch.stack([parameter.square().sum() for parameter in parameters]).sum())}
+        return {"pull": Term(lambda: sum((parameter.square().sum() for parameter in parameters), torch.zeros(())))}
 
 
 class Doubling(Neighbour):
