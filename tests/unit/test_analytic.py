@@ -92,6 +92,7 @@ def test_what_is_gone_already_is_not_taken_away_twice(tmp_path: Path) -> None:
     assert relative(head(found), joint(tmp_path, found, {0: all_rows(0), 2: all_rows(2)})) < EQUAL
 
 
+@pytest.mark.slow
 def test_fifty_cycles_of_unlearning_and_relearning(tmp_path: Path) -> None:
     found = outcome(tmp_path, "L0 L1 " + "U0 L0 " * 50, evaluate="seen")
     never = outcome(tmp_path / "never", "L1 L0")

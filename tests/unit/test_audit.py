@@ -158,6 +158,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, d
     return found
 
 
+@pytest.mark.slow
 def test_rewind_is_the_oracle_in_every_figure(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     for event in (0, 1):
         found = values(audited["rewind"][1], event)
@@ -168,6 +169,7 @@ def test_rewind_is_the_oracle_in_every_figure(audited: dict[str, tuple[Path, dic
     assert [request["unlearned"] for request in audited["rewind"][1]["requests"]] == [True, True]
 
 
+@pytest.mark.slow
 def test_doing_nothing_is_found_out(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     for event in (0, 1):
         found = values(audited["do_nothing"][1], event)
@@ -175,6 +177,7 @@ def test_doing_nothing_is_found_out(audited: dict[str, tuple[Path, dict[str, Any
     assert [request["unlearned"] for request in audited["do_nothing"][1]["requests"]] == [False, False]
 
 
+@pytest.mark.slow
 def test_both_shared_their_oracles(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     path, result = audited["do_nothing"]
     assert result["oracle_seeds"] == [0, 1]
@@ -183,18 +186,21 @@ def test_both_shared_their_oracles(audited: dict[str, tuple[Path, dict[str, Any]
     assert len(folders) == 2 and {name[-6:] for name in folders} == {"-s0-o0", "-s0-o1"}
 
 
+@pytest.mark.slow
 def test_an_audit_is_sealed(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     path, result = audited["rewind"]
     assert json.loads((path / "audit" / "standard.json").read_text()) == json.loads(json.dumps(result))
     assert main(["verify", str(path)]) == 0
-    file = path / "audit" / "standard.json"
-    kept = file.read_text()
-    file.write_text(kept.replace('"PASS"', '"FAIL"', 1))
-    findings = [finding for finding in verify(path) if finding.verdict == "FAIL"]
-    file.write_text(kept)
-    assert [finding.why for finding in findings] == [f"{file} was changed or removed after it was written."]
+    for file, edit in (("standard.json", ('"PASS"', '"FAIL"')), ("splits.json", ("0", "1"))):
+        edited = path / "audit" / file
+        kept = edited.read_text()
+        edited.write_text(kept.replace(*edit, 1))
+        findings = [finding for finding in verify(path) if finding.verdict == "FAIL"]
+        edited.write_text(kept)
+        assert [finding.why for finding in findings] == [f"{edited} was changed or removed after it was written."]
 
 
+@pytest.mark.slow
 def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(path) for path, _ in audited.values()]
     out, plot, page = tmp_path / "a.csv", tmp_path / "t.png", tmp_path / "page.md"
@@ -212,6 +218,7 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table
 
 
+@pytest.mark.slow
 def test_a_key_that_was_thrown_away_unlearns_nothing(tmp_path: Path) -> None:
     """UnCLe with the published rate hides a task behind its new embedding; with the defaults the old one, put back, brings nothing back."""
     found = {}
@@ -225,6 +232,7 @@ def test_a_key_that_was_thrown_away_unlearns_nothing(tmp_path: Path) -> None:
     assert found["strong"]["details"]["old_embedding_put_back"] < 75
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_was_audited(audited: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = audited["rewind"]
     (path / "plots" / "relearning.png").unlink(missing_ok=True)
@@ -235,6 +243,7 @@ def test_a_report_shows_what_was_audited(audited: dict[str, tuple[Path, dict[str
     assert "audited beside oracles:" in (table := capsys.readouterr().out) and "M11" in table
 
 
+@pytest.mark.slow
 def test_the_fast_tier_trains_nothing(audited: dict[str, tuple[Path, dict[str, Any]]], capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = audited["do_nothing"]
     assert main(["audit", str(path), "--tier", "fast"]) == 0

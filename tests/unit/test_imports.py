@@ -166,12 +166,14 @@ print(" ".join(name for name in sys.argv[2:] if name in sys.modules))
         ("strategies", HEAVY),
     ],
 )
+@pytest.mark.slow
 def test_a_fresh_import_loads_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
     result = python(LOADED, module, *heavy)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_a_heavy_import_would_be_seen() -> None:
     assert python(LOADED, "torch", "torch", "wandb").stdout.split() == ["torch"]
 

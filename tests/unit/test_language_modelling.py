@@ -301,6 +301,7 @@ def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
     assert result.summary is not None and [entry["event"] for entry in result.summary["unlearning"]] == ["U0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rewind", "do_nothing"])
 def test_a_language_that_was_unlearned_is_audited(name: str, tmp_path: Path) -> None:
     model = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}

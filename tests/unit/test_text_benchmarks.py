@@ -126,6 +126,7 @@ def test_other_formats(tmp_path: Path) -> None:
     assert len(found.train) == 8 and len(found.test) == 2 and found.train[0] == ("body 1", "sci.space")  # no header names the group
 
 
+@pytest.mark.slow
 def test_the_embedded_corpus() -> None:
     corpus = docstrings()
     assert corpus.labels == MODULES and len(corpus.groups) == 5

@@ -115,6 +115,7 @@ def test_a_hypernetwork_writes_an_encoder_or_its_head_and_unlearns(writes: str, 
     assert result.summary is not None and result.summary["average_accuracy"] > 60  # of two classes a task
 
 
+@pytest.mark.slow
 def test_a_stream_of_texts_is_audited_as_any_other(tmp_path: Path) -> None:
     result = audit(run(experiment(tmp_path, {"er": {"capacity": 8}, "rewind": {}}, stream="L0 L1 U0 L2", epochs=6)).path, seeds=1)
     figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}

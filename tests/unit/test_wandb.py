@@ -222,6 +222,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return result
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_under_the_same_id(interrupted: RunResult) -> None:
     kept = json.loads((interrupted.path / "wandb.json").read_text())["id"]
     sessions = sessions_of(interrupted)
