@@ -42,6 +42,7 @@ def test_a_resume_needs_the_same_data(tmp_path: Path) -> None:
     assert (done.path / "records.jsonl").read_bytes() == (whole.path / "records.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_does_not_fit_gives_the_same_figures(tmp_path: Path, workers: int) -> None:
     def weights(how: str, seed: int = 0) -> dict[str, torch.Tensor]:

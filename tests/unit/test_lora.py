@@ -300,6 +300,7 @@ def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
         assemble(experiment_of({"lora": {}}, tmp_path))
 
 
+@pytest.mark.slow
 def test_peft_is_loaded_only_when_adapters_are_made() -> None:
     result = python(LOADED, "strategies.lora", "peft", "transformers", "accelerate", "torch")
     assert result.stdout.split() == ["torch"], result.stderr

@@ -94,6 +94,7 @@ def test_every_visit_is_in_a_reservoir_with_equal_probability() -> None:
     assert chi_square(inclusion(20, range(60), lambda desk: fill(desk, "ring")), 20) > 98.3
 
 
+@pytest.mark.slow
 def test_after_a_forget_old_and_new_visits_stay_equally_probable() -> None:
     def fill(desk: Desk, *, counter: bool) -> Memory:
         memory = Memory(12)
@@ -166,6 +167,7 @@ def test_a_ring_follows_its_definition_through_new_classes_and_forgets(seed: int
         assert sorted(ring.ids.tolist()) == definition.ids, f"step {step}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_class", [False, True])
 def test_a_balanced_memory_is_uniform_within_a_class(new_class: bool) -> None:
     def fill(desk: Desk) -> Memory:

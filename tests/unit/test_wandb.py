@@ -231,6 +231,7 @@ def test_a_resumed_run_goes_on_under_the_same_id(interrupted: RunResult) -> None
     assert [session.summary["status"] for session in sessions] == ["stopped", "done"]
 
 
+@pytest.mark.slow
 def test_every_record_is_in_the_history(interrupted: RunResult) -> None:
     logged = {
         (int(row["event"]), key, row["stream_step"], value)
@@ -248,6 +249,7 @@ def test_every_record_is_in_the_history(interrupted: RunResult) -> None:
     assert {index for index, *_ in logged} == {-1, 0, 1, 2}
 
 
+@pytest.mark.slow
 def test_figures_of_each_event_and_of_the_run(interrupted: RunResult) -> None:
     assert interrupted.summary is not None
     matrix = interrupted.summary["accuracy_matrix"]
@@ -258,6 +260,7 @@ def test_figures_of_each_event_and_of_the_run(interrupted: RunResult) -> None:
     assert last.summary["forgetting"] == interrupted.summary["forgetting"] == pytest.approx(rows[-1]["forgetting"])
 
 
+@pytest.mark.slow
 def test_training_is_read_at_the_throttle_and_at_the_head_of_each_event(interrupted: RunResult) -> None:
     events = RunDirectory(interrupted.path).events()
     rows = [row for session in sessions_of(interrupted) for row in session.history if "train/loss" in row]
@@ -271,6 +274,7 @@ def test_training_is_read_at_the_throttle_and_at_the_head_of_each_event(interrup
         first = event["stream_step"]
 
 
+@pytest.mark.slow
 def test_the_history_has_its_own_step_axis_and_grows(interrupted: RunResult) -> None:
     steps = [row["_step"] for session in sessions_of(interrupted) for row in session.history]
     assert steps == sorted(set(steps))
@@ -279,6 +283,7 @@ def test_the_history_has_its_own_step_axis_and_grows(interrupted: RunResult) -> 
         assert metrics["*"].step_metric == "stream_step"
 
 
+@pytest.mark.slow
 def test_the_matrix_is_a_table_and_a_heat_map(interrupted: RunResult) -> None:
     assert interrupted.summary is not None
     last = sessions_of(interrupted)[-1]
@@ -293,6 +298,7 @@ def test_the_matrix_is_a_table_and_a_heat_map(interrupted: RunResult) -> None:
     assert picture == (interrupted.path / "plots" / "accuracy_matrix.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_resolved_configuration_is_sent(interrupted: RunResult) -> None:
     config = sessions_of(interrupted)[-1].config
     assert config["stream"] == STREAM
@@ -300,6 +306,7 @@ def test_the_resolved_configuration_is_sent(interrupted: RunResult) -> None:
     assert config["benchmark"]["name"] == "synthetic"
 
 
+@pytest.mark.slow
 def test_another_seed_has_another_id_and_another_history(interrupted: RunResult, tmp_path: Path) -> None:
     experiment = experiment_in(tmp_path, "seed=1")
     other = run(experiment, listeners=[WandbListener(experiment.run.wandb)])
@@ -310,6 +317,7 @@ def test_another_seed_has_another_id_and_another_history(interrupted: RunResult,
     assert (other.path / "records.jsonl").read_bytes() != (interrupted.path / "records.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_listening_changes_no_record_and_says_nothing(interrupted: RunResult, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     silent = run(experiment_in(tmp_path / "silent", "logger=none"))
     assert (silent.path / "records.jsonl").read_bytes() == (interrupted.path / "records.jsonl").read_bytes()
