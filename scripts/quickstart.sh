@@ -9,12 +9,8 @@ if [ "${1:-}" = text ]; then
   shift
   prepare_environment "[text]"
   for text in docstrings topics; do
-    for method in finetune er; do
-      clu run "experiments/${text}_$method.yaml" "$@"
-    done
+    clu sweep "experiments/${text}_finetune.yaml" "experiments/${text}_er.yaml" "$@" --jobs 2
   done
-  clu report runs/docstrings_finetune runs/docstrings_er
-  clu report runs/topics_finetune runs/topics_er
   exit
 fi
 prepare_environment ""
