@@ -43,19 +43,6 @@ def is_weight(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim >= 2
 
 
-def code_flip_rate(before: Mapping[str, Tensor], after: Mapping[str, Tensor], bits: int, group: int | None = None) -> float:
-    """Share of weights whose rounded code differs between two models, in [0, 1]; each on its own grid."""
-    flipped, count = 0, 0
-    for name, value in before.items():
-        if is_weight(value):
-            one, other = (_codes(weights[name], bits, group)[0] for weights in (before, after))
-            flipped += int((one != other).sum())
-            count += value.numel()
-    if not count:
-        raise ValueError("the models have no weights with two dimensions")
-    return flipped / count
-
-
 def _codes(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
     """Codes (R, G) and scales (R, 1) of all channels or groups."""
     if not 2 <= bits <= 16:
