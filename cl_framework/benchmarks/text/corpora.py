@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cl_framework.errors import ConfigurationError
@@ -179,3 +179,29 @@ def _messages(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.glob("*/*")):
         if path.is_file():
             yield path.parent.name, path.read_text(encoding="latin-1")
+
+
+def json_members(folder: Path, pattern: str, archive: str, data_set: str) -> Iterator[tuple[str, bytes]]:
+    """Path and content of each JSON file that lies in `folder` under `pattern`; where there is none, of those in its `archive`.
+
+    Raises ConfigurationError, saying where `data_set` is looked for, if there is no archive either.
+    """
+    unpacked = sorted(folder.glob(pattern))
+    for path in unpacked:
+        yield str(path.relative_to(folder)), path.read_bytes()
+    if unpacked:
+        return
+    packed = folder / archive
+    if not packed.is_file():
+        raise ConfigurationError(
+            f"{packed} does not exist. Set data.root (or CL_DATA) to the folder that holds {data_set}, or benchmark.folder."
+        )
+    try:
+        with tarfile.open(packed) as file:
+            for member in file:
+                if member.isfile() and PurePosixPath(member.name).match(pattern):
+                    extracted = file.extractfile(member)
+                    assert extracted is not None
+                    yield member.name, extracted.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ConfigurationError(f"{packed} cannot be read: {error}.") from error

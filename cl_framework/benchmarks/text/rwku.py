@@ -8,13 +8,12 @@ questions), and is asked all three levels (the third attacks: prefixes, affirmat
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
+from cl_framework.benchmarks.text.corpora import json_members
 from cl_framework.benchmarks.text.questions import question_benchmark
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
@@ -82,7 +81,7 @@ def _column(files: Files, name: str, column: str, folder: Path, person: str) -> 
 def _people(folder: Path) -> dict[str, Files]:
     """By person, in the order of the numbers before their names: the lists in their JSON files by file name."""
     found: dict[str, Files] = {}
-    for path, raw in _members(folder):
+    for path, raw in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
         person, file = path.split("/")[-2:]
         try:
             rows = json.loads(raw.decode())
@@ -98,25 +97,3 @@ def _people(folder: Path) -> dict[str, Files]:
 def _number(person: str) -> tuple[int, str]:
     head = person.partition("_")[0]
     return (int(head) if head.isdecimal() else 0), person
-
-
-def _members(folder: Path) -> Iterator[tuple[str, bytes]]:
-    unpacked: Sequence[Path] = sorted(folder.glob("*/*.json"))
-    if unpacked:
-        for path in unpacked:
-            yield str(path.relative_to(folder)), path.read_bytes()
-        return
-    archive = folder / ARCHIVE
-    if not archive.is_file():
-        raise ConfigurationError(
-            f"{archive} does not exist. Set data.root (or CL_DATA) to the folder that holds rwku_sample, or benchmark.folder."
-        )
-    try:
-        with tarfile.open(archive) as file:
-            for member in file:
-                if member.isfile() and member.name.endswith(".json"):
-                    extracted = file.extractfile(member)
-                    assert extracted is not None
-                    yield member.name, extracted.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ConfigurationError(f"{archive} cannot be read: {error}.") from error

@@ -7,15 +7,14 @@ ten of GLUE, SuperGLUE and IMDB), in the files of the O-LoRA repository (Wang et
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.classification import CorpusOptions, classification
-from cl_framework.benchmarks.text.corpora import Corpus
+from cl_framework.benchmarks.text.corpora import Corpus, json_members
 from cl_framework.checks import check_choice
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -107,7 +106,7 @@ def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """What the JSON files hold, by set and by name: train, test, labels."""
     found: dict[str, dict[str, Any]] = {}
-    for path, raw in _members(folder):
+    for path, raw in json_members(folder, "CL_Benchmark/*/*/*.json", ARCHIVE, "cl_benchmark"):
         name, file = path.split("/")[-2:]
         try:
             found.setdefault(name, {})[file.removesuffix(".json")] = json.loads(raw.decode())
@@ -116,26 +115,3 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}).") from error
     return found
-
-
-def _members(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each JSON file of a set: in the unpacked folder, else in the archive."""
-    unpacked = folder / "CL_Benchmark"
-    if unpacked.is_dir():
-        for path in sorted(unpacked.glob("*/*/*.json")):
-            yield str(path.relative_to(folder)), path.read_bytes()
-        return
-    archive = folder / ARCHIVE
-    if not archive.is_file():
-        raise ConfigurationError(
-            f"{archive} does not exist. Set data.root (or CL_DATA) to the folder that holds cl_benchmark, or benchmark.folder."
-        )
-    try:
-        with tarfile.open(archive) as file:
-            for member in file:
-                if member.isfile() and member.name.endswith(".json") and member.name.count("/") >= 3:
-                    extracted = file.extractfile(member)
-                    assert extracted is not None
-                    yield member.name, extracted.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ConfigurationError(f"{archive} cannot be read: {error}.") from error
