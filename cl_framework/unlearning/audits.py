@@ -9,13 +9,12 @@ from typing import Any
 
 from cl_framework.errors import ConfigurationError
 from cl_framework.plots import png
-from cl_framework.records import Row, RunDirectory, atomic_write
+from cl_framework.records import Row, RunDirectory, atomic_write, read_json
 from cl_framework.report import rebuild_summary, runs_in
 from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import audit, finished
 from cl_framework.unlearning.audit_report import (
     NAMES,
-    audits_in,
     comparison,
     read_csv,
     relearning_picture,
@@ -94,11 +93,13 @@ def places(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _standing(path: Path, tier: str, again: bool) -> Mapping[str, Any] | None:
-    """The audit of this tier that a run has already."""
-    sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
+    """The audit of this tier that a run has already, as its deletion record has sealed it."""
     file = path / "audit" / f"{tier}.json"
-    whole = file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == sealed.get(f"audit/{file.name}")
-    return next((one for one in audits_in(path) if one["tier"] == tier), None) if whole and not again else None
+    if again or not file.exists():
+        return None
+    sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
+    whole = sealed.get(f"audit/{file.name}") == hashlib.sha256(file.read_bytes()).hexdigest()
+    return read_json(file) if whole else None
 
 
 def fast_result(path: Path) -> dict[str, Any]:

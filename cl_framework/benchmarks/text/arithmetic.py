@@ -80,8 +80,8 @@ def number_pairs(operation: str, full: bool, options: ArithmeticOptions, seed: i
     if numbers**2 <= max(200_000, 4 * wanted):
         codes = torch.randperm(numbers**2, generator=generator)
     else:
-        drawn = torch.randint(numbers**2, (64 * wanted,), generator=generator)
-        codes = drawn.unique()[torch.randperm(len(drawn.unique()), generator=generator)]
+        drawn = torch.randint(numbers**2, (64 * wanted,), generator=generator).unique()
+        codes = drawn[torch.randperm(len(drawn), generator=generator)]
     pairs = torch.stack([codes // numbers, codes % numbers], 1) + first
     kinds = carries(pairs) if operation == "add" else torch.zeros(len(pairs), dtype=torch.int64)
     return pairs[rank_within(kinds).argsort(stable=True)[:wanted]]

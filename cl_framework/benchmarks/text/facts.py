@@ -61,8 +61,8 @@ def facts(options: FactsOptions, context: BenchmarkContext) -> Benchmark:
     before, after = chapters["statements"], chapters["objects"]
     sentences = [sentence for _, sentence in taught]
     texts = [Text("statements", *before), Text("facts", sentences, sentences), Text("objects", *after)]
-    made = language_modelling("facts", texts, options, "pydoc_data.topics")
     tokens = make_tokens(options.tokenizer, options.vocabulary, before[0])
+    made = language_modelling("facts", texts, options, "pydoc_data.topics", tokens)
     train = [made.train[0], TensorSource(*_rows(tokens, taught, options.length)), made.train[2]]
     items, targets = _rows(tokens, asked, options.length)
     for row, beginning in zip(targets, tokens.ids([beginning for beginning, _ in asked]), strict=True):

@@ -85,9 +85,9 @@ def corpus(options: CorpusOptions, context: BenchmarkContext) -> Benchmark:
     return language_modelling(options.corpus, texts, options, str(folder))
 
 
-def language_modelling(name: str, texts: Sequence[Text], options: LanguageOptions, where: str) -> Benchmark:
-    """A benchmark of texts; `where` they lie, for what is wrong in them."""
-    tokens = make_tokens(options.tokenizer, options.vocabulary, texts[0].train)
+def language_modelling(name: str, texts: Sequence[Text], options: LanguageOptions, where: str, tokens: Tokens | None = None) -> Benchmark:
+    """A benchmark of texts; `where` they lie, for what is wrong in them; `tokens` if the options' are made already."""
+    tokens = tokens or make_tokens(options.tokenizer, options.vocabulary, texts[0].train)
     train, test, counts = [], [], []
     for text in texts:
         ids = stream_of(tokens, text.train)[: options.train_limit]

@@ -59,7 +59,10 @@ def question_benchmark(
     cut: bool = False,
 ) -> Benchmark:
     """A benchmark of tasks (name, training pairs, test pairs); rows are as long as the longest if no length is given."""
-    parts = [question_rows(tokens, pairs, length, f"{where}, {task}", cut) for task, *both in tasks for pairs in both]
+    parts = []
+    for task, train, test in tasks:
+        taught = question_rows(tokens, train, length, f"{where}, {task}", cut)
+        parts += [taught, taught if test is train else question_rows(tokens, test, length, f"{where}, {task}", cut)]
     longest = max(items.shape[1] for items, _ in parts)
     sources = [TensorSource(_widened(items, longest, PAD), _widened(targets, longest, IGNORED)) for items, targets in parts]
     counts = ", ".join(f"{task} {len(train):,} (test {len(test):,})" for task, train, test in tasks)
