@@ -10,6 +10,7 @@ import json
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,7 @@ def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
     _refuse_unknown(schema, given, path)
     _refuse_lists_of_options(schema, given, path)
     try:
-        config = OmegaConf.structured(schema)
-        OmegaConf.set_readonly(config, False)
-        merged = OmegaConf.merge(config, given)
-        values = OmegaConf.to_object(merged)
+        values = OmegaConf.to_object(OmegaConf.merge(_defaults(schema), given))
         if isinstance(values, schema):
             values = {option.name: getattr(values, option.name) for option in fields(schema)}
         return schema(**_tuples(schema, values))
@@ -217,6 +215,14 @@ def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
         raise ConfigurationError(f"{path}{'.' if path else ''}{error}.") from error
     except OmegaConfBaseException as error:
         raise ConfigurationError(_explain(error, schema, path, given)) from error
+
+
+@cache
+def _defaults(schema: type) -> DictConfig:
+    """The dataclass `schema` for OmegaConf, which takes longer over it than over merging a copy with what is given."""
+    config = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(config, False)
+    return config
 
 
 def _tuples(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +255,7 @@ def _unfit(schema: type, given: Mapping[Any, Any]) -> str:
     """The option whose value does not fit, where OmegaConf does not say which one (it does not for what is in a list)."""
     for option, value in given.items():
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), {option: value})
+            OmegaConf.merge(_defaults(schema), {option: value})
         except OmegaConfBaseException:
             return str(option)
     return ""

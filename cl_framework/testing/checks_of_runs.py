@@ -24,7 +24,7 @@ from cl_framework.testing.laboratory import (
 )
 from cl_framework.testing.neighbours import Quiet, Thrice, slot
 
-FLOORS = {"class_il": 25.0, "task_il": 60.0, "domain_il": 60.0}  # percent; chance is 16.7, 50 and 50 on three tasks of two classes
+FLOOR = 75.0  # percent, the best accuracy of each task over the events, on average: chance is 50 on tasks of two classes
 _MOST_STOPS = 40  # at every step up to so many steps; a longer run is stopped at as many places
 _MANY = 2500  # samples a class: more than a default memory holds
 
@@ -147,8 +147,9 @@ def size_of(state: Any) -> int:
 
 @check()
 def learns_above_a_floor(subject: Subject, folder: Path) -> None:
-    """Three synthetic tasks end well above chance."""
+    """Each of three synthetic tasks is known at some event, well above chance; whether it is kept is the method's own matter."""
     experiment = subject.experiment(folder, stream="L0-2", epochs=5)
-    accuracy = finish(experiment).summary["average_accuracy"]
-    floor = FLOORS[subject.traits.scenarios[0]]
-    assert accuracy >= floor, f"average accuracy {accuracy:.1f} % is below the floor of {floor:g} %"
+    matrix = finish(experiment).summary["accuracy_matrix"]
+    best = [max(row[task] for row in matrix) for task in range(3)]
+    accuracy = sum(best) / 3
+    assert accuracy >= FLOOR, f"the best accuracies of three tasks, {accuracy:.1f} % on average, are below the floor of {FLOOR:g} %"

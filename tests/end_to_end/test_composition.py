@@ -32,7 +32,7 @@ HOSTS: dict[str, dict[str, Any]] = {
     "hypernetwork": {},
 }
 PAIRS = [(outer, host) for outer in OUTER for host in HOSTS]
-FLOOR = 60.0  # task-incremental accuracy, percent; chance is 50 on tasks of two classes
+FLOOR = 75.0  # task-incremental accuracy, percent, of three tasks of two classes: chance is 50, one task learned of three 66.7
 EPOCHS = 10
 
 
@@ -42,7 +42,7 @@ def stack(*names: str) -> dict[str, dict[str, Any]]:
 
 def experiment(folder: Path, *names: str, **settings: Any) -> Experiment:
     scenario = "task_il" if "hypernetwork" in names else "class_il"
-    optimizer = {"name": "adam", "lr": 0.01} if "hypernetwork" in names else {"name": "sgd", "lr": 0.1}
+    optimizer = {"name": "adam", "lr": 0.003} if "hypernetwork" in names else {"name": "sgd", "lr": 0.1}
     model = {"name": "mlp", "hidden": [16, 16]}
     chosen = {"scenario": scenario, "epochs": EPOCHS, "optimizer": optimizer, "model": model, **settings}
     return experiment_of(stack(*names), folder, **chosen)

@@ -174,6 +174,7 @@ def test_every_pass_shows_each_stored_sample_once_at_the_rate_of_its_epoch(tmp_p
         assert len(orders) == 7, "another order each time"
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_order_of_tasks_that_filled_the_memory(tmp_path: Path) -> None:
     one, other = (outcome(tmp_path / stream.replace(" ", ""), stream) for stream in ("L0 L1 L2", "L1 L0 L2"))
     assert sorted(memory_of(one)["ids"].tolist()) == sorted(memory_of(other)["ids"].tolist())
@@ -182,6 +183,7 @@ def test_the_result_does_not_depend_on_the_order_of_tasks_that_filled_the_memory
     assert_different_weights(one, outcome(tmp_path / "less", "L1 L0 L2", {"capacity": 100}), "another memory")
 
 
+@pytest.mark.slow
 def test_nothing_but_the_memory_counts(tmp_path: Path) -> None:
     """What the model was before, the run's optimizer and what others add to the objective: none has an effect."""
     alone = outcome(tmp_path / "alone", "L0 L1")

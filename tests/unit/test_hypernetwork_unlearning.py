@@ -45,7 +45,7 @@ def accuracy_with(found: Outcome, folder: Path, task: int, embedding: Tensor) ->
     return accuracy.percent
 
 
-@pytest.mark.parametrize("noise", ["fresh", "fixed"])
+@pytest.mark.parametrize("noise", ["fresh", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_a_task_is_at_chance_and_the_others_stay(noise: str, tmp_path: Path) -> None:
     learned, unlearned = outcome(tmp_path / "learned", "L0 L1"), outcome(tmp_path / "unlearned", "L0 L1 U0", noise=noise)
     before, after = accuracies(learned), accuracies(unlearned)
@@ -66,6 +66,7 @@ def test_the_old_embedding_put_back_brings_nothing_back_even_after_further_learn
     assert abs(accuracy_with(outcome(tmp_path / "later", "L0 L1 U0 L2"), tmp_path, 0, old) - 50) <= 15
 
 
+@pytest.mark.slow
 def test_the_published_rate_and_weight_hide_a_task_behind_its_new_embedding(tmp_path: Path) -> None:
     learned = outcome(tmp_path / "learned", "L0 L1")
     hidden = outcome(tmp_path / "hidden", "L0 L1 U0", unlearning_lr=0.001, gamma=0.01)
@@ -147,7 +148,7 @@ def test_an_unlearned_task_stays_at_its_noise_while_others_are_learned(tmp_path:
         assert state["unlearned"] == held and state["embedding"] is None and not state["before"]
 
 
-@pytest.mark.parametrize("variant", ["sound", "released"])
+@pytest.mark.parametrize("variant", ["sound", pytest.param("released", marks=pytest.mark.slow)])
 def test_the_last_live_task_can_be_unlearned_and_a_task_learned_again(variant: str, tmp_path: Path) -> None:
     alone = outcome(tmp_path / "alone", "L0 U0", variant=variant)
     assert all(bool(value.isfinite().all()) for value in weights(alone).values())
@@ -157,6 +158,7 @@ def test_the_last_live_task_can_be_unlearned_and_a_task_learned_again(variant: s
     assert again.learner["strategies"]["hypernetwork"]["unlearned"] == []
 
 
+@pytest.mark.slow
 def test_the_released_form_keeps_the_embedding_and_takes_fewer_steps_each_time(tmp_path: Path) -> None:
     learned = outcome(tmp_path / "learned", "L0 L1", epochs=1)
     released = outcome(tmp_path / "released", "L0 L1 U0", epochs=1, variant="released")

@@ -289,12 +289,14 @@ STACKS: dict[str, dict[str, Any]] = {
 UNLEARNERS = ("rewind", "rmu", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "noise", "do_nothing", "finetune_retain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
     result = run(experiment(tmp_path, STACKS[name], epochs=2))
     assert result.summary is not None and result.summary["average_loss"] < math.log(258)  # better than all tokens alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNLEARNERS)
 def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
     result = run(experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, stream="L0 L1 U0 L2"))

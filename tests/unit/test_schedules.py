@@ -107,6 +107,7 @@ def test_the_plateau_lasts_over_tasks_and_the_last_one_is_annealed(tmp_path: Pat
     assert alone[: steps // 2] == found[: steps // 2] and alone[-1] < found[steps - 1]  # its only task is the last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategies", [{"rewarm": {"start": "current", "warmup": 0.3}}, {"infinite_rate": {"anneal": 0.3}}])
 def test_a_resumed_run_goes_through_the_same_rates(strategies: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rates(monkeypatch, experiment(tmp_path / "whole", strategies))
