@@ -196,6 +196,7 @@ class Runner:
                 self.directory.mark_failed(f"{type(error).__name__}: {error}")
             raise
         summary = rebuild_summary(self.directory.path)
+        self.certifier.finished()
         self.directory.mark_done()
         self._tell("on_finish", summary)
         return RunResult(self.directory.path, "done", summary)

@@ -10,8 +10,8 @@ from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.deletion import ABORTED, DONE, REQUESTED, DeletionLog, digest_of_rows
-from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk
+from cl_framework.unlearning.deletion import ABORTED, DONE, FINISHED, REQUESTED, DeletionLog, digest_of_rows
+from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 OUT_OF_REACH = (
     "the data set itself and decoded copies of it in caches",
@@ -62,7 +62,8 @@ class Certifier:
         assert standing is not None and standing["event_index"] == index
         canaries = self._canaries(event)
         state = self.learner.state_dict()
-        found = [*artefacts_in_memory(state, canaries), *artefacts_on_disk(self.directory.path, canaries)]
+        named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
+        found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
         exact = self.learner.stack.is_exact(event)
         untouched = digest_of(self.learner.model.state_dict()) == standing.get("weights_before")
         if untouched and not exact:
@@ -81,13 +82,20 @@ class Certifier:
                 "canaries": {"searched": canaries.searched, "of": canaries.of},
                 "contains": found,
                 "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
-                "records": digest_of_rows(self.directory.path / RECORDS),
-                "events": digest_of_rows(self.directory.path / EVENTS),
+                **self._rows(),
                 "ancestry": self._ancestry(exact, found),
                 "finished_on_resume": on_resume,
                 "check": f"clu verify {self.directory.path}",
             },
         )
+
+    def finished(self) -> None:
+        """At the end of a run in which something was unlearned: seal its rows and its state."""
+        if self.log.entries():
+            self.log.append(
+                FINISHED,
+                {"event_index": -1, "event": "end", "state_after": digest_of(self.learner.state_dict()), **self._rows()},
+            )
 
     def finish_open(self, before: int, purged: Sequence[str]) -> None:
         """After a resume: close a request whose event was done, its state safe, when the process died; `purged` are files dropped since."""
@@ -103,6 +111,9 @@ class Certifier:
     def _canaries(self, event: Unlearn) -> Canaries:
         items, _, _ = self.learner.benchmark.read(self.learner.forgotten(event).ids)
         return Canaries.of_items(items, self.learner.benchmark.transform(items, None))
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {"records": digest_of_rows(self.directory.path / RECORDS), "events": digest_of_rows(self.directory.path / EVENTS)}
 
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []

@@ -1,9 +1,9 @@
 """The deletion record of a run: `deletion/log.jsonl`, append-only, each line with the hash of the one before.
 
 Every Unlearn writes two lines. `requested` comes before anything is done; `done` when all that was to go is gone and the new state is
-safely on disk. `audited` holds the digest of an audit's result. A request that is still open when a run goes on tells of a crash in
-between: the rest is done then. Lines hold what was asked, by whom it was answered, with which guarantee, digests of the state before
-and after and of the rows of records and events up to there, what was purged, and what lies out of reach.
+safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
+asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
+there, what was purged, and what lies out of reach. `finished` seals what the run wrote up to its end, `audited` the result of an audit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from cl_framework.errors import FrameworkError
 from cl_framework.records import Row, append_rows, read_rows
 
 LOG = "log.jsonl"
-REQUESTED, DONE, AUDITED, ABORTED = "requested", "done", "audited", "aborted"
+REQUESTED, DONE, ABORTED = "requested", "done", "aborted"
+FINISHED, AUDITED = "finished", "audited"  # of the run, not of a request
 FIRST = "0" * 64  # what stands for the hash before the first line
 
 
@@ -53,7 +54,7 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             if open_request is not None:
                 raise BrokenChain(f"{path}: line {number} requests {entry['event']} while the request for {open_request['event']} is open.")
             open_request = entry
-        elif entry["kind"] == AUDITED:
+        elif entry["kind"] == AUDITED or (entry["kind"] == FINISHED and open_request is None):
             continue
         elif entry["kind"] == ABORTED and open_request is not None:
             open_request = None
@@ -61,6 +62,11 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
         else:
             open_request = None
+
+
+def of_requests(entries: Sequence[Row]) -> list[Row]:
+    """The entries that tell of a request, without those of the whole run."""
+    return [entry for entry in entries if entry["kind"] not in (FINISHED, AUDITED)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class DeletionLog:
 
     def open_request(self) -> Row | None:
         """The request that was not reported as done yet."""
-        last = next((entry for entry in reversed(self.entries()) if entry["kind"] != AUDITED), None)
+        last = next(iter(reversed(of_requests(self.entries()))), None)
         return last if last is not None and last["kind"] == REQUESTED else None
 
     def done(self) -> dict[int, Row]:

@@ -1,11 +1,13 @@
-"""The shadow-state audit: what in memory or on disk still holds samples that were unlearned.
+"""The shadow-state audit: what in memory or on disk still holds samples that were unlearned, or names them.
 
 Samples serve as their own canaries: the bytes of one image, as stored or as the model reads it, are found nowhere by chance. Samples
-whose bytes are too few or too even to be unmistakable are not searched for, and their number is told.
+whose bytes are too few or too even to be unmistakable are not searched for, and their number is told. What a memory keeps beside its
+samples, or in place of them, are their ids: these are compared one and all.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from cl_framework.digests import bytes_of
 from cl_framework.inputs import Inputs
 
 MOST = 64  # samples searched for: evenly chosen, since a search reads every file for each of them
+_OF_IDS = re.compile(r"\.(ids|exemplars)\b")  # what columns and tables of sample ids are called
 DISTINCT = 12  # different bytes that a canary has at least
 
 
@@ -55,6 +58,12 @@ class Canaries:
 def artefacts_in_memory(state: Mapping[str, Any], canaries: Canaries, where: str = "memory") -> list[str]:
     """The places in a nested state that hold a canary."""
     return [place for place, tensor in _tensors(state, where) if canaries.found_in(bytes_of(tensor))]
+
+
+def places_that_name(ids: Tensor, state: Mapping[str, Any], where: str) -> list[str]:
+    """The places in a nested state where sample ids are kept, by their names, and one of `ids` (N,) is among them."""
+    kept = [(place, tensor) for place, tensor in _tensors(state, where) if _OF_IDS.search(place) and not tensor.is_floating_point()]
+    return [f"{place} (ids)" for place, tensor in kept if bool(torch.isin(tensor.cpu(), ids).any())]
 
 
 def artefacts_on_disk(folder: Path, canaries: Canaries) -> list[str]:

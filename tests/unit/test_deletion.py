@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import Batch, Context, Done, Output, Strategy, Traits, Unlearn, register, resume, run
+from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, resume, run
 from cl_framework.assembly import assemble
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.cli import main
@@ -26,6 +26,35 @@ from cl_framework.walk import Walk
 
 STREAM = "L0 L1 U0 L2 U1:class=3"
 IMAGES = {"name": "split_digits"}  # of the synthetic samples some have too few bytes to be canaries
+
+
+@register("fake_lister")
+class Lister(Strategy):
+    """Keeps the ids of what it saw, in place of the samples, and forgets them only if it is told to."""
+
+    Config = NoOptions
+    traits = Traits(unlearns=frozenset({"task"}), no_neutral="made up")
+    forgets = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.ids = torch.empty(0, dtype=torch.int64)
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        self.ids = torch.cat([self.ids, batch.ids])
+
+    def unlearn(self, event: Unlearn, context: Context) -> Done:
+        return Done()
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        if self.forgets:
+            self.ids = self.ids[~torch.isin(self.ids, forgotten.ids)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"table": {"ids": self.ids}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ids = state["table"]["ids"]
 
 
 @register("fake_hoarder")
@@ -67,6 +96,10 @@ def copy_of(path: Path, folder: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(path, folder / path.name))
+
+
+def done_in(path: Path) -> list[dict[str, Any]]:
+    return [entry for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == "done"]
 
 
 def failures(path: Path) -> dict[str, str]:
@@ -126,7 +159,8 @@ def test_a_line_half_written_is_no_entry_and_is_written_again(tmp_path: Path) ->
 def test_a_run_records_each_request_and_what_was_done(rewound: Path) -> None:
     entries = DeletionLog(rewound / "deletion").entries()
     assert [(entry["kind"], entry["event"]) for entry in entries] == [
-        (kind, event) for event in ("U0", "U1:class=3") for kind in ("requested", "done")
+        *((kind, event) for event in ("U0", "U1:class=3") for kind in ("requested", "done")),
+        ("finished", "end"),
     ]
     request, done = entries[0], entries[1]
     assert (request["strategy"], request["guarantee_declared"], request["reads"]) == ("rewind", "exact", ["past"])
@@ -144,29 +178,55 @@ def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
 
 def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     findings = verify(rewound)
-    assert len(findings) == 9 and {finding.verdict for finding in findings[:-1]} == {PASS}
+    assert len(findings) == 10 and {finding.verdict for finding in findings[:-1]} == {PASS}
     assert findings[-1].verdict == NOT_RUN and f"`clu audit {rewound}` makes one" in findings[-1].why
     assert main(["verify", str(rewound)]) == 0
     assert "every Unlearn is recorded" in capsys.readouterr().out
 
 
-def test_a_state_that_moved_on_is_not_checked_and_said_so(tmp_path: Path) -> None:
-    verdicts = {finding.claim: finding.verdict for finding in verify(finished(tmp_path, stream="L0 U0 L1"))}
-    assert verdicts.pop("the state is the one recorded") == verdicts.pop("audits are as they were written") == NOT_RUN
-    assert set(verdicts.values()) == {PASS}
+def test_a_state_that_moved_on_is_checked_when_the_run_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Certifier, "finished", crash)
+        with pytest.raises(KeyboardInterrupt):
+            finished(tmp_path, stream="L0 U0 L1")
+    (path,) = (tmp_path / "contract").iterdir()
+    claim = "the state is the one recorded"
+    found = {finding.claim: finding for finding in verify(path)}
+    assert found[claim].verdict == NOT_RUN and "L1 came after U0 and moved the state on" in found[claim].why
+    resume(path)
+    found = {finding.claim: finding for finding in verify(path)}
+    assert found[claim].verdict == PASS
+    assert {finding.verdict for claim, finding in found.items() if claim != "audits are as they were written"} == {PASS}
+    edited_rows("records.jsonl", '"event": "L1"', '"event": "L2"')(path)
+    assert "changed in what came before the end of the run" in failures(path)["records and events are as they were"]
 
 
-def edited_rows(name: str) -> Callable[[Path], None]:
+def edited_rows(name: str, what: str = '"event": "L0"', into: str = '"event": "L1"') -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         file = path / name
-        file.write_text(file.read_text().replace('"event": "L0"', '"event": "L1"', 1))
+        text = file.read_text()
+        assert what in text
+        file.write_text(into.join(text.rsplit(what, 1)))
 
     return edit
 
 
-def cut_record(path: Path) -> None:
-    file = path / "deletion" / "log.jsonl"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+def cut_record(lines: int) -> Callable[[Path], None]:
+    def cut(path: Path) -> None:
+        file = path / "deletion" / "log.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-lines]))
+
+    return cut
+
+
+def state_that_knew(path: Path) -> None:
+    """A kept state under another name, as if the way to it had shown what was unlearned."""
+    kept = sorted((path / "ckpt" / "history").glob("*.pt"))[-1]
+    count, _, digest = kept.stem.split("-")
+    kept.rename(kept.with_name(f"{count}-{'0' * 16}-{digest}.pt"))
 
 
 def hidden_samples_of_a_blurred_task(path: Path) -> None:
@@ -224,7 +284,9 @@ def hidden_sample(path: Path) -> None:
 HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "records edited": (edited_rows("records.jsonl"), "records and events are as they were", "records.jsonl was changed"),
     "events edited": (edited_rows("events.jsonl"), "records and events are as they were", "events.jsonl was changed"),
-    "record cut": (cut_record, "every Unlearn is recorded", "event 4 (U1:class=3) is done, but the deletion record does not hold it"),
+    "record cut": (cut_record(3), "every Unlearn is recorded", "event 4 (U1:class=3) is done, but the deletion record does not hold it"),
+    "end of the record cut": (cut_record(1), "every Unlearn is recorded", "its last lines were cut"),
+    "kept state of another history": (state_that_knew, "no state descends from what was unlearned", "a history that showed what"),
     "older checkpoint": (older_checkpoint, "no older state remains", "what was unlearned can be resumed from it"),
     "purged file back": (purged_again, "what was purged is gone", "was purged, and is there again"),
     "checkpoint changed": (other_state, "no older state remains", "is damaged"),
@@ -246,12 +308,23 @@ def test_verify_finds_each_edit(harm: str, rewound: Path, tmp_path: Path) -> Non
 
 def test_a_strategy_that_keeps_what_it_should_forget_is_found_out(tmp_path: Path) -> None:
     path = finished(tmp_path, "fake_hoarder", "L0 L1 U0")
-    done = DeletionLog(path / "deletion").entries()[-1]
+    done = done_in(path)[-1]
     assert done["guarantee_achieved"] == "none"
     assert any(place.startswith("memory.strategies.fake_hoarder.kept") for place in done["contains"])
     assert any(place.startswith("ckpt/") for place in done["contains"])
     assert "contains" in done["ancestry"].values()
     assert "holds samples that U0 unlearned" in failures(path)["no sample is left in the run's files"]
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_ids_in_place_of_samples_are_found_out(forgets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lister, "forgets", forgets)
+    path = finished(tmp_path, "fake_lister", "L0 L1 U0")
+    place = "strategies.fake_lister.table.ids (ids)"
+    assert (f"memory.{place}" in done_in(path)[-1]["contains"]) is not forgets
+    found = failures(path)
+    told = f"the newest checkpoint still holds what U0 unlearned, at learner.{place}."
+    assert found == ({} if forgets else {"no state descends from what was unlearned": told})
 
 
 def test_in_a_blurred_stream_the_samples_searched_for_are_those_that_were_shown(tmp_path: Path) -> None:
@@ -287,7 +360,7 @@ def test_a_kill_between_the_new_checkpoint_and_the_end_of_older_ones_is_finished
     assert before_the_request
     resume(path)
     assert failures(path) == {} and not any(file.exists() for file in before_the_request)
-    assert {file.name for file in before_the_request} <= set(DeletionLog(path / "deletion").entries()[-1]["purged"])
+    assert {file.name for file in before_the_request} <= set(done_in(path)[-1]["purged"])
 
 
 @pytest.mark.parametrize("moment", ["before the purge is recorded", "before anything is done"])
@@ -307,7 +380,7 @@ def test_a_crash_in_between_is_finished_on_resume(moment: str, tmp_path: Path, m
     assert standing is not None and standing["event"] == "U0"
     resume(path)
     entries = log.entries()
-    assert [entry["kind"] for entry in entries] == ["requested", "done"]
+    assert [entry["kind"] for entry in entries] == ["requested", "done", "finished"]
     assert entries[0] == standing and entries[1]["finished_on_resume"] == ("purge" in moment)
     assert failures(path) == {}
     straight = run(experiment_of({"rewind": {}}, tmp_path / "straight", **settings)).path
@@ -318,7 +391,7 @@ def test_what_was_purged_is_known_after_a_kill_that_came_before_it_was_written_d
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64}
-    straight = DeletionLog(run(experiment_of({"rewind": {}}, tmp_path / "straight", **settings)).path / "deletion").entries()[-1]
+    straight = done_in(run(experiment_of({"rewind": {}}, tmp_path / "straight", **settings)).path)[-1]
 
     def crash(*arguments: Any, **more: Any) -> None:
         raise KeyboardInterrupt
@@ -329,7 +402,7 @@ def test_what_was_purged_is_known_after_a_kill_that_came_before_it_was_written_d
             run(experiment_of({"rewind": {}}, tmp_path / "crashed", **settings))
     (path,) = (tmp_path / "crashed" / "contract").iterdir()
     resume(path)
-    purged = DeletionLog(path / "deletion").entries()[-1]["purged"]
+    purged = done_in(path)[-1]["purged"]
     serial = [{name.rpartition("-")[0] for name in names} for names in (straight["purged"], purged)]  # digests tell the folders apart
     assert len(serial[0]) == 4 and serial[0] <= serial[1] and failures(path) == {}
 
@@ -350,7 +423,7 @@ def test_a_run_begun_again_while_a_request_was_open_closes_it(tmp_path: Path) ->
 def test_a_request_that_changes_no_weight_leaves_the_weights_as_they_knew_the_data(tmp_path: Path) -> None:
     done = {}
     for name in ("do_nothing", "rewind"):
-        done[name] = DeletionLog(finished(tmp_path / name, name, "L0 L1 U0") / "deletion").entries()[-1]
+        done[name] = done_in(finished(tmp_path / name, name, "L0 L1 U0"))[-1]
     assert done["do_nothing"]["contains"] == ["memory.weights, which the request did not change"]
     assert done["do_nothing"]["guarantee_achieved"] == "none" and done["rewind"]["contains"] == []
 
