@@ -31,7 +31,7 @@ def compare(options: argparse.Namespace) -> int:
         runs: dict[str, list[dict[str, Any]]] = {"text": [], "bare_text": [], "half_text": []}
         for _ in range(options.repeats):
             for side, found in runs.items():
-                found.append(child(side, batch, options.steps or DEFAULT_STEPS, 0))
+                found.append(child(side, batch, options.steps or DEFAULT_STEPS, 1))
         speeds = {side: max(LENGTH * run["samples"] / run["seconds"] for run in found) for side, found in runs.items()}
         pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)
         difference = max(abs(ours - bare) for ours, bare in pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("clu: interrupted.", file=sys.stderr)
+        return 1
+    except OSError as error:  # a path that no system call takes, as one that is too long
+        if error.filename is None:
+            raise
+        name = str(error.filename)
+        print(f"clu: {name if len(name) < 200 else name[:200] + '…'}: {error.strerror}. Name another path.", file=sys.stderr)
         return 1
 
 
@@ -148,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cl_framework.launch import finish, listening
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
-    command = " ".join(["clu run", str(arguments.experiment), *arguments.overrides])
+    command = shlex.join(["clu", "run", str(arguments.experiment), *arguments.overrides])
     with listening(experiment) as (listeners, stop_requested):
         return finish(runner.run(experiment, command=command, listeners=listeners, stop_requested=stop_requested))
 

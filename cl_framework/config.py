@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.schema import LATER, RunConfig
-from cl_framework.stream import parse_requests
+from cl_framework.stream import ids_files_in, parse_requests
 
 _PROBES = ("rankme", "alpha_req")  # of `representation`, which is not imported to name them
 
@@ -31,6 +31,8 @@ GIVEN = "given"  # key of a benchmark that was given as an object
 # What does not change numbers: not part of the fingerprint.
 _OUTSIDE = ("experiment", "seed", "logger", "wandb", "data", "out", "again", "device", "threads", "checkpoint", "expected")
 
+_MOST = 10**9  # samples in a batch, or epochs: beyond it numbers overflow
+_MOST_THREADS = 512  # more than any machine has processors: each is a real one, and they get in each other's way
 NOT_RESUMED = ("out", "experiment", "again")  # where a run is and how it starts: a resume takes none of them
 
 
@@ -86,7 +88,8 @@ class Experiment:
             "model": _without_later(self.model.options, values["model"]),
             "strategies": strategies,
         }
-        return {key: value for key, value in _without_later(self.run, values).items() if key not in _OUTSIDE}
+        files = {"ids_files": digests} if (digests := _ids_files(self.run)) else {}
+        return {key: value for key, value in _without_later(self.run, values).items() if key not in _OUTSIDE} | files
 
     @property
     def fingerprint(self) -> str:
@@ -142,6 +145,12 @@ def _named_by_user(raw: DictConfig) -> bool:
         raise ConfigurationError(f"experiment: {_first_line(error)}.") from error
 
 
+def _ids_files(run: RunConfig) -> dict[str, str]:
+    """Digests of the files whose ids the stream unlearns; one that cannot be read is refused when the stream is checked."""
+    paths = sorted({*ids_files_in(run.stream), *ids_files_in(run.without)})
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths if Path(path).is_file()}
+
+
 def _without_later(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` less the options that came `LATER` and are at their default: such a run is the run it was before there was that option."""
     later = [option for option in fields(options) if option.metadata == LATER] if is_dataclass(options) else []
@@ -160,6 +169,8 @@ def _read(path: Path) -> DictConfig:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
         raise ConfigurationError(f"{path} is no valid YAML{where}: {getattr(error, 'problem', None) or error}.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{path}: {_first_line(error)}. Put quotes around a key that YAML takes for something else.") from error
     if not isinstance(raw, DictConfig):
         raise ConfigurationError(f"{path} must hold keys and values, not a {'list' if isinstance(raw, ListConfig) else 'single value'}.")
     return raw
@@ -176,9 +187,13 @@ def _override(raw: DictConfig, text: str) -> None:
         )
     try:
         parsed = value if key in ("stream", "without", "experiment") else OmegaConf.create(f"value: {value}").value
+    except InterpolationResolutionError as error:
+        raise ConfigurationError(f"{text!r} refers to something that is not there: {_first_line(error)}.") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"cannot read the value of {text!r}. Put quotes around text with special characters.") from error
     *parents, last = key.split(".")
+    if not all((*parents, last)):
+        raise ConfigurationError(f"{text!r}: a name is missing in {key!r}. Write key=value, for example optimizer.lr=0.1.")
     node = raw
     for parent in parents:
         if parent not in node or node[parent] is None:
@@ -359,15 +374,15 @@ def _check_run(run: RunConfig) -> None:
         if run.optimizer.clip is not None:
             check_range("optimizer.clip", run.optimizer.clip, above=0)
         check_range("seed", run.seed, low=0)
-        check_range("batch_size", run.batch_size, low=1)
-        check_range("epochs", run.epochs, low=1)
+        check_range("batch_size", run.batch_size, low=1, high=_MOST)
+        check_range("epochs", run.epochs, low=1, high=_MOST)
         check_range("blurry", run.blurry, low=0, high=1)
-        check_range("evaluation_batch_size", run.evaluation_batch_size, low=1)
+        check_range("evaluation_batch_size", run.evaluation_batch_size, low=1, high=_MOST)
         check_range("evaluate_every", run.evaluate_every, low=0)
         for probe in run.probes:
             check_choice("probes", probe, _PROBES)
-        check_range("data.workers", run.data.workers, low=0)
-        check_range("threads", run.threads, low=0)
+        check_range("data.workers", run.data.workers, low=0, high=_MOST_THREADS)
+        check_range("threads", run.threads, low=0, high=_MOST_THREADS)
         check_range("checkpoint.every_seconds", run.checkpoint.every_seconds, low=0)
     except ValueError as error:
         raise ConfigurationError(f"{error}.") from error

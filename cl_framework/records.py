@@ -74,10 +74,10 @@ def cannot_write(path: Path, error: OSError) -> FrameworkError:
     remedies = {
         errno.ENOSPC: "Free some space",
         errno.EDQUOT: "Free some of your quota",
-        errno.EROFS: "Choose a writable folder with out=DIR",
-        errno.EACCES: "Choose a writable folder with out=DIR",
+        errno.EROFS: "Choose a writable folder (out=DIR for runs)",
+        errno.EACCES: "Choose a writable folder (out=DIR for runs)",
     }
-    remedy = remedies.get(error.errno or 0, "Mend that or choose another folder with out=DIR")
+    remedy = remedies.get(error.errno or 0, "Mend that or choose another folder (out=DIR for runs)")
     return FrameworkError(f"{path} cannot be written: {error.strerror}. {remedy}; nothing written before is lost.")
 
 

@@ -180,8 +180,10 @@ def collect(paths: Iterable[str | Path]) -> Collected:
     for run in dict.fromkeys(place.resolve() for place in _places(paths)):
         shown = _shown(run)
         if run.suffix == ".csv":
-            for summary in read_csv(run):
+            rows = read_csv(run)
+            for summary in rows:
                 add(summary, {}, shown)
+            left_out += [] if rows else [f"{shown} holds no record"]
             continue
         directory = RunDirectory(run)
         if directory.status != "done":

@@ -140,6 +140,8 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     keys = experiment.differing_keys(started)
     if experiment.run.seed != started.run.seed:
         keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
+    if not keys and state["fingerprint"] != experiment.fingerprint:  # both read the files as they are now
+        keys = ["a file of ids in the stream has changed since, or what the options mean in this version of the package"]
     if keys:
         raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
 
@@ -205,6 +207,7 @@ class Runner:
         first = 0
         if state is None:
             self.directory.cut_back({})
+            self.certifier.begin_again()
             self._record(-1, "init", self.learner.stream.tasks, ())
             if self.history is not None:
                 self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())

@@ -197,6 +197,12 @@ def parse_requests(text: str, num_tasks: int | None = None) -> tuple[Unlearn, ..
     return tuple(event for event in events if isinstance(event, Unlearn))
 
 
+def ids_files_in(text: str) -> list[str]:
+    """The files of sample ids that a stream's or a request's text names, as they stand in it."""
+    matches = [match for token in text.split() if (match := _EVENT.match(token))]
+    return [match["value"] for match in matches if match["what"] == "ids"]
+
+
 def _parse_token(token: str) -> Sequence[Event]:
     match = _EVENT.match(token)
     if match is None:

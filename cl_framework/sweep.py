@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cl_framework.config import NOT_RESUMED, load_experiment
 from cl_framework.errors import ConfigurationError
-from cl_framework.records import RunDirectory
+from cl_framework.records import RunDirectory, cannot_write
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
     if jobs < 1:
         raise ConfigurationError(f"--jobs must be >= 1, got {jobs}.")
     waiting = [cell for cell in grid if not cell.done]
+    for cell in waiting:  # all of them before the first starts
+        try:
+            cell.log.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(cell.log.parent, error) from error
     for cell in grid:
         if cell not in waiting:
             _say(f"done before: {cell.directory.path}")
@@ -132,7 +137,6 @@ def _start(cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = "1"
-    cell.log.parent.mkdir(parents=True, exist_ok=True)
     verb = "resuming" if cell.resumed else "running"
     _say(f"{verb}: {cell.name}")
     with cell.log.open("ab") as log:

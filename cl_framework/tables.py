@@ -54,8 +54,9 @@ def replace_block(path: Path, name: str, text: str) -> None:
     start, end = f"<!-- table: {name} -->", "<!-- end -->"
     try:
         whole = path.read_text()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. It must hold a block '{start}' … '{end}'.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ConfigurationError(f"{path} cannot be read: {why}. It must hold a block '{start}' … '{end}'.") from error
     if start not in whole or end not in whole.partition(start)[2]:
         raise ConfigurationError(f"{path} has no block between '{start}' and '{end}'.")
     before, _, rest = whole.partition(start)

@@ -10,7 +10,7 @@ from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.deletion import ABORTED, DONE, FINISHED, REQUESTED, DeletionLog, digest_of_rows
+from cl_framework.unlearning.deletion import BEGUN_AGAIN, DONE, FINISHED, REQUESTED, DeletionLog, digest_of_rows
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 OUT_OF_REACH = (
@@ -27,14 +27,17 @@ class Certifier:
         self.learner = learner
         self.log = DeletionLog(directory.path / "deletion")
 
+    def begin_again(self) -> None:
+        """At the start of a run: what its record says of an earlier walk, of which no checkpoint is whole, holds no longer."""
+        if self.log.current():
+            self.log.append(BEGUN_AGAIN, {"event_index": -1, "event": "start"})
+
     def request(self, index: int) -> None:
         """Before anything of an Unlearn is done; after a resume the request stands already."""
         event = self._event(index)
         standing = self.log.open_request()
         if standing is not None and standing["event_index"] == index:
             return
-        if standing is not None:  # the run was begun again from before it
-            self.log.append(ABORTED, {"event_index": standing["event_index"], "event": standing["event"], "why": "begun again"})
         member = self.learner.stack.unlearner_of(event)
         traits = member.strategy.traits
         ids = self.learner.forgotten(event).ids

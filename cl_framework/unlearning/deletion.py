@@ -4,6 +4,7 @@ Every Unlearn writes two lines. `requested` comes before anything is done; `done
 safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
 asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
 there, what was purged, and what lies out of reach. `finished` seals what the run wrote up to its end, `audited` the result of an audit.
+Where a run is repeated from its beginning, since no checkpoint of it is whole, `begun again` stands before what is current from there on.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from cl_framework.errors import FrameworkError
 from cl_framework.records import Row, append_rows, read_rows
 
 LOG = "log.jsonl"
-REQUESTED, DONE, ABORTED = "requested", "done", "aborted"
-FINISHED, AUDITED = "finished", "audited"  # of the run, not of a request
+REQUESTED, DONE = "requested", "done"
+BEGUN_AGAIN, FINISHED, AUDITED = "begun again", "finished", "audited"  # of the run, not of a request
 FIRST = "0" * 64  # what stands for the hash before the first line
 
 
@@ -56,7 +57,7 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             open_request = entry
         elif entry["kind"] == AUDITED or (entry["kind"] == FINISHED and open_request is None):
             continue
-        elif entry["kind"] == ABORTED and open_request is not None:
+        elif entry["kind"] == BEGUN_AGAIN:
             open_request = None
         elif open_request is None or open_request["event_index"] != entry["event_index"]:
             raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
@@ -85,14 +86,20 @@ class DeletionLog:
         check_chain(entries, self.path)
         return entries
 
+    def current(self) -> list[Row]:
+        """The entries since the run was last begun."""
+        entries = self.entries()
+        begun = [place for place, entry in enumerate(entries, start=1) if entry["kind"] == BEGUN_AGAIN]
+        return entries[begun[-1] :] if begun else entries
+
     def open_request(self) -> Row | None:
         """The request that was not reported as done yet."""
-        last = next(iter(reversed(of_requests(self.entries()))), None)
+        last = next(iter(reversed(of_requests(self.current()))), None)
         return last if last is not None and last["kind"] == REQUESTED else None
 
     def done(self) -> dict[int, Row]:
         """What it says of each event that it reports as done."""
-        return {entry["event_index"]: entry for entry in self.entries() if entry["kind"] == DONE}
+        return {entry["event_index"]: entry for entry in self.current() if entry["kind"] == DONE}
 
     def append(self, kind: str, entry: Mapping[str, Any]) -> Row:
         """Seal an entry and write it, flushed to disk."""

@@ -17,7 +17,7 @@ threads: 1
 REFUSED = [
     (["sed=1"], "clu: sed: unknown option. Did you mean 'seed'?"),
     (["seed=one"], "clu: seed must be a whole number, got 'one'."),
-    (["batch_size=0"], "clu: batch_size must be >= 1, got 0."),
+    (["batch_size=0"], "clu: batch_size must be >= 1 and <= 1e+09, got 0."),
     (["strategies.er.capacity=-3"], "clu: strategies.er.capacity must be >= 0, got -3."),
     (["strategies.er.policy=fifo"], "clu: strategies.er.policy must be one of reservoir, ring, balanced, got 'fifo'."),
     (["~strategies.er"], "clu: ~strategies.er: there is nothing to remove."),
@@ -156,6 +156,14 @@ def test_a_place_that_cannot_be_written(experiment: Path, capsys: pytest.Capture
     message = said(capsys)
     assert "cannot be written" in message
     assert "nothing written before is lost" in message
+    assert clu("sweep", experiment, "out=taken") == 1
+    assert "taken/trial cannot be written: Not a directory. Mend that or choose another folder" in said(capsys)
+    assert clu("resume", "a" * 5000) == 1
+    assert "…: File name too long. Name another path." in said(capsys)
+    (experiment.parent / "table.md").write_bytes(b"\xff")
+    (experiment.parent / "empty.csv").write_text("")
+    assert clu("report", "empty.csv", "--into", "table.md#t") == 2
+    assert "no finished run to report: empty.csv holds no record." in said(capsys)
 
 
 def test_sweeps_are_checked_before_the_first_cell_runs(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

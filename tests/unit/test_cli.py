@@ -76,7 +76,7 @@ def test_run_leaves_what_it_promises(capsys: pytest.CaptureFixture[str], tmp_pat
     path = tmp_path / "trial.yaml"
     path.write_text("benchmark: {name: synthetic, tasks: 2}\nbatch_size: 20\nthreads: 1\n")
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "trial.yaml", "seed=3"]) == 0
+    assert main(["run", "trial.yaml", "seed=3", "stream=L0 L1"]) == 0
     captured = capsys.readouterr()
     assert "average accuracy" in captured.out
     assert captured.err.startswith("running runs/trial/")
@@ -98,7 +98,7 @@ def test_run_leaves_what_it_promises(capsys: pytest.CaptureFixture[str], tmp_pat
         "plots",
         "DONE",
     }
-    assert (run_dir / "command.txt").read_text() == "clu run trial.yaml seed=3\n"
+    assert (run_dir / "command.txt").read_text() == "clu run trial.yaml seed=3 'stream=L0 L1'\n"
     summary = json.loads((run_dir / "summary.json").read_text())
     assert set(summary) >= {
         "experiment",

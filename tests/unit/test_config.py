@@ -109,6 +109,17 @@ def test_the_fingerprint_covers_what_changes_numbers_and_nothing_else() -> None:
     assert load_experiment(swapped).differing_keys(load_experiment(straight)) == ["the order of strategies differs"]
 
 
+def test_what_a_file_of_ids_holds_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    file = tmp_path / "forget.txt"
+    words = [f"stream=L0 U0:ids={file}"]
+    without_file = load_experiment(BASE, words).fingerprint
+    seen = set()
+    for ids in ("1 2", "1 3", "1 2"):
+        file.write_text(ids)
+        seen.add(load_experiment(BASE, words).fingerprint)
+    assert len(seen) == 2 and without_file not in seen
+
+
 def test_differing_keys_are_named() -> None:
     differing = load_experiment(BASE, ["optimizer.lr=0.2", "seed=4"]).differing_keys(load_experiment(BASE))
     assert differing == ["optimizer.lr is 0.2, was 0.1"]
@@ -129,7 +140,10 @@ REFUSED = [
     (["optimizer.name=sdg"], "optimizer.name must be one of sgd, adam, adamw, got 'sdg'."),
     (["optimizer.name=adam", "optimizer.momentum=0.9"], "optimizer.momentum is an option of sgd"),
     (["experiment=../else"], "experiment must be the name of one folder, got '../else'. Set out=DIR for where it lies."),
-    (["batch_size=0"], "batch_size must be >= 1, got 0."),
+    (["batch_size=0"], "batch_size must be >= 1 and <= 1e+09, got 0."),
+    (["threads=1000000"], "threads must be >= 0 and <= 512, got 1000000."),
+    ([".seed=3"], "'.seed=3': a name is missing in '.seed'. Write key=value"),
+    (["optimizer.lr=${nope}"], "'optimizer.lr=${nope}' refers to something that is not there: Interpolation key 'nope' not found."),
     (["blurry=1.5"], "blurry must be >= 0 and <= 1, got 1.5."),
     (["scenario=class"], "scenario must be one of class_il, task_il, domain_il, got 'class'."),
     (["online=true", "epochs=2"], "online=true shows every sample once, but epochs is 2. Set epochs=1 or online=false."),
@@ -163,6 +177,7 @@ def test_refusals_name_the_key_and_the_remedy(overrides: list[str], text: str) -
     [
         ("- a\n- b\n", "must hold keys and values, not a list"),
         ("a: [1\nb: 2\n", "is no valid YAML at line"),
+        ("null: 3\n", "Incompatible key type 'NoneType'. Put quotes around a key that YAML takes for something else."),
         ("experiment: ${name}\n", "experiment: Interpolation key 'name' not found."),
         ("benchmark: {name: synthetic}\nstrategys: {}\n", "strategys: unknown option. Did you mean 'strategies'?"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, resume, run
+from cl_framework import Batch, ConfigurationError, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, resume, run
 from cl_framework.assembly import assemble
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.cli import main
@@ -363,6 +363,34 @@ def test_a_kill_between_the_new_checkpoint_and_the_end_of_older_ones_is_finished
     assert {file.name for file in before_the_request} <= set(done_in(path)[-1]["purged"])
 
 
+def test_a_run_repeated_from_its_beginning_verifies_by_what_it_wrote_then(tmp_path: Path) -> None:
+    path = finished(tmp_path, stream="L0 L1 U0")
+    for file in (path / "ckpt").glob("*.pt"):
+        file.write_bytes(b"damaged")
+    (path / "DONE").unlink()
+    resume(path)
+    kinds = [entry["kind"] for entry in DeletionLog(path / "deletion").entries()]
+    assert kinds == [*(walk := ["requested", "done", "finished"]), "begun again", *walk]
+    assert failures(path) == {}
+    edited_rows("events.jsonl")(path)
+    assert "records and events are as they were" in failures(path)
+
+
+def test_a_file_of_ids_that_changed_is_noticed_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "forget.txt"
+    file.write_text("0 1 2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Certifier, "request", lambda self, index: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finished(tmp_path / "runs", stream=f"L0 L1 U0:ids={file}")
+    (path,) = (tmp_path / "runs" / "contract").iterdir()
+    file.write_text("0 1 3")
+    with pytest.raises(ConfigurationError, match="was started under another configuration: a file of ids in the stream has changed since"):
+        resume(path)
+    file.write_text("0 1 2")
+    assert resume(path).status == "done"
+
+
 @pytest.mark.parametrize("moment", ["before the purge is recorded", "before anything is done"])
 def test_a_crash_in_between_is_finished_on_resume(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*arguments: Any, **more: Any) -> None:
@@ -410,9 +438,10 @@ def test_what_was_purged_is_known_after_a_kill_that_came_before_it_was_written_d
 def test_a_run_begun_again_while_a_request_was_open_closes_it(tmp_path: Path) -> None:
     log = DeletionLog(tmp_path)
     log.append("requested", {"event_index": 5, "event": "U1"})
-    log.append("aborted", {"event_index": 5, "event": "U1", "why": "begun again"})
+    log.append("begun again", {"event_index": -1, "event": "start"})
     log.append("requested", {"event_index": 2, "event": "U0"})
-    assert [entry["kind"] for entry in log.entries()] == ["requested", "aborted", "requested"]
+    assert [entry["kind"] for entry in log.entries()] == ["requested", "begun again", "requested"]
+    assert [entry["event"] for entry in log.current()] == ["U0"]
     standing = log.open_request()
     assert standing is not None and standing["event_index"] == 2
     log.append("requested", {"event_index": 3, "event": "U3"})

@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_cut_back_is_named(tmp_path: Path, monkeypatch: py
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
     directory = RunDirectory.create(tmp_path / "runs", "trial", "0123456789abcdef", 7)
-    remedy = "Mend that or choose another folder with out=DIR; nothing written before is lost"
+    remedy = r"Mend that or choose another folder \(out=DIR for runs\); nothing written before is lost"
     with pytest.raises(FrameworkError, match=f"cannot be written: .*{remedy}"), directory.lock():
         pass
     with pytest.raises(FrameworkError, match=f"command.txt cannot be written: .*{remedy}"):
