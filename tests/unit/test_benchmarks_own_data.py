@@ -15,7 +15,10 @@ from cl_framework import (
     FrameworkError,
     from_datasets,
     from_task_datasets,
+    load_experiment,
+    run,
 )
+from cl_framework.assembly import given
 from cl_framework.augment import Augmented, strong_colour
 from cl_framework.benchmarks import sources
 from cl_framework.benchmarks.image_folder import ImageFolderOptions, image_folder
@@ -158,6 +161,33 @@ def test_a_task_is_tested_on_classes_that_it_trains() -> None:
     with pytest.raises(FrameworkError, match="task 0's test set has label 2, which its training set has not"):
         from_task_datasets([(Pairs(8, 2), Pairs(8, 3))])
     assert from_task_datasets([first, (Pairs(8, 3), Pairs(8, 2))]).num_tasks == 2
+
+
+# --- the digest of a benchmark that is given ---
+
+
+def digest_of(changed: int | None, how: str, count: int = 3000) -> str:
+    data = Pairs(count, 2)
+    if changed is not None:
+        data.items[changed] += 1
+    return given(from_datasets(data, Pairs(8, 2), tasks=1, in_memory=how)).options.given
+
+
+def test_every_sample_in_memory_counts_in_the_digest() -> None:
+    digests = {changed: digest_of(changed, "always") for changed in (None, 0, 64, 1023, 1024, 1500, 2999)}
+    assert len(set(digests.values())) == len(digests)
+    assert digest_of(None, "always") == digests[None]
+
+
+def test_of_samples_on_disk_the_first_and_last_count_in_the_digest() -> None:
+    digests = {changed: digest_of(changed, "never") for changed in (None, 0, 63, 64, 1500, 2935, 2936, 2999)}
+    same = {changed for changed, digest in digests.items() if digest == digests[None]}
+    assert same == {None, 64, 1500, 2935}
+
+
+def test_what_is_given_must_be_a_benchmark() -> None:
+    with pytest.raises(ConfigurationError, match=r"benchmark= takes a Benchmark, such as that of from_datasets\(train, test\); got Pairs"):
+        run(load_experiment({"benchmark": {"name": "synthetic"}}), benchmark=Pairs(8))  # type: ignore[arg-type]
 
 
 def test_task_by_task() -> None:
