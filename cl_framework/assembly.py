@@ -13,6 +13,7 @@ from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, strong_of
 from cl_framework.benchmarks.sources import held_on
 from cl_framework.calls import has_features
 from cl_framework.config import Experiment, GivenOptions, Named
+from cl_framework.digests import bytes_of
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.rng import seeded
@@ -21,7 +22,8 @@ from cl_framework.stack import Stack
 from cl_framework.strategy import Setting
 from cl_framework.stream import Learn, Stream, Unlearn
 
-_DIGESTED = 64  # items at either end of each source that go into the digest of a given benchmark
+_ENDS = 64  # items at either end of a source on disk that go into the digest of a given benchmark
+_PIECE = 1024  # items digested at once
 
 
 def make_stack(experiment: Experiment) -> Stack:
@@ -55,14 +57,22 @@ def make_benchmark(experiment: Experiment) -> Benchmark:
 
 
 def given(benchmark: Benchmark) -> Named:
-    """A benchmark that is an object, as a configuration knows it: by its name and a digest of its samples."""
+    """A benchmark that is an object, as a configuration knows it: by its name and a digest of its samples.
+
+    Of sources in memory all items count, of those that workers read the first and last 64, since reading all would take too long.
+    """
+    if not isinstance(benchmark, Benchmark):
+        raise ConfigurationError(
+            f"benchmark= takes a Benchmark, such as that of from_datasets(train, test); got {type(benchmark).__name__}."
+        )
     digest = hashlib.sha256(repr((benchmark.classes, benchmark.scenarios)).encode())
     for source in (*benchmark.train, *benchmark.test):
         digest.update(source.targets.numpy().tobytes())
-        ends = torch.arange(len(source))
-        items = source.read(torch.cat([ends[:_DIGESTED], ends[_DIGESTED:][-_DIGESTED:]]))
-        for part in items.values() if isinstance(items, dict) else (items,):
-            digest.update(part.contiguous().numpy().tobytes())
+        rows = torch.arange(len(source))
+        for piece in (rows if source.in_memory else torch.cat([rows[:_ENDS], rows[_ENDS:][-_ENDS:]])).split(_PIECE):
+            items = source.read(piece)
+            for part in items.values() if isinstance(items, dict) else (items,):
+                digest.update(bytes_of(part))
     return Named(benchmark.name, GivenOptions(digest.hexdigest()[:16]), None)
 
 

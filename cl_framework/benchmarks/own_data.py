@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_framework.benchmarks.base import Benchmark, Scale, Source, Transform
-from cl_framework.benchmarks.sources import as_tensor, divide_classes, materialise, split_by_class, targets_of
+from cl_framework.benchmarks.base import Benchmark, Scale, Transform
+from cl_framework.benchmarks.sources import as_tensor, check_alike, divide_classes, dtype_name, materialise, split_by_class, targets_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 
 
@@ -26,9 +26,10 @@ def from_datasets(
 ) -> Benchmark:
     """Split two map-style data sets (`dataset[i]` -> item, label) by class.
 
-    Labels are 0 .. C - 1, from `.targets` or by one pass. Items are tensors, arrays or PIL images of one shape; uint8 items are
-    scaled to [0, 1] unless `transform` is given. By default a task holds one class. `in_memory`: auto, always or never (then read by
-    data-loader workers). Raises FrameworkError for labels or samples that make no benchmark.
+    Labels are 0 .. C - 1, from `.targets` or by one pass. Items are tensors, arrays or PIL images of one shape and dtype: uint8, scaled
+    to [0, 1], or floats, read as float32; with a `transform` of your own, whatever it takes. By default a task holds one class.
+    `in_memory`: auto, always or never (then read by data-loader workers). Raises FrameworkError for labels or samples that make no
+    benchmark.
     """
     targets, test_targets = targets_of(train), targets_of(test)
     num_classes = int(targets.max()) + 1
@@ -38,14 +39,17 @@ def from_datasets(
     except ValueError as error:
         raise ConfigurationError(f"{name}: {error}.") from error
     _check_no_task_is_empty(classes, {"training": targets, "test": test_targets})
+    first = as_tensor(train[0][0])
+    transform = transform or natural_transform(first)
+    check_alike(as_tensor(test[0][0]), "sample 0 of the test set", first, "sample 0 of the training set")
     return Benchmark(
         name=name,
         num_classes=num_classes,
         classes=tuple(classes),
         train=split_by_class(materialise(train, targets, in_memory), classes),
         test=split_by_class(materialise(test, test_targets, in_memory), classes),
-        transform=transform or natural_transform(as_tensor(train[0][0])),
-        input_shape=tuple(as_tensor(train[0][0]).shape),
+        transform=transform,
+        input_shape=tuple(first.shape),
         scenarios=("class_il", "task_il"),
         notes={"classes": " | ".join(",".join(map(str, held)) for held in classes)},
     )
@@ -61,31 +65,28 @@ def from_task_datasets(
 ) -> Benchmark:
     """One pair of training and test data sets a task, in order. Tasks that share classes are domain-incremental by default.
 
-    Samples and labels as for `from_datasets`; items of all tasks have one shape. Raises FrameworkError where they do not.
+    Samples and labels as for `from_datasets`; items of all tasks have one shape and dtype, and a task is tested on classes that it
+    trains. Raises FrameworkError where that is not so.
     """
     if not tasks:
         raise ConfigurationError(f"{name}: there are no tasks. Give one pair of training and test data sets a task.")
-    train: list[Source] = [materialise(part, targets_of(part), in_memory) for part, _ in tasks]
-    test: list[Source] = [materialise(part, targets_of(part), in_memory) for _, part in tasks]
-    classes = [tuple(sorted(set(source.targets.tolist()))) for source in train]
+    targets = [(targets_of(train), targets_of(test)) for train, test in tasks]
+    classes = [tuple(labels.unique().tolist()) for labels, _ in targets]
+    _check_tested_classes(classes, [labels for _, labels in targets])
     shared = len(set().union(*classes)) < sum(map(len, classes))
     num_classes = max(max(held) for held in classes) + 1
-    for source in test:
-        _check_test_labels(source.targets, num_classes)
     first = as_tensor(tasks[0][0][0][0])
+    transform = transform or natural_transform(first)
     for task, pair in enumerate(tasks):
-        for shape in (tuple(as_tensor(part[0][0]).shape) for part in pair):
-            if shape != tuple(first.shape):
-                raise FrameworkError(
-                    f"task {task} has items of shape {shape}, task 0 of shape {tuple(first.shape)}: all must have one shape."
-                )
+        for split, part in zip(("training", "test"), pair, strict=True):
+            check_alike(as_tensor(part[0][0]), f"task {task}'s first {split} sample", first, "task 0's first training sample")
     return Benchmark(
         name=name,
         num_classes=num_classes,
         classes=tuple(classes),
-        train=train,
-        test=test,
-        transform=transform or natural_transform(first),
+        train=[materialise(train, labels, in_memory) for (train, _), (labels, _) in zip(tasks, targets, strict=True)],
+        test=[materialise(test, labels, in_memory) for (_, test), (_, labels) in zip(tasks, targets, strict=True)],
+        transform=transform,
         input_shape=tuple(first.shape),
         scenarios=tuple(scenarios or (("domain_il", "task_il") if shared else ("class_il", "task_il"))),
         notes={"classes": " | ".join(",".join(map(str, held)) for held in classes)},
@@ -95,6 +96,15 @@ def from_task_datasets(
 def _check_test_labels(targets: Tensor, num_classes: int) -> None:
     if int(targets.max()) >= num_classes:
         raise FrameworkError(f"the test set has label {int(targets.max())}, but the training set ends at {num_classes - 1}.")
+
+
+def _check_tested_classes(classes: Sequence[tuple[int, ...]], tested: Sequence[Tensor]) -> None:
+    for task, (held, labels) in enumerate(zip(classes, tested, strict=True)):
+        strange = labels[~torch.isin(labels, torch.tensor(held))].tolist()
+        if strange:
+            raise FrameworkError(
+                f"task {task}'s test set has label {strange[0]}, which its training set has not. Train on it there, or leave it out."
+            )
 
 
 def _check_no_task_is_empty(classes: Sequence[Sequence[int]], targets: dict[str, Tensor]) -> None:
@@ -117,5 +127,9 @@ class Unchanged:
 
 
 def natural_transform(item: Tensor) -> Transform:
-    """uint8 items are scaled to [0, 1]; others are taken as they are."""
-    return Scale() if item.dtype == torch.uint8 else Unchanged()
+    """uint8 items are scaled to [0, 1]; floats are taken as they are. Raises ConfigurationError for items of any other dtype."""
+    if item.dtype == torch.uint8:
+        return Scale()
+    if item.is_floating_point():
+        return Unchanged()
+    raise ConfigurationError(f"items have dtype {dtype_name(item)}, which models do not take. Convert to uint8 in 0 .. 255 or to float.")

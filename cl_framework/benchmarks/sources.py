@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy
@@ -102,6 +103,7 @@ class DatasetSource:
     """A map-style data set, read sample by sample by data-loader workers: for data that does not fit in memory.
 
     A sample is `dataset[i]`, whose first part is a tensor, an array or a PIL image; `rows` chooses which samples belong here.
+    Reading raises FrameworkError where an item has another shape or dtype than the data set's first.
     """
 
     in_memory = False
@@ -114,12 +116,18 @@ class DatasetSource:
     def __len__(self) -> int:
         return self.rows.shape[0]
 
+    @cached_property
+    def first(self) -> Tensor:
+        """The first item of the whole data set."""
+        return as_tensor(self.dataset[0][0])
+
     def read(self, rows: Tensor) -> Tensor:
-        chosen = self.rows[rows].tolist()
-        if not chosen:
-            first = as_tensor(self.dataset[int(self.rows[0])][0])
-            return first.new_empty(0, *first.shape)
-        return torch.stack([as_tensor(self.dataset[row][0]) for row in chosen])
+        items = self.first.new_empty(len(rows), *self.first.shape)
+        for place, row in enumerate(self.rows[rows].tolist()):
+            item = as_tensor(self.dataset[row][0])
+            check_alike(item, f"sample {row}", self.first, "sample 0")
+            items[place] = item
+        return items
 
     def select(self, rows: Tensor) -> Self:
         """Some of the samples as a source of their own."""
@@ -139,13 +147,27 @@ AnyKind = TypeVar("AnyKind")
 
 
 def as_tensor(item: Any) -> Tensor:
-    """A raw item as a tensor: a PIL image becomes (C, H, W) uint8."""
-    if isinstance(item, Tensor):
-        return item
+    """A raw item as a tensor: a PIL image becomes (C, H, W) uint8, floats of any width float32."""
     if hasattr(item, "getbands"):
         pixels = torch.from_numpy(numpy.array(item))  # (H, W) or (H, W, C); a copy, since the image may be closed
         return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-    return torch.as_tensor(item)
+    tensor = torch.as_tensor(item)
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+
+
+def check_alike(item: Tensor, owner: str, first: Tensor, owner_of_first: str) -> None:
+    """Raises FrameworkError where an item has another shape or dtype than the first."""
+    if item.shape != first.shape:
+        raise FrameworkError(f"{owner} has shape {tuple(item.shape)}, {owner_of_first} {tuple(first.shape)}: all must have one shape.")
+    if item.dtype != first.dtype:
+        raise FrameworkError(
+            f"{owner} has dtype {dtype_name(item)}, {owner_of_first} {dtype_name(first)}: all must have one dtype. "
+            "Convert to uint8 in 0 .. 255 or to float."
+        )
+
+
+def dtype_name(item: Tensor) -> str:
+    return str(item.dtype).removeprefix("torch.")
 
 
 def targets_of(dataset: Any) -> Tensor:
@@ -153,6 +175,8 @@ def targets_of(dataset: Any) -> Tensor:
 
     Raises FrameworkError where there is no sample, or not one whole number >= 0 a sample.
     """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ConfigurationError(f"a data set must have len(data) and data[i] -> item, label; got {type(dataset).__name__}.")
     if not len(dataset):
         raise FrameworkError(f"the data set {type(dataset).__name__} has no samples.")
     targets = getattr(dataset, "targets", None)
@@ -210,18 +234,10 @@ def materialise(dataset: Any, targets: Tensor, in_memory: str) -> TensorSource |
         check_choice("in_memory", in_memory, ("auto", "always", "never"))
     except ValueError as error:
         raise ConfigurationError(f"{error}.") from error
-    if in_memory == "never":
-        return DatasetSource(dataset, targets)
-    first = as_tensor(dataset[0][0])
-    if in_memory == "auto" and not fits_in_memory(first.numel() * first.element_size() * len(dataset)):
-        return DatasetSource(dataset, targets)
-    items = torch.empty(len(dataset), *first.shape, dtype=first.dtype)
-    for row in range(len(dataset)):
-        item = as_tensor(dataset[row][0])
-        if item.shape != first.shape:
-            raise FrameworkError(f"sample {row} has shape {tuple(item.shape)}, sample 0 {tuple(first.shape)}: all must have one shape.")
-        items[row] = item
-    return TensorSource(items, targets)
+    source = DatasetSource(dataset, targets)
+    if in_memory == "never" or (in_memory == "auto" and not fits_in_memory(source.first.nbytes * len(dataset))):
+        return source
+    return TensorSource(source.read(torch.arange(len(dataset))), targets)
 
 
 def divide_classes(

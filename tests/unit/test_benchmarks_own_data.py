@@ -8,10 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import Benchmark, BenchmarkContext, ConfigurationError, FrameworkError, from_datasets, from_task_datasets
+from cl_framework import (
+    Benchmark,
+    BenchmarkContext,
+    ConfigurationError,
+    FrameworkError,
+    from_datasets,
+    from_task_datasets,
+    load_experiment,
+    run,
+)
+from cl_framework.assembly import given
 from cl_framework.augment import Augmented, strong_colour
 from cl_framework.benchmarks import sources
 from cl_framework.benchmarks.image_folder import ImageFolderOptions, image_folder
+from cl_framework.benchmarks.own_data import Unchanged
 from cl_framework.benchmarks.sources import DatasetSource, fits_in_memory, materialise, targets_of
 from tests.unit.made_up import write_images
 
@@ -90,6 +101,95 @@ def test_float_items_are_taken_as_they_are() -> None:
     assert float(scaled.transform(all_rows(scaled.train[0]), None).max()) <= 1.0
 
 
+class Typed(Pairs):
+    """Samples of a dtype; those from `other_from` on of another."""
+
+    def __init__(self, count: int, dtype: torch.dtype, other: torch.dtype | None = None, other_from: int = 0, **options: Any) -> None:
+        super().__init__(count, **options)
+        self.dtypes = [other if other is not None and row >= other_from else dtype for row in range(count)]
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return (self.items[row] / 255).to(self.dtypes[row]).numpy(), self.labels[row]
+
+
+@pytest.mark.parametrize("how", ["always", "never"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_floats_of_any_width_are_read_as_float32(dtype: torch.dtype, how: str) -> None:
+    split = from_datasets(Typed(8, dtype), Typed(8, dtype), tasks=2, in_memory=how)
+    by_task = from_task_datasets([(Typed(8, dtype), Typed(8, torch.float32))], in_memory=how)
+    expected = (Pairs(8).items / 255).to(dtype).to(torch.float32)
+    read = ((split.train[0], [0, 1, 4, 5]), (split.test[1], [2, 3, 6, 7]), (by_task.train[0], [*range(8)]))
+    for items, rows in ((all_rows(source), rows) for source, rows in read):
+        assert items.dtype == torch.float32
+        assert torch.equal(items, expected[rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.bool])
+def test_integers_other_than_uint8_are_refused(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    text = rf"items have dtype {name}, which models do not take. Convert to uint8 in 0 .. 255 or to float\."
+    with pytest.raises(ConfigurationError, match=text):
+        from_datasets(Typed(8, dtype), Typed(8, dtype), tasks=2)
+    with pytest.raises(ConfigurationError, match=text):
+        from_task_datasets([(Typed(8, dtype), Typed(8, dtype))])
+    own = from_datasets(Typed(8, dtype), Typed(8, dtype), tasks=2, transform=Unchanged())  # a transform of one's own knows what it takes
+    assert all_rows(own.train[0]).dtype == dtype
+
+
+@pytest.mark.parametrize("how", ["always", "never"])
+def test_samples_of_mixed_dtypes_are_refused(how: str) -> None:
+    mixed = Typed(8, torch.uint8, torch.float32, 5)
+    assert torch.equal(all_rows(materialise(mixed, targets_of(mixed), "never").select(torch.arange(5))), torch.zeros(5, 1, 3, 3).byte())
+    with pytest.raises(FrameworkError, match=r"sample 5 has dtype float32, sample 0 uint8: all must have one dtype. Convert to uint8"):
+        all_rows(materialise(mixed, targets_of(mixed), how))
+
+
+def test_sets_of_different_dtypes_are_refused() -> None:
+    pixels, floats = Typed(8, torch.uint8), Typed(8, torch.float32)
+    with pytest.raises(FrameworkError, match="task 1's first training sample has dtype float32, task 0's first training sample uint8"):
+        from_task_datasets([(pixels, pixels), (floats, floats)])
+    with pytest.raises(FrameworkError, match="task 1's first test sample has dtype uint8, task 0's first training sample float32"):
+        from_task_datasets([(floats, floats), (floats, pixels)])
+    with pytest.raises(FrameworkError, match="sample 0 of the test set has dtype float32, sample 0 of the training set uint8"):
+        from_datasets(pixels, floats, tasks=2)
+
+
+def test_a_task_is_tested_on_classes_that_it_trains() -> None:
+    first = (Pairs(8, 2), Pairs(8, 2))
+    with pytest.raises(FrameworkError, match=r"task 1's test set has label 0, which its training set has not. Train on it there, or leave"):
+        from_task_datasets([first, (Pairs(8, 2, shift=2), Pairs(8, 2))])
+    with pytest.raises(FrameworkError, match="task 0's test set has label 2, which its training set has not"):
+        from_task_datasets([(Pairs(8, 2), Pairs(8, 3))])
+    assert from_task_datasets([first, (Pairs(8, 3), Pairs(8, 2))]).num_tasks == 2
+
+
+# --- the digest of a benchmark that is given ---
+
+
+def digest_of(changed: int | None, how: str, count: int = 3000) -> str:
+    data = Pairs(count, 2)
+    if changed is not None:
+        data.items[changed] += 1
+    return given(from_datasets(data, Pairs(8, 2), tasks=1, in_memory=how)).options.given
+
+
+def test_every_sample_in_memory_counts_in_the_digest() -> None:
+    digests = {changed: digest_of(changed, "always") for changed in (None, 0, 64, 1023, 1024, 1500, 2999)}
+    assert len(set(digests.values())) == len(digests)
+    assert digest_of(None, "always") == digests[None]
+
+
+def test_of_samples_on_disk_the_first_and_last_count_in_the_digest() -> None:
+    digests = {changed: digest_of(changed, "never") for changed in (None, 0, 63, 64, 1500, 2935, 2936, 2999)}
+    same = {changed for changed, digest in digests.items() if digest == digests[None]}
+    assert same == {None, 64, 1500, 2935}
+
+
+def test_what_is_given_must_be_a_benchmark() -> None:
+    with pytest.raises(ConfigurationError, match=r"benchmark= takes a Benchmark, such as that of from_datasets\(train, test\); got Pairs"):
+        run(load_experiment({"benchmark": {"name": "synthetic"}}), benchmark=Pairs(8))  # type: ignore[arg-type]
+
+
 def test_task_by_task() -> None:
     apart = from_task_datasets([(Pairs(8, 2), Pairs(4, 2)), (Pairs(8, 2, shift=2), Pairs(4, 2, shift=2))])
     assert (apart.classes, apart.num_classes, apart.scenarios[0]) == (((0, 1), (2, 3)), 4, "class_il")
@@ -116,8 +216,8 @@ def test_what_own_data_must_be() -> None:
         from_datasets(Pairs(8), Pairs(8), in_memory="perhaps")
     with pytest.raises(ConfigurationError, match="own_data: there are no tasks"):
         from_task_datasets([])
-    with pytest.raises(FrameworkError, match="the test set has label 2, but the training set ends at 1"):
-        from_task_datasets([(Pairs(8, 2), Pairs(8, 3))])
+    with pytest.raises(ConfigurationError, match=r"a data set must have len\(data\) and data\[i\] -> item, label; got int"):
+        from_datasets(5, 6)
     with pytest.raises(ConfigurationError, match="own_data: tasks must be between 1 and the number of classes 4, got 9"):
         from_datasets(Pairs(8), Pairs(8), tasks=9)
 
@@ -144,7 +244,7 @@ def test_tasks_of_different_shapes_are_refused() -> None:
         def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
             return self.items[row].repeat(1, 1, 2), self.labels[row]
 
-    with pytest.raises(FrameworkError, match=r"task 1 has items of shape \(1, 3, 6\), task 0 of shape \(1, 3, 3\)"):
+    with pytest.raises(FrameworkError, match=r"task 1's first training sample has shape \(1, 3, 6\), task 0's .* \(1, 3, 3\)"):
         from_task_datasets([(Pairs(4), Pairs(4)), (Wide(4), Wide(4))])
 
 
