@@ -39,9 +39,11 @@ def number(value: float | None) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, or the one value."""
+    """Mean ± standard deviation, or the one value; a count that is the same everywhere stands alone."""
     if not values:
         return "–"
+    if len(set(values)) == 1 and isinstance(values[0], int):
+        return number(values[0])
     mean, deviation, _ = mean_and_deviation(values)
     return number(mean) if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 

@@ -160,7 +160,7 @@ def test_a_table_in_the_terminal_is_never_cut_off(width: int) -> None:
 def test_mean_and_deviation_in_words() -> None:
     assert spread([1.0, 3.0]) == "2.00 ± 1.41"
     assert spread([1.0]) == "1.00"
-    assert spread([695, 695]) == "695.00 ± 0.00"
+    assert spread([695, 695]) == "695" and spread([695, 696]) == "695.50 ± 0.71" and spread([695.0, 695.0]) == "695.00 ± 0.00"
     assert spread([695]) == "695"
     assert spread([]) == "–"
 
