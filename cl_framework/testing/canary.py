@@ -69,7 +69,7 @@ class Traces:
     def _in_tensor(self, tensor: Tensor, where: str) -> Iterator[str]:
         data = bytes_of(tensor)
         for item in self.items:
-            if bytes_of(item) in data or bytes_of(item.float() / 255) in data:
+            if any(bytes_of(form) in data for form in (item, item.float(), item.float() / 255)):
                 yield f"{where} holds a sample"
                 break
         if any(said in data for said in self.logits):
@@ -82,6 +82,8 @@ class Traces:
                 yield f"{where} holds a label"
 
     def _in_number(self, value: Any, where: str) -> Iterator[str]:
+        if isinstance(value, str) and value.isdecimal():  # as keys often are
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             if value in set(self.ids.tolist()):
                 yield f"{where} holds the id of a sample"

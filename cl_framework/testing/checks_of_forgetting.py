@@ -31,11 +31,11 @@ GRANULARITIES = {"task": "U0", "class": "U0:class=0", "sample": "U0:fraction=0.2
 
 
 class Witness:
-    """Notes, beside a strategy, the logits that it saw for each sample and its state right before it is told to forget."""
+    """Notes, beside a strategy, the logits that it saw for each sample and its states until it is told to forget."""
 
     def __init__(self) -> None:
         self.logits: dict[int, list[Tensor]] = {}
-        self.before: list[Any] = []
+        self.states: list[Any] = []
         self.forgotten: list[Forgotten] = []
 
     def beside(self, strategy: type[Strategy]) -> type[Strategy]:
@@ -46,17 +46,19 @@ class Witness:
                 for sample, row in zip(batch.ids.tolist(), output.logits, strict=True):
                     witness.logits.setdefault(sample, []).append(row.clone())
             strategy.commit(self, batch, output, context)
+            if not witness.forgotten:
+                witness.states.append(snapshot(self.state_dict()))
 
         def forget(self: Strategy, forgotten: Forgotten, context: Context) -> None:
-            witness.before.append(snapshot(self.state_dict()))
+            witness.states.append(snapshot(self.state_dict()))
             witness.forgotten.append(forgotten)
             strategy.forget(self, forgotten, context)
 
         return type(strategy.__name__, (strategy,), {"commit": commit, "forget": forget})
 
 
-def unlearn_canaries(subject: Subject, folder: Path, event: str) -> tuple[Outcome, Traces, Any]:
-    """Run "L1 L2 <event>" on the canaries: the outcome, what must be gone, and the strategy's state right before it forgot."""
+def unlearn_canaries(subject: Subject, folder: Path, event: str) -> tuple[Outcome, Traces, list[Any]]:
+    """Run "L1 L2 <event>" on the canaries: the outcome, what must be gone, and the strategy's states until it forgot."""
     scenario = subject.traits.scenarios[0]
     benchmark = canary_benchmark(scenario)
     witness = Witness()
@@ -67,20 +69,20 @@ def unlearn_canaries(subject: Subject, folder: Path, event: str) -> tuple[Outcom
     outcome = finish(experiment if able else beside(experiment, after=[slot(Oblivious)]), benchmark)
     if able and subject.traits.replays:  # then nothing is left to forget, and nobody is told to
         (request,) = Stream.parse(f"L2 {event}").unlearns
-        ids, before = requested_ids(request, benchmark, benchmark.ids_of(2)), {}
+        ids = requested_ids(request, benchmark, benchmark.ids_of(2))
     else:
-        (forgotten,), (before,) = witness.forgotten, witness.before
+        (forgotten,) = witness.forgotten
         ids = forgotten.ids
-    return outcome, Traces.of(benchmark, 2, ids, witness.logits, whole=granularity == "task"), before
+    return outcome, Traces.of(benchmark, 2, ids, witness.logits, whole=granularity == "task"), witness.states
 
 
 @check(slow=True)
 def nothing_of_a_forgotten_task_is_left(subject: Subject, folder: Path) -> None:
     """After `forget` neither its state nor any checkpoint holds a sample, label, logit or id of what was unlearned."""
     for event in ("U2", "U2:fraction=0.5@seed3"):
-        outcome, traces, before = unlearn_canaries(subject, folder / event.replace(":", "-"), event)
+        outcome, traces, states = unlearn_canaries(subject, folder / event.replace(":", "-"), event)
         if subject.traits.stores_data and event == "U2":
-            assert list(traces.found_in(before)), "nothing of the task was there before it was forgotten: this check shows nothing"
+            assert list(traces.found_in(states[-1])), "nothing of the task was there before it was forgotten: this check shows nothing"
         left = list(traces.found_in(outcome.learner["strategies"][subject.name]))
         assert not left, f"after {event} {left[0]}"
         for file in RunDirectory(outcome.path).checkpoints.rglob("*.pt"):
@@ -93,8 +95,8 @@ def nothing_of_a_forgotten_task_is_left(subject: Subject, folder: Path) -> None:
 @check(lambda subject: "" if not subject.traits.stores_data else "stores_data=True")
 def stores_no_data_as_it_says(subject: Subject, folder: Path) -> None:
     """A strategy that does not declare `stores_data` holds no sample, logit or id at any time."""
-    _, traces, before = unlearn_canaries(subject, folder, "U2")
-    kept = [trace for trace in traces.found_in(before) if not trace.endswith("a label")]
+    _, traces, states = unlearn_canaries(subject, folder, "U2")
+    kept = [trace for trace in traces.found_in(states) if not trace.endswith("a label")]
     assert not kept, f"stores_data=False, but {kept[0]}"
 
 

@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import typing
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,23 @@ def card_of(strategy: type) -> dict[str, str]:
 def constructor_touches_nothing_global(subject: Subject, folder: Path) -> None:
     """Constructing draws no random number and changes no setting of Python or torch."""
     options = subject.experiment(folder).strategies[0].options
+    draw_from_global_generators()  # one that stands where a seed puts it would not show that it was seeded so again
     before = global_state()
     subject.strategy(options)
     changed = [name for name, value in global_state().items() if value != before[name]]
     assert not changed, f"the constructor changed: {', '.join(changed)}"
 
 
+def draw_from_global_generators() -> None:
+    import numpy
+
+    torch.rand(1), numpy.random.rand(), random.random()
+
+
 def global_state() -> dict[str, Any]:
     import numpy
 
+    cudnn = torch.backends.cudnn
     return {
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's random state": str(numpy.random.get_state()),
@@ -113,6 +122,8 @@ def global_state() -> dict[str, Any]:
         "torch's threads": torch.get_num_threads(),
         "torch's deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "torch's gradient mode": torch.is_grad_enabled(),
+        "torch's precision": (torch.get_float32_matmul_precision(), cudnn.allow_tf32),
+        "torch's choice of kernels": (cudnn.benchmark, cudnn.deterministic),
     }
 
 
@@ -145,26 +156,24 @@ def declared_needs_are_real_needs(subject: Subject, folder: Path) -> None:
 @check()
 def calls_inward_as_often_as_it_says(subject: Subject, folder: Path) -> None:
     """In the stream's own phases the inner step runs once, several times or never, as the traits say."""
-    counter = slot(Counting)
-    steps = finish(beside(subject.experiment(folder), after=[counter])).summary["steps"]
-    calls: dict[Any, int] = {}
-    for place in counter.strategy_class.journal:
-        calls[place] = calls.get(place, 0) + 1
+    outermost, innermost = slot(Counting, "outermost"), slot(Counting, "innermost")
+    finish(beside(subject.experiment(folder), before=[outermost], after=[innermost]))
+    calls = Counter(innermost.strategy_class.journal)
+    counts = [calls[place] for place in outermost.strategy_class.journal]  # of each step, 0 where it did not call inward
     said = subject.traits.inner_calls
     if said == "never":
-        assert not calls, f"inner_calls='never', but the inner step ran {sum(calls.values())} times"
+        assert not calls, f"inner_calls='never', but the inner step ran {calls.total()} times"
     elif said == "once":
-        assert calls and set(calls.values()) == {1}, (
-            f"inner_calls='once', but some step called inward {max(calls.values(), default=0)} times"
-        )
+        others = set(counts) - {1}
+        assert counts and not others, f"inner_calls='once', but some step called inward {max(others, default=0)} times"
     else:
         assert said == "many", f"inner_calls must be once, many or never, not {said!r}"
-        assert max(calls.values(), default=0) > 1, f"inner_calls='many', but in {steps} steps none called inward more than once"
+        assert max(counts, default=0) > 1, f"inner_calls='many', but in {len(counts)} steps none called inward more than once"
 
 
 @check(lambda subject: "" if "plan" in subject.seams and subject.traits.keeps else "keeps=None, or no plan of its own")
 def its_plan_keeps_what_it_says(subject: Subject, folder: Path) -> None:
-    """A plan that says it keeps steps or epochs leaves their number as it was."""
+    """A plan that says it keeps steps or epochs leaves their number as it was: in each epoch a sample is shown as often."""
     seen = []
 
     class Noting(subject.strategy):  # type: ignore[name-defined]
@@ -178,6 +187,9 @@ def its_plan_keeps_what_it_says(subject: Subject, folder: Path) -> None:
     assert kept in ("steps", "epochs"), f"keeps must be steps, epochs or None, not {kept!r}"
     for before, after in seen:
         assert getattr(before, kept) == getattr(after, kept), f"keeps={kept!r}, but {getattr(before, kept)} became {getattr(after, kept)}"
+        was, now = ((plan.ids[:, None] == before.ids).sum(0) for plan in (before, after))
+        differ = (was != now).nonzero().flatten().tolist() if kept == "epochs" else []
+        assert not differ, f"keeps='epochs', but a sample shown {was[differ[0]]} times is shown {now[differ[0]]} times"
 
 
 @check(lambda subject: "" if len(subject.traits.scenarios) < 3 else "every scenario is allowed")

@@ -10,6 +10,7 @@ from torch import Tensor
 from cl_framework.config import Experiment
 from cl_framework.listeners import Listener
 from cl_framework.runner import resume, run
+from cl_framework.strategy import Strategy
 from cl_framework.testing.contract import Subject, check
 from cl_framework.testing.laboratory import (
     ROUGH,
@@ -42,7 +43,8 @@ def equals_fine_tuning_at_its_neutral_setting(subject: Subject, folder: Path) ->
 @check(lambda subject: "" if subject.traits.neutral is None else "the traits name a neutral setting")
 def says_why_it_has_no_neutral_setting(subject: Subject, folder: Path) -> None:
     """Where no setting equals fine-tuning, the traits say why."""
-    assert subject.traits.no_neutral.strip(), "neutral=None needs Traits(no_neutral='why')"
+    why = subject.traits.no_neutral
+    assert why.strip() and why != Strategy.traits.no_neutral, "neutral=None needs Traits(no_neutral='why')"
 
 
 @check(slow=True)
@@ -131,7 +133,7 @@ def memory_is_bounded(subject: Subject, folder: Path) -> None:
         experiment = subject.experiment(folder / str(count), subject.traits.stores_with, benchmark=benchmark, batch_size=500)
         outcome = finish(experiment)
         sizes.append(size_of(outcome.learner["strategies"][subject.name]))
-    assert sizes[1] <= sizes[0] + 1024, f"its state grew from {sizes[0]} to {sizes[1]} bytes when the samples doubled"
+    assert sizes[1] <= sizes[0], f"its state grew from {sizes[0]} to {sizes[1]} bytes when the samples doubled"
 
 
 def size_of(state: Any) -> int:

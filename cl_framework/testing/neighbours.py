@@ -64,12 +64,24 @@ def place_of(context: Context) -> Place:
 
 
 class Quiet(Neighbour):
-    """Uses random numbers of its own and changes nothing."""
+    """Uses random numbers, of its own and torch's global ones, and changes nothing: nobody else may use those."""
+
+    def begin(self, context: Context) -> Sequence[Phase]:
+        torch.rand(1)
+        return ()
 
     def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
         self.journal.append(float(context.random("own").uniform(3).sum()))
         torch.randperm(5, generator=context.random("other").at_step())
+        torch.rand(1)
         return {}
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        torch.rand(1)
+
+    def end(self, context: Context) -> Sequence[Phase]:
+        torch.rand(1)
+        return ()
 
 
 class Thrice(Neighbour):
@@ -126,7 +138,7 @@ class TwoViews(Neighbour):
 
 
 class Freezing(Neighbour):
-    """Freezes the last tensor wholly and half of the first one, and watches that they stay where the phase began."""
+    """Freezes a last tensor wholly and half of the first one, and watches that they stay where the phase began."""
 
     freezes: ClassVar[bool] = True
 
@@ -135,7 +147,8 @@ class Freezing(Neighbour):
         self._any = bool(named)
         if not named:  # a strategy trains nothing of the model: what is frozen rests
             return {}
-        (self._part_name, part), (self._whole_name, _) = named[0], named[-1]
+        self._part_name, part = named[0]
+        self._whole_name = next((name for name, value in reversed(named[1:]) if value.any()), named[-1][0])  # zeros hide what shrinks them
         self._moves = torch.arange(part.numel()).reshape(part.shape) % 2 == 0
         self._before = {name: parameter.detach().clone() for name, parameter in named}
         return {self._whole_name: False, self._part_name: self._moves} if self.freezes else {}
