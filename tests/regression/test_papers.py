@@ -13,7 +13,7 @@ from cl_framework import load_experiment, run
 from cl_framework.reproduce import PAPERS, Published, find_cells, published, row, table_from_record
 
 ROOT = Path(__file__).parents[2]
-COUNT = 83
+COUNT = 84
 CELLS = ("seq_mnist_sgd", "seq_mnist_er_200", "seq_mnist_der_200", "seq_mnist_derpp_500")
 NAMES = {
     "seq_mnist": "split_mnist",
