@@ -9,4 +9,4 @@ export OMP_NUM_THREADS=1 WANDB_MODE=offline
 ruff check .
 ruff format --check .
 mypy
-pytest -n 2 "$@"
+pytest -n 2 --dist worksteal "$@"  # the longest test takes minutes: what waits behind it is done by the other process

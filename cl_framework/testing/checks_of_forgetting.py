@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cl_framework.closure import StepOutput
+from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.records import RunDirectory
 from cl_framework.requests import requested_ids
@@ -35,8 +36,12 @@ class Witness:
 
     def __init__(self) -> None:
         self.logits: dict[int, list[Tensor]] = {}
-        self.states: list[Any] = []
+        self.states: list[Any] = []  # each that differs from the one before
         self.forgotten: list[Forgotten] = []
+
+    def note(self, state: Any) -> None:
+        if not self.states or digest_of(state) != digest_of(self.states[-1]):
+            self.states.append(snapshot(state))
 
     def beside(self, strategy: type[Strategy]) -> type[Strategy]:
         witness = self
@@ -47,10 +52,10 @@ class Witness:
                     witness.logits.setdefault(sample, []).append(row.clone())
             strategy.commit(self, batch, output, context)
             if not witness.forgotten:
-                witness.states.append(snapshot(self.state_dict()))
+                witness.note(self.state_dict())
 
         def forget(self: Strategy, forgotten: Forgotten, context: Context) -> None:
-            witness.states.append(snapshot(self.state_dict()))
+            witness.note(self.state_dict())
             witness.forgotten.append(forgotten)
             strategy.forget(self, forgotten, context)
 
