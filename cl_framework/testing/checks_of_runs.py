@@ -30,7 +30,7 @@ _MOST_STOPS = 40  # at every step up to so many steps; a longer run is stopped a
 _MANY = 2500  # samples a class: more than a default memory holds
 
 
-@check(lambda subject: "" if subject.traits.neutral is not None else f"neutral=None: {subject.traits.no_neutral}")
+@check(lambda subject: "" if subject.traits.neutral is not None else f"neutral=None: {subject.traits.no_neutral}", slow=True)
 def equals_fine_tuning_at_its_neutral_setting(subject: Subject, folder: Path) -> None:
     """At the settings that the traits call neutral, weights and figures are those of an empty stack, bit for bit."""
     assert subject.traits.neutral is not None
