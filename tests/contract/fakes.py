@@ -34,7 +34,8 @@ from cl_framework.strategy import (
     Traits,
 )
 from cl_framework.stream import Unlearn
-from tests.contract.shelf import Shelf, take
+from cl_framework.testing.neighbours import NoOptions
+from tests.contract.shelf import Shelf, Shelved, take
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,8 @@ class Count:
         check_range("count", self.count, low=1, high=1000)
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """Nothing to set."""
-
-
-class Shelved(Strategy):
-    """What the fakes with a memory share: it is filled by `commit`, forgets, and is saved."""
+class Sized(Shelved):
+    """What the fakes with a memory share."""
 
     Config = Capacity
     traits = Traits(stores_data=True, no_neutral="an abstract base")
@@ -78,25 +74,12 @@ class Shelved(Strategy):
         super().__init__(config)
         self._shelf = Shelf(config.capacity, balanced=True)
 
-    def commit(self, batch: Batch, output: Output, context: Context) -> None:
-        if len(batch):
-            self._shelf.add(batch)
-
-    def forget(self, forgotten: Forgotten, context: Context) -> None:
-        self._shelf.forget(forgotten.ids)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._shelf.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._shelf.load_state_dict(state)
-
     def _sample(self, context: Context, count: int) -> Rows | None:
         return self._shelf.sample(count, context.random("sample").uniform(self.config.capacity))
 
 
 @register("fake_gdumb")
-class GDumb(Shelved):
+class GDumb(Sized):
     """Greedy balanced memory; a fresh model is trained on it alone when an event ends.
 
     Source: Prabhu et al. 2020, algorithm 1
@@ -124,7 +107,7 @@ def _own(context: Context) -> bool:
 
 
 @register("fake_agem")
-class AGEM(Shelved):
+class AGEM(Sized):
     """The gradient is projected where it would raise the loss on a draw from memory.
 
     Source: Chaudhry et al. 2019, equation 11
@@ -164,7 +147,7 @@ def project(gradients: Gradients, reference: Gradients) -> Gradients:
 
 
 @register("fake_icarl")
-class ICaRL(Shelved):
+class ICaRL(Sized):
     """Sigmoid loss, herded exemplars, and the nearest mean of their features as the answer.
 
     Source: Rebuffi et al. 2017, algorithms 1 to 4
@@ -252,7 +235,7 @@ def herding(features: Tensor, count: int) -> Tensor:
 
 
 @register("fake_mir")
-class MIR(Shelved):
+class MIR(Sized):
     """Replays the rows whose loss a virtual step would raise most.
 
     Source: Aljundi et al. 2019, algorithm 1

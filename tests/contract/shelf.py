@@ -1,4 +1,4 @@
-"""The least a memory can be: rows on a shelf, for the fakes."""
+"""The least a memory can be, rows on a shelf, and the least a strategy does with one: for the fakes and the broken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_framework.strategy import Rows
+from cl_framework.strategy import Batch, Context, Forgotten, Output, Rows, Strategy
 
 
 def take(rows: Rows, index: Tensor) -> Rows:
@@ -72,3 +72,22 @@ def _concatenate(one: Rows, other: Rows) -> Rows:
         torch.cat([one.ids, other.ids]),
         torch.cat([one.task_of_row, other.task_of_row]),
     )
+
+
+class Shelved(Strategy):
+    """What strategies with a shelf share: it is filled by `commit`, forgets, and is saved."""
+
+    _shelf: Shelf
+
+    def commit(self, batch: Batch, output: Output, context: Context) -> None:
+        if len(batch):
+            self._shelf.add(batch)
+
+    def forget(self, forgotten: Forgotten, context: Context) -> None:
+        self._shelf.forget(forgotten.ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._shelf.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._shelf.load_state_dict(state)

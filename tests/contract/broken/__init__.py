@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_framework.strategy import Batch, Context, Draw, Forgotten, Output, Strategy, Term, Traits
-from tests.contract.shelf import Shelf
+from cl_framework.strategy import Batch, Context, Draw, Output, Strategy, Term, Traits
+from cl_framework.testing.neighbours import NoOptions
+from tests.contract.shelf import Shelf, Shelved
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,6 @@ class Mistake:
     broken: type[Strategy]
     sound: type[Strategy]
     words: str  # a pattern in what the check says of the broken one
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """Nothing to set."""
 
 
 class Plain(Strategy):
@@ -65,9 +61,10 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
 
 
-class Rehearsing(Plain):
+class Rehearsing(Shelved):
     """A memory, and a term over a draw from it."""
 
+    Config = NoOptions
     traits = Traits(stores_data=True, no_neutral="the memory has a size")
 
     def __init__(self, config: NoOptions) -> None:
@@ -81,16 +78,3 @@ class Rehearsing(Plain):
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         draw = batch.draws.get(context.slot, {}).get("memory")
         return {} if draw is None else {"memory": Term(lambda: context.criterion(output.of(draw).logits, draw.rows).mean())}
-
-    def commit(self, batch: Batch, output: Output, context: Context) -> None:
-        if len(batch):
-            self._shelf.add(batch)
-
-    def forget(self, forgotten: Forgotten, context: Context) -> None:
-        self._shelf.forget(forgotten.ids)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._shelf.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._shelf.load_state_dict(state)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cl_framework.strategy import Batch, Context, Done, Forgotten, Output, Phase, Replay, Term, Traits
 from cl_framework.stream import Unlearn
-from tests.contract.broken import Mistake, NoOptions, Plain, Rehearsing
+from cl_framework.testing.neighbours import NoOptions
+from tests.contract.broken import Mistake, Plain, Rehearsing
 
 
 class ForgetsNothing(Rehearsing):

@@ -10,7 +10,8 @@ import torch
 from cl_framework.checks import check_range
 from cl_framework.plan import Plan
 from cl_framework.strategy import Batch, Closure, Context, Evaluation, Output, Phase, StepFn, Traits
-from tests.contract.broken import Mistake, NoOptions, Plain
+from cl_framework.testing.neighbours import NoOptions
+from tests.contract.broken import Mistake, Plain
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 
 from cl_framework.checks import check_range
 from cl_framework.strategy import Batch, Closure, Context, Evaluation, Output, Phase, StepFn, Strategy, Traits
-from tests.contract.broken import Fading, Mistake, NoOptions, Plain
+from cl_framework.testing.neighbours import NoOptions
+from tests.contract.broken import Fading, Mistake, Plain
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cl_framework.strategy import Batch, Closure, Context, Draw, Evaluation, Output, Phase, StepFn, Term, Traits
-from tests.contract.broken import Fading, Mistake, NoOptions, Plain, Rehearsing
+from cl_framework.testing.neighbours import NoOptions
+from tests.contract.broken import Fading, Mistake, Plain, Rehearsing
 
 
 class CountsInLoss(Fading):
