@@ -141,7 +141,7 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     if experiment.run.seed != started.run.seed:
         keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
     if not keys and state["fingerprint"] != experiment.fingerprint:  # both read the files as they are now
-        keys = ["a file of ids in the stream has changed since, or what the options mean in this version of the package"]
+        keys = ["a file of ids in the stream has changed or is gone, or what the options mean in this version of the package"]
     if keys:
         raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
 

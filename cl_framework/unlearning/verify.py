@@ -79,8 +79,8 @@ class _Evidence:
     @cached_property
     def learner(self) -> Learner:
         """A learner on the run's data that has learned nothing."""
-        experiment = load_experiment(self.directory.config)
         try:
+            experiment = load_experiment(self.directory.config)
             benchmark = make_benchmark(experiment)
         except FrameworkError as error:
             raise _NotRun(f"the data are not at hand ({error})") from error

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cl_framework import Batch, ConfigurationError, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, resume, run
-from cl_framework.assembly import assemble
+from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.cli import main
 from cl_framework.config import load_experiment
@@ -271,9 +271,6 @@ def better_figures(path: Path) -> None:
 
 
 def hidden_sample(path: Path) -> None:
-    from cl_framework.assembly import make_benchmark
-    from cl_framework.config import load_experiment
-
     benchmark = make_benchmark(load_experiment(path / "config.yaml"))
     items, _, _ = benchmark.read(benchmark.ids_of(0)[:1])
     assert isinstance(items, torch.Tensor)
@@ -325,6 +322,16 @@ def test_ids_in_place_of_samples_are_found_out(forgets: bool, tmp_path: Path, mo
     found = failures(path)
     told = f"the newest checkpoint still holds what U0 unlearned, at learner.{place}."
     assert found == ({} if forgets else {"no state descends from what was unlearned": told})
+
+
+def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path) -> None:
+    data = make_benchmark(experiment_of({}, tmp_path, benchmark=IMAGES))
+    settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64}
+    path = run(experiment_of({"rewind": {}}, tmp_path, **settings), benchmark=data).path
+    found = {finding.claim: finding for finding in verify(path)}
+    for claim in ("no state descends from what was unlearned", "no sample is left in the run's files"):
+        assert found[claim].verdict == NOT_RUN and "was given as an object, which a file cannot hold" in found[claim].why
+    assert failures(path) == {}
 
 
 def test_in_a_blurred_stream_the_samples_searched_for_are_those_that_were_shown(tmp_path: Path) -> None:
@@ -385,7 +392,9 @@ def test_a_file_of_ids_that_changed_is_noticed_on_resume(tmp_path: Path, monkeyp
             finished(tmp_path / "runs", stream=f"L0 L1 U0:ids={file}")
     (path,) = (tmp_path / "runs" / "contract").iterdir()
     file.write_text("0 1 3")
-    with pytest.raises(ConfigurationError, match="was started under another configuration: a file of ids in the stream has changed since"):
+    with pytest.raises(
+        ConfigurationError, match="another configuration: a file of ids in the stream has changed or is gone"
+    ):
         resume(path)
     file.write_text("0 1 2")
     assert resume(path).status == "done"
