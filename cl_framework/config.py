@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.schema import LATER, RunConfig
 from cl_framework.stream import ids_files_in, parse_requests
+from cl_framework.structured import first_line, structured
 
 _PROBES = ("rankme", "alpha_req")  # of `representation`, which is not imported to name them
 
@@ -124,7 +123,7 @@ def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[
         _override(raw, override)
     if not _named_by_user(raw):
         raw["experiment"] = "unnamed" if isinstance(source, Mapping) else Path(source).stem
-    run = _structured(RunConfig, raw, "")
+    run = structured(RunConfig, raw, "")
     _check_run(run)
     benchmark = given or _named(registry.benchmarks, "benchmark", run.benchmark)
     model = _named(registry.models, "model", run.model)
@@ -142,7 +141,7 @@ def _named_by_user(raw: DictConfig) -> bool:
     try:
         return bool(raw.get("experiment"))
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"experiment: {_first_line(error)}.") from error
+        raise ConfigurationError(f"experiment: {first_line(error)}.") from error
 
 
 def _ids_files(run: RunConfig) -> dict[str, str]:
@@ -170,7 +169,7 @@ def _read(path: Path) -> DictConfig:
         where = f" at line {mark.line + 1}" if mark is not None else ""
         raise ConfigurationError(f"{path} is no valid YAML{where}: {getattr(error, 'problem', None) or error}.") from error
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{path}: {_first_line(error)}. Put quotes around a key that YAML takes for something else.") from error
+        raise ConfigurationError(f"{path}: {first_line(error)}. Put quotes around a key that YAML takes for something else.") from error
     if not isinstance(raw, DictConfig):
         raise ConfigurationError(f"{path} must hold keys and values, not a {'list' if isinstance(raw, ListConfig) else 'single value'}.")
     return raw
@@ -188,7 +187,7 @@ def _override(raw: DictConfig, text: str) -> None:
     try:
         parsed = value if key in ("stream", "without", "experiment") else OmegaConf.create(f"value: {value}").value
     except InterpolationResolutionError as error:
-        raise ConfigurationError(f"{text!r} refers to something that is not there: {_first_line(error)}.") from error
+        raise ConfigurationError(f"{text!r} refers to something that is not there: {first_line(error)}.") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"cannot read the value of {text!r}. Put quotes around text with special characters.") from error
     *parents, last = key.split(".")
@@ -215,111 +214,6 @@ def _remove(raw: DictConfig, key: str) -> None:
     del node[last]
 
 
-def _structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
-    """An instance of the dataclass `schema` with the values given, or ConfigurationError."""
-    _refuse_unknown(schema, given, path)
-    _refuse_lists_of_options(schema, given, path)
-    try:
-        values = OmegaConf.to_object(OmegaConf.merge(_defaults(schema), given))
-        if isinstance(values, schema):
-            values = {option.name: getattr(values, option.name) for option in fields(schema)}
-        return schema(**_tuples(schema, values))
-    except ValueError as error:
-        if isinstance(error, OmegaConfBaseException):
-            raise ConfigurationError(_explain(error, schema, path, given)) from error
-        raise ConfigurationError(f"{path}{'.' if path else ''}{error}.") from error
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(_explain(error, schema, path, given)) from error
-
-
-@cache
-def _defaults(schema: type) -> DictConfig:
-    """The dataclass `schema` for OmegaConf, which takes longer over it than over merging a copy with what is given."""
-    config = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(config, False)
-    return config
-
-
-def _tuples(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """OmegaConf knows lists only: give tuples where the dataclass says so."""
-    hints = typing.get_type_hints(schema)
-
-    def wants_tuple(hint: Any) -> bool:
-        return typing.get_origin(hint) is tuple or any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
-
-    return {name: tuple(value) if isinstance(value, list) and wants_tuple(hints[name]) else value for name, value in values.items()}
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-
-
-def _explain(error: OmegaConfBaseException, schema: type, path: str, given: Mapping[Any, Any]) -> str:
-    inner = str(getattr(error, "full_key", None) or getattr(error, "key", None) or _unfit(schema, given))
-    key = ".".join(part for part in (path, inner) if part)
-    kind = _kind_of(schema, inner)
-    if isinstance(error, ValidationError) and kind:
-        return f"{key} must be {kind}, got {OmegaConf.select(OmegaConf.create(dict(given)), inner)!r}."
-    return f"{key}: {_first_line(error)}."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def _unfit(schema: type, given: Mapping[Any, Any]) -> str:
-    """The option whose value does not fit, where OmegaConf does not say which one (it does not for what is in a list)."""
-    for option, value in given.items():
-        try:
-            OmegaConf.merge(_defaults(schema), {option: value})
-        except OmegaConfBaseException:
-            return str(option)
-    return ""
-
-
-def _kind_of(schema: Any, key: str) -> str:
-    """In words what the option `key` of a dataclass holds; "" if there is no such option."""
-    for part in key.split("."):
-        hints = typing.get_type_hints(schema) if is_dataclass(schema) else {}
-        if part not in hints:
-            return ""
-        schema = hints[part]
-    return _in_words(schema)
-
-
-def _in_words(hint: Any) -> str:
-    if hint in _KINDS:
-        return _KINDS[hint]
-    parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
-    if typing.get_origin(hint) in (list, tuple):
-        return f"a list, each {_in_words(parts[0])}"
-    if typing.get_origin(hint) is dict:
-        return "options"
-    return " or ".join(_in_words(part) for part in parts) if parts else getattr(hint, "__name__", str(hint))
-
-
-def _refuse_lists_of_options(schema: type, given: Mapping[Any, Any], path: str) -> None:
-    hints = typing.get_type_hints(schema)
-    for key, value in given.items():
-        if isinstance(value, list | ListConfig) and typing.get_origin(hints[key]) is dict:
-            where = ".".join(part for part in (path, str(key)) if part)
-            raise ConfigurationError(f"{where} must be options, each `name: value`, but got a list.")
-
-
-def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
-    hints = typing.get_type_hints(schema)
-    for key in given:
-        where = ".".join(part for part in (path, str(key)) if part)
-        if key not in hints:
-            raise ConfigurationError(f"{where}: unknown option. {nearest(str(key), hints)}")
-        if is_dataclass(hints[key]) and isinstance(given, DictConfig):
-            value = given[key]
-            if not isinstance(value, DictConfig):
-                raise ConfigurationError(
-                    f"{where}: expected options, got {value!r}. Known: {', '.join(typing.get_type_hints(hints[key]))}."
-                )
-            _refuse_unknown(hints[key], value, where)
-
-
 def _named(known: registry.Registry, kind: str, given: Mapping[str, Any]) -> Named:
     options = dict(given)
     name = options.pop("name", None)
@@ -341,7 +235,7 @@ def _options(schema: type, given: Mapping[str, Any], path: str, name: str) -> An
             f"{path}.{unknown[0]}: unknown option of {name!r}. {nearest(unknown[0], known)} "
             f"If the file sets it for another {'strategy' if path.startswith('strategies') else path}, remove it with ~{path}.{unknown[0]}."
         )
-    return _structured(schema, given, path)
+    return structured(schema, given, path)
 
 
 def _slot(slot: str, given: Any) -> Slot:

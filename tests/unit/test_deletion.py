@@ -392,9 +392,7 @@ def test_a_file_of_ids_that_changed_is_noticed_on_resume(tmp_path: Path, monkeyp
             finished(tmp_path / "runs", stream=f"L0 L1 U0:ids={file}")
     (path,) = (tmp_path / "runs" / "contract").iterdir()
     file.write_text("0 1 3")
-    with pytest.raises(
-        ConfigurationError, match="another configuration: a file of ids in the stream has changed or is gone"
-    ):
+    with pytest.raises(ConfigurationError, match="another configuration: a file of ids in the stream has changed or is gone"):
         resume(path)
     file.write_text("0 1 2")
     assert resume(path).status == "done"
