@@ -109,18 +109,18 @@ def _learner(batch: int, steps: int, strategies: dict[str, Any] | None = None) -
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """The framework: learner and Lightning host, no strategies."""
-    from cl_framework.bench import fit
+    from cl_framework.bench_sides import fit
 
-    learner = _learner(options.batch[0], options.steps)
+    learner = _learner(options.batch, options.steps)
     fit(learner, 0)
     return fit(learner, 1)
 
 
 def half(options: argparse.Namespace) -> dict[str, Any]:
     """The same with half fine-tuning by category, as published for transformers."""
-    from cl_framework.bench import fit
+    from cl_framework.bench_sides import fit
 
-    learner = _learner(options.batch[0], options.steps, {"half": {"granularity": "category"}})
+    learner = _learner(options.batch, options.steps, {"half": {"granularity": "category"}})
     fit(learner, 0)
     return fit(learner, 1)
 
@@ -133,7 +133,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
     from cl_framework.plan import Plan
     from cl_framework.rng import BLOCK, RandomStream
 
-    batch = options.batch[0]
+    batch = options.batch
     learner = _learner(batch, options.steps)
     model, losses, seconds = learner.model, [], 0.0
     model.train()

@@ -9,25 +9,25 @@ from typing import Any
 
 import pytest
 
-from cl_framework import bench, bench_text
+from cl_framework import bench, bench_sides, bench_text
 from cl_framework.errors import FrameworkError
 
-OPTIONS = Namespace(batch=[4], steps=70, capacity=50)
+OPTIONS = Namespace(batch=4, steps=70, capacity=50)
 
 
 def test_ours_and_the_bare_loop_have_one_loss_curve(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, bare = bench.ours(OPTIONS), bench.bare(OPTIONS)
+    ours, bare = bench_sides.ours(OPTIONS), bench_sides.bare(OPTIONS)
     assert len(ours["losses"]) == 3
     assert ours["losses"] == pytest.approx(bare["losses"], abs=bench.LOSS_TOLERANCE)
     assert (ours["steps"], ours["samples"]) == (bare["steps"], bare["samples"]) == (70, 560)
-    monkeypatch.setattr(bench, "SEED", 1)
-    other = bench.bare(OPTIONS)
+    monkeypatch.setattr(bench_sides, "SEED", 1)
+    other = bench_sides.bare(OPTIONS)
     assert max(abs(a - b) for a, b in zip(ours["losses"], other["losses"], strict=True)) > bench.LOSS_TOLERANCE
 
 
 @pytest.mark.slow
 def test_avalanches_side_takes_the_same_steps() -> None:
-    theirs = bench.avalanche(OPTIONS)
+    theirs = bench_sides.avalanche(OPTIONS)
     assert theirs["steps"] == 70 and 560 * (1 - bench.FEWER) <= theirs["samples"] <= 560, "new and replayed"
 
 
@@ -83,12 +83,12 @@ def test_an_event_is_one_pass_over_mnists_size_unless_told_otherwise(monkeypatch
 
 
 def test_cost_with_a_large_memory_is_measured_on_a_full_one() -> None:
-    result = bench.full_memory(Namespace(batch=[4], steps=40, capacity=3000))
+    result = bench_sides.full_memory(Namespace(batch=4, steps=40, capacity=3000))
     assert (result["steps"], result["samples"]) == (40, 320), "new and replayed"
 
 
 def test_evaluation_is_measured_over_all_tasks() -> None:
-    result = bench.evaluation(Namespace(batch=[3]))
+    result = bench_sides.evaluation(Namespace(batch=3))
     assert (result["tasks"], result["samples"]) == (3, 6000)
     assert result["seconds"] > 0
 
@@ -107,7 +107,7 @@ def test_text_is_measured_beside_a_loop_that_does_the_same(monkeypatch: pytest.M
 
     def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
         asked.append(side)
-        return sides[side](Namespace(batch=[batch], steps=steps))
+        return sides[side](Namespace(batch=batch, steps=steps))
 
     monkeypatch.setattr(bench, "child", child)
     words = ["--text", "--batch", "2", "--steps", "3", "--repeats", "1"]
