@@ -135,7 +135,8 @@ def _place(registered: Any) -> str:
 
 
 def _check_strategy(name: str, registered: Any) -> None:
-    from cl_framework.strategy import SEAMS, Strategy, misspelt_seams
+    from cl_framework.seams import SEAMS, misspelt_seams
+    from cl_framework.strategy import Strategy
 
     if not (isinstance(registered, type) and issubclass(registered, Strategy)):
         raise ConfigurationError(f"strategy {name!r} is no subclass of cl_framework.Strategy.")

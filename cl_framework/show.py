@@ -13,7 +13,7 @@ from cl_framework.plan import Plan
 from cl_framework.plots import png
 from cl_framework.recall import recall_figure, recall_lines
 from cl_framework.records import atomic_write
-from cl_framework.strategy import seams_of
+from cl_framework.seams import seams_of
 from cl_framework.stream import Learn
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.plan import Plan
+from cl_framework.seams import seams_of
 from cl_framework.strategy import (
     Batch,
     Context,
@@ -29,7 +30,6 @@ from cl_framework.strategy import (
     StepFn,
     Strategy,
     Traits,
-    seams_of,
 )
 from cl_framework.stream import Stream, Unlearn
 

@@ -28,7 +28,7 @@ it likes (refresh, MIR, a line search) without any other strategy noticing, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -371,40 +371,3 @@ class Strategy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-
-
-SEAMS = (
-    "check",
-    "build",
-    "plan",
-    "mask",
-    "rate",
-    "draw",
-    "arrange",
-    "loss",
-    "step",
-    "commit",
-    "begin",
-    "end",
-    "predict",
-    "unlearn",
-    "forget",
-    "state_dict",
-    "load_state_dict",
-)
-
-
-def seams_of(strategy: type[Strategy]) -> tuple[str, ...]:
-    """The seams that a strategy occupies, in the order of `SEAMS`."""
-    return tuple(name for name in SEAMS if getattr(strategy, name) is not getattr(Strategy, name))
-
-
-def misspelt_seams(strategy: type[Strategy]) -> Iterable[str]:
-    """Public methods of a strategy class that are no seam."""
-    for base in strategy.__mro__:
-        if base in (Strategy, object):
-            continue
-        for name, value in vars(base).items():
-            is_method = callable(value) and not isinstance(value, type)
-            if not name.startswith("_") and name not in SEAMS and is_method:
-                yield name

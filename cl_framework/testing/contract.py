@@ -12,7 +12,8 @@ from typing import Any
 from cl_framework import registry
 from cl_framework.config import Experiment
 from cl_framework.errors import FrameworkError
-from cl_framework.strategy import Strategy, Traits, seams_of
+from cl_framework.seams import seams_of
+from cl_framework.strategy import Strategy, Traits
 from cl_framework.testing.laboratory import experiment_of
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.plan import Plan
+from cl_framework.seams import SEAMS, misspelt_seams, seams_of
 from cl_framework.stack import PhaseStack, Stack, intersection, rows_without
-from cl_framework.strategy import SEAMS, Batch, Done, Draw, Forgotten, Phase, Rows, Strategy, Term, Traits, misspelt_seams, seams_of
+from cl_framework.strategy import Batch, Done, Draw, Forgotten, Phase, Rows, Strategy, Term, Traits
 from cl_framework.stream import Stream
 
 NOTHING = Traits(no_neutral="a fixture")
