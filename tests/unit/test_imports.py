@@ -22,10 +22,10 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pytorch_lightning": ("host.py", "runner.py", "loggers/"),
     "lightning": (),
     "wandb": ("loggers/wandb.py",),
-    "avalanche": ("benchmarks/avalanche.py", "bench.py"),
+    "avalanche": ("benchmarks/avalanche.py", "bench_sides.py"),
     "transformers": ("models/", "benchmarks/text"),
     "peft": ("models/", "benchmarks/text"),
-    "omegaconf": ("config.py", "cli.py"),
+    "omegaconf": ("config.py", "structured.py", "cli.py"),
     "strategies": (),
 }
 HEAVY = ("pytorch_lightning", "wandb", "avalanche", "transformers", "peft", "sklearn", "matplotlib", "torchvision", "scipy", "rich")
