@@ -33,6 +33,7 @@ from cl_framework.report import rebuild_summary
 from cl_framework.representation import probed
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Unlearn
+from cl_framework.unlearning.ancestry import Ancestry
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.fast import BITS, rounded_metric, split_of
 from cl_framework.unlearning.quantization import rounded_weights
@@ -213,6 +214,7 @@ class Runner:
                 self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
         else:
             self.directory.cut_back(state["lengths"])
+            self.certifier.ancestry = Ancestry(state.get("ancestry"))
             self.learner.load_state_dict(state["learner"])
             first = state["position"]["event_index"]
             self.learner.position.stream_step = state["position"]["stream_step"]
@@ -264,6 +266,7 @@ class Runner:
         )
         if self.history is not None:
             self.history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
+        self.certifier.note(index)
         unlearned = isinstance(event, Unlearn)
         dropped = self._checkpoint(index + 1, None, replace_all=unlearned)
         if unlearned:
@@ -337,6 +340,7 @@ class Runner:
             "inside": inside,
             "learner": self.learner.state_dict(),
             "lengths": self.directory.lengths(),
+            "ancestry": self.certifier.ancestry.born,
         }
         dropped = self.store.save(state, position.stream_step, replace_all=replace_all)
         self._last_checkpoint = time.monotonic()

@@ -10,6 +10,7 @@ from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
+from cl_framework.unlearning.ancestry import Ancestry, known_since
 from cl_framework.unlearning.deletion import BEGUN_AGAIN, DONE, FINISHED, REQUESTED, DeletionLog, digest_of_rows
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
@@ -26,6 +27,13 @@ class Certifier:
         self.directory = directory
         self.learner = learner
         self.log = DeletionLog(directory.path / "deletion")
+        self.ancestry = Ancestry()
+        self._watches = any(isinstance(event, Unlearn) for event in learner.stream.events)
+
+    def note(self, index: int) -> None:
+        """After an event, before its checkpoint: what is new in the state."""
+        if self._watches:
+            self.ancestry.note(index, self.learner.state_dict())
 
     def begin_again(self) -> None:
         """At the start of a run: what its record says of an earlier walk, of which no checkpoint is whole, holds no longer."""
@@ -68,6 +76,8 @@ class Certifier:
         named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
         found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
         exact = self.learner.stack.is_exact(event)
+        if not exact:
+            found += self.ancestry.older(known_since(self.learner.stream, index), index, state, "memory")
         untouched = digest_of(self.learner.model.state_dict()) == standing.get("weights_before")
         if untouched and not exact:
             found.append("memory.weights, which the request did not change")
@@ -124,11 +134,10 @@ class Certifier:
     def _ancestry(self, exact: bool, found: Sequence[str]) -> dict[str, str]:
         """Of what the run still has, towards the request: clean, treated (by the strategy, with its guarantee) or contains.
 
-        What is made of treated weights is treated, and the states of strategies are made of them.
+        What is made of treated weights is treated, and what strategies made before is found by its age.
         """
-        parts: dict[str, Any] = {"weights": self.learner.model.state_dict(), "optimizer": {}}
-        parts |= {f"strategies.{slot}": state for slot, state in self.learner.stack.state_dict().items()}
-        ancestry = dict.fromkeys(parts, "clean" if exact else "treated")
-        ancestry["optimizer"] = "clean"  # its moments were dropped, or made again
-        ancestry |= {name: "clean" for name, state in parts.items() if not state}
+        state = self.learner.state_dict()
+        parts: dict[str, Any] = {"weights": state["model"], "optimizer_memory": state["optimizer_memory"]}
+        parts |= {f"strategies.{slot}": part for slot, part in state["strategies"].items()}
+        ancestry = {name: "clean" if exact or not part else "treated" for name, part in parts.items()}
         return ancestry | dict.fromkeys(found, "contains")

@@ -202,9 +202,9 @@ def artefacts(done: Mapping[str, Any] | None) -> Figure:
     if done is None:
         return Figure("M11", None, NOT_RUN, "the deletion record does not hold this request")
     found, searched = len(done["contains"]), done["canaries"]["searched"]
-    if not searched:
+    if not searched and not found:
         return Figure("M11", None, NOT_RUN, "the samples have no unmistakable bytes to search for")
-    why = f"places that hold a sample, of {searched} searched for; none may"
+    why = f"places that hold a sample, of {searched} searched for, or what was made of one; none may"
     return Figure("M11", float(found), PASS if found == 0 else FAIL, why, bound=0.0)
 
 

@@ -57,12 +57,12 @@ class Canaries:
 
 def artefacts_in_memory(state: Mapping[str, Any], canaries: Canaries, where: str = "memory") -> list[str]:
     """The places in a nested state that hold a canary."""
-    return [place for place, tensor in _tensors(state, where) if canaries.found_in(bytes_of(tensor))]
+    return [place for place, tensor in tensors_in(state, where) if canaries.found_in(bytes_of(tensor))]
 
 
 def places_that_name(ids: Tensor, state: Mapping[str, Any], where: str) -> list[str]:
     """The places in a nested state where sample ids are kept, by their names, and one of `ids` (N,) is among them."""
-    kept = [(place, tensor) for place, tensor in _tensors(state, where) if _OF_IDS.search(place) and not tensor.is_floating_point()]
+    kept = [(place, tensor) for place, tensor in tensors_in(state, where) if _OF_IDS.search(place) and not tensor.is_floating_point()]
     return [f"{place} (ids)" for place, tensor in kept if bool(torch.isin(tensor.cpu(), ids).any())]
 
 
@@ -72,12 +72,12 @@ def artefacts_on_disk(folder: Path, canaries: Canaries) -> list[str]:
     return [str(path.relative_to(folder)) for path in files if canaries.found_in(path.read_bytes())]
 
 
-def _tensors(state: Any, where: str) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(state: Any, where: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, Tensor):
         yield where, state
     elif isinstance(state, Mapping):
         for key, value in state.items():
-            yield from _tensors(value, f"{where}.{key}")
+            yield from tensors_in(value, f"{where}.{key}")
     elif isinstance(state, list | tuple):
         for index, value in enumerate(state):
-            yield from _tensors(value, f"{where}[{index}]")
+            yield from tensors_in(value, f"{where}[{index}]")

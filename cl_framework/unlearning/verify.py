@@ -24,6 +24,7 @@ from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
 from cl_framework.report import summary_of
 from cl_framework.stream import Learn, Unlearn
+from cl_framework.unlearning.ancestry import Ancestry, known_since
 from cl_framework.unlearning.deletion import (
     AUDITED,
     DONE,
@@ -87,8 +88,8 @@ class _Evidence:
         return assemble(experiment, benchmark)
 
     @cached_property
-    def gone(self) -> list[tuple[Unlearn, Tensor, Canaries]]:
-        """What was unlearned and not learned again since: the requests, last first, the ids that each named, and how to find samples."""
+    def gone(self) -> list[tuple[int, Unlearn, Tensor, Canaries]]:
+        """What was unlearned and not learned again since: places and requests, last first, the ids named, and how to find samples."""
         learner, found = self.learner, []
         asked = {entry["event_index"]: entry for entry in self.entries if entry["kind"] == REQUESTED}
         learned_again = set()
@@ -102,7 +103,7 @@ class _Evidence:
                         f"{event} names other samples here than in the deletion record: the data or its split have changed."
                     )
                 items, _, _ = learner.benchmark.read(ids)
-                found.append((event, ids, Canaries.of_items(items, learner.benchmark.transform(items, None))))
+                found.append((index, event, ids, Canaries.of_items(items, learner.benchmark.transform(items, None))))
         return found
 
 
@@ -205,8 +206,11 @@ def _ancestry(evidence: _Evidence) -> str:
         if path.stem.split("-")[1] not in ways:
             raise FrameworkError(f"{path} is of a history that showed what was unlearned.")
     state = evidence.state["learner"]
-    for event, ids, canaries in evidence.gone:
+    ancestry = Ancestry(evidence.state.get("ancestry"))
+    for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
+        if not evidence.learner.stack.is_exact(event):
+            held += ancestry.older(known_since(evidence.learner.stream, index), index, state, "learner")
         if held:
             raise FrameworkError(f"the newest checkpoint still holds what {event} unlearned, at {held[0]}.")
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"
@@ -234,11 +238,11 @@ def _figures(evidence: _Evidence) -> str:
 
 
 def _samples(evidence: _Evidence) -> str:
-    for event, _, canaries in evidence.gone:
+    for _, event, _, canaries in evidence.gone:
         found = artefacts_on_disk(evidence.directory.path, canaries)
         if found:
             raise FrameworkError(f"{evidence.directory.path / found[0]} holds samples that {event} unlearned.")
-    searched = sum(canaries.searched for _, _, canaries in evidence.gone)
+    searched = sum(canaries.searched for *_, canaries in evidence.gone)
     if not searched:
         raise _NotRun("the samples have no unmistakable bytes, or were learned again")
     return f"{searched} samples searched for, byte by byte"
