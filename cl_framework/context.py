@@ -253,7 +253,7 @@ class SlotContext:
         totals = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
         tasks = rows.task_of_row.unique().tolist()  # a pass for each: in a pass over one task's data, one
         with evaluation_mode(model), untouched(model):
-            modules = self.learner.linear_modules(rows)
+            modules = self.learner.modules_apart(rows)
             for task in tasks:
                 mine = rows.task_of_row == task
                 some, targets, one_task = at(given, mine), rows.targets[mine], rows.task_of_row[mine][:1]

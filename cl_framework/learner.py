@@ -17,7 +17,7 @@ from cl_framework.context import SlotContext, stream_key
 from cl_framework.cost import Cost
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
-from cl_framework.fisher_by_module import linear_modules
+from cl_framework.fisher_by_module import modules_apart
 from cl_framework.inputs import Inputs, combined, each
 from cl_framework.learning_curve import LearningCurve
 from cl_framework.models.freezing import give_up_training
@@ -55,7 +55,7 @@ class Learner:
         self._without: Tensor | None = None  # ids that the Unlearn under way names
         self._phase_stack: PhaseStack | None = None
         self._applied: StepEvaluation | None = None
-        self._linear_modules: dict[tuple[str, ...], list[nn.Linear] | None] = {}
+        self._modules_apart: dict[tuple[str, ...], list[nn.Module] | None] = {}
         self._dropout: dict[str, RandomStream] = {}
         self._augmentations: dict[str, RandomStream] = {}
         self._training_ids = training_partition([benchmark.ids_of(task) for task in range(benchmark.num_tasks)], run.blurry, run.seed)
@@ -333,18 +333,18 @@ class Learner:
     def _generator(self, purpose: str) -> torch.Generator:
         return RandomStream(*stream_key(self.run.seed, self.position, purpose)).generator()
 
-    def linear_modules(self, rows: Rows) -> list[nn.Linear] | None:
-        """The modules of the parameters in play, if all are linear and see rows apart; asked in evaluation mode, of any rows."""
+    def modules_apart(self, rows: Rows) -> list[nn.Module] | None:
+        """The modules of the parameters in play, if their squared gradients can be had at once; asked in evaluation mode, of any rows."""
         names = tuple(self.names_in_play)
-        if names not in self._linear_modules:
+        if names not in self._modules_apart:
             told = getattr(self.model, "task_conditioned", False)
 
             def run(count: int) -> object:
                 some = rows.take(torch.arange(count, device=rows.targets.device) % len(rows))
                 return run_model(self.model, replace(some, inputs=self.benchmark.transform(some.items, None)))
 
-            self._linear_modules[names] = None if told else linear_modules(self.model, names, run)
-        return self._linear_modules[names]
+            self._modules_apart[names] = None if told else modules_apart(self.model, names, run)
+        return self._modules_apart[names]
 
     # --- state ---
 

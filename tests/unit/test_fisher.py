@@ -15,7 +15,7 @@ from torch.nn import functional
 from cl_framework import Batch, Closure, Context, Evaluation, FisherPass, Learn, Output, Phase, Rows, StepFn, fisher
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.fisher import LABELS, squared_gradients
-from cl_framework.fisher_by_module import linear_modules, squared_gradients_by_module
+from cl_framework.fisher_by_module import modules_apart, squared_gradients_by_module
 from cl_framework.testing.laboratory import (
     ROUGH,
     STEPS_A_TASK,
@@ -169,7 +169,7 @@ class Turned(nn.Module):
 
 
 class Aside(nn.Module):
-    """A parameter that no linear module owns."""
+    """A parameter that no module of a known kind owns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,6 +185,35 @@ def tied() -> nn.Module:
     return nn.Sequential(first, nn.Tanh(), last)
 
 
+class InPlace(nn.Module):
+    """What went into the first module is something else afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs.clone()
+        inner = self.inner(hidden)
+        return self.outer(inner + hidden.mul_(2))
+
+
+def convolutional(*layers: nn.Module, side: int = 2) -> nn.Module:
+    """These layers on images of one channel, and a head for three classes."""
+    body = nn.Sequential(nn.Unflatten(1, (1, side, side)), nn.ZeroPad2d(1), *layers)
+    with torch.no_grad():
+        channels = body.eval()(torch.zeros(1, side * side)).shape[1]
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3))
+
+
+def moved(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """With statistics and factors that are not those it starts with."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    for value in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        value.uniform_(0.5, 2.0)
+    return norm
+
+
 CASES = {
     "two layers": Case(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)), True),
     "a norm": Case(nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), False),
@@ -196,9 +225,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_model_fits_if_its_parameters_lie_in_linear_modules_that_see_rows_apart(name: str) -> None:
+def test_a_model_fits_if_its_parameters_lie_in_modules_apart_that_see_rows_apart(name: str) -> None:
     model = CASES[name].model
-    found = linear_modules(model, [name for name, _ in model.named_parameters()], lambda count: model(torch.rand(count, 4)))
+    found = modules_apart(model, [name for name, _ in model.named_parameters()], lambda count: model(torch.rand(count, 4)))
     assert (found is not None) is CASES[name].fits
 
 
@@ -208,7 +237,7 @@ def test_by_module_it_is_what_it_is_row_by_row(labels: str) -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
     inputs, targets = data(11, 4, 3)
     names = [name for name, _ in model.named_parameters()]
-    modules = linear_modules(model, names, lambda count: model(inputs[:count]))
+    modules = modules_apart(model, names, lambda count: model(inputs[:count]))
     assert modules is not None
 
     def of_rows(values: tuple[Tensor, ...], rows: Any, task: Tensor) -> Tensor:
@@ -220,7 +249,7 @@ def test_by_module_it_is_what_it_is_row_by_row(labels: str) -> None:
 
     found = by_module(names, targets)
     expected = squared_gradients(of_rows, [value.detach() for value in model.parameters()], inputs, targets, TASK, labels)
-    assert len(found) == len(expected) == 3
+    assert len(found) == len(expected) == len(names) >= 3
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
     assert torch.allclose(by_module(names, targets.flip(0))[0], found[0], rtol=1e-3) is (labels == "expected")
@@ -237,8 +266,8 @@ def test_a_run_takes_the_short_way_and_it_is_the_long_one(labels: str, tmp_path:
     (context,) = learner._contexts.values()
     rows = learner.read(learner.training_ids(0)[:9])
     found = context.squared_gradients(rows, labels)
-    assert learner._linear_modules and all(learner._linear_modules.values())
-    learner._linear_modules = dict.fromkeys(learner._linear_modules)
+    assert learner._modules_apart and all(learner._modules_apart.values())
+    learner._modules_apart = dict.fromkeys(learner._modules_apart)
     for one, other in zip(found, context.squared_gradients(rows, labels), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
     fewer = rows.take(torch.arange(8))
