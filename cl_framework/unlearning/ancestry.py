@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from cl_framework.digests import bytes_of
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.unlearning.shadow import tensors_in

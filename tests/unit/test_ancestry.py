@@ -1,4 +1,4 @@
-"""What strategies made while a task was known and kept after it was unlearned: rows told apart by age, and runs that keep some on purpose."""
+"""What strategies made while a task was known and kept after it was unlearned: rows by age, and runs that keep some on purpose."""
 
 from __future__ import annotations
 
