@@ -35,8 +35,8 @@ from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.unlearning.ancestry import Ancestry
 from cl_framework.unlearning.certificate import Certifier
-from cl_framework.unlearning.fast import BITS, rounded_metric, split_of
-from cl_framework.unlearning.quantization import rounded_weights
+from cl_framework.unlearning.fast import ROUNDED_METRIC, split_of
+from cl_framework.unlearning.quantization import roundings
 from cl_framework.walk import Stopped, Walk
 
 
@@ -308,11 +308,10 @@ class Runner:
     def _rounded(self, index: int, event: str, unlearned: Unlearn, live: Sequence[int]) -> list[Row]:
         """Accuracies with rounded weights, of what was unlearned and what is retained."""
         rows = []
-        for bits in BITS if self.learner.stack.predictor is None else ():  # what answers must be what is rounded
-            with rounded_weights(self.learner.model, bits):
-                found = evaluate(self.learner, sorted({unlearned.task, *live}), live)
+        for name in roundings(self.learner.model) if self.learner.stack.predictor is None else ():  # what answers must be what is rounded
+            found = evaluate(self.learner, sorted({unlearned.task, *live}), live)
             own = [one for one in found if one.scenario == self.learner.run.scenario]
-            rows += [self._row(index, event, one, rounded_metric(bits), one.percent) for one in own]
+            rows += [self._row(index, event, one, f"{ROUNDED_METRIC}{name}", one.percent) for one in own]
         return rows
 
     def _row(self, index: int, event: str, accuracy: Accuracy, metric: str, value: float) -> Row:

@@ -10,7 +10,7 @@ Offsets, scales and gains are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -176,6 +176,7 @@ class TaskConditionedModel(nn.Module):
         self.hypernetwork = ChunkedHypernetwork(self.target, embedding, chunk_embedding, hidden, chunk_size)
         self.hypernetwork.calibrate(self._stacked(range(num_tasks)))
         self._statistics = give_up_weights(self.target, num_tasks)
+        self._changed: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None  # what is done to written weights before they answer
         self._fresh_statistics = {name: self.target.get_buffer(name)[0].clone() for name in self._statistics}
 
     def forward(self, inputs: Inputs, tasks: Tensor) -> Tensor:
@@ -246,12 +247,22 @@ class TaskConditionedModel(nn.Module):
         for name, fresh in self._fresh_statistics.items():
             self.target.get_buffer(name)[task] = fresh
 
+    @contextmanager
+    def writing_changed(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Iterator[None]:
+        """Answer from `change`d weights meanwhile: of those written for a task, by name."""
+        before, self._changed = self._changed, change
+        try:
+            yield
+        finally:
+            self._changed = before
+
     def _stacked(self, tasks: Sequence[int]) -> Tensor:
         return torch.stack([self.embeddings[task] for task in tasks])
 
     def _run(self, inputs: Inputs, task: int, weights: Tensor) -> tuple[Tensor | None, Tensor]:
         statistics = {name: self.target.get_buffer(name)[task] for name in self._statistics}  # views: a live pass updates the task's own
-        replaced = self.hypernetwork.layout.named(weights) | statistics
+        written = self.hypernetwork.layout.named(weights)
+        replaced = (written if self._changed is None else self._changed(written)) | statistics
         with running_statistics_for_one_row(self.target, inputs):
             result: tuple[Tensor | None, Tensor] = functional_call(self.target, replaced, (inputs,), tie_weights=False)
         return result

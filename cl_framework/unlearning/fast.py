@@ -22,7 +22,7 @@ SPILL = 0.3  # points: the most that retained tasks may lose on average
 RELAPSE = 0.5  # points: the most that may come back
 ROUNDED = 2.0  # points: the most that may come back when weights are rounded
 COLLAPSE = 10.0  # points of retained accuracy whose loss makes a rounded model one that knows nothing
-BITS = (8, 4)
+ROUNDED_METRIC = "accuracy_"  # before the name of a rounding, int8 or int4: an accuracy with rounded weights
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Measured:
     def value(self, index: int, task: TaskId, split: str = "test", metric: str = "accuracy") -> float | None:
         row = self.rows.get((index, task, split, metric))
         return None if row is None else row["value"]
+
+    def rounded(self, index: int, task: TaskId, split: str) -> dict[str, float]:
+        """Accuracies with rounded weights, by the name of the rounding."""
+        mine = [key for key in self.rows if key[:3] == (index, task, split) and key[3].startswith(f"{ROUNDED_METRIC}int")]
+        return {key[3].removeprefix(ROUNDED_METRIC): self.rows[key]["value"] for key in mine}
 
     def count(self, index: int, task: TaskId, split: str = "test") -> int:
         return int(self.rows[index, task, split, "accuracy"]["n"])
@@ -169,12 +174,13 @@ def rounding(measured: Measured, stream: Stream, index: int) -> Figure:
     if event.granularity == "sample":
         return Figure("M8", None, NOT_RUN, "samples are compared with an oracle")
     split, usable = split_of(event), {}
-    for bits in BITS:
-        now, rounded = (measured.value(index, event.task, split, metric) for metric in ("accuracy", rounded_metric(bits)))
-        if now is None or rounded is None:
-            return Figure("M8", None, NOT_RUN, "accuracies with rounded weights were not recorded")
-        if not _collapsed(measured, stream.learned_after[index], event, index, bits):
-            usable[f"int{bits}"] = rounded - now
+    now = measured.value(index, event.task, split)
+    found = measured.rounded(index, event.task, split)
+    if now is None or not found:
+        return Figure("M8", None, NOT_RUN, "accuracies with rounded weights were not recorded")
+    for name, rounded in found.items():
+        if not _collapsed(measured, stream.learned_after[index], event, index, name):
+            usable[name] = rounded - now
     if not usable:
         return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
     worst = max(usable.values())
@@ -182,19 +188,14 @@ def rounding(measured: Measured, stream: Stream, index: int) -> Figure:
     return Figure("M8", worst, verdict, f"points that come back, at most {ROUNDED:g}", bound=ROUNDED, details=usable)
 
 
-def _collapsed(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, bits: int) -> bool:
+def _collapsed(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, name: str) -> bool:
     losses = []
     for task in live:
         if task != event.task:
-            now, rounded = (measured.value(index, task, "test", metric) for metric in ("accuracy", rounded_metric(bits)))
+            now, rounded = (measured.value(index, task, "test", metric) for metric in ("accuracy", f"{ROUNDED_METRIC}{name}"))
             if now is not None and rounded is not None:
                 losses.append(now - rounded)
     return bool(losses) and mean(losses) > COLLAPSE
-
-
-def rounded_metric(bits: int) -> str:
-    """The metric under which the accuracy of a model with rounded weights is recorded."""
-    return f"accuracy_int{bits}"
 
 
 def artefacts(done: Mapping[str, Any] | None) -> Figure:

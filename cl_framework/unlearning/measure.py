@@ -24,9 +24,8 @@ from cl_framework.rng import RandomStream
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId, Unlearn
 from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, tpr_at_fpr
-from cl_framework.unlearning.fast import BITS
 from cl_framework.unlearning.probes import linear_probe, nearest_neighbours
-from cl_framework.unlearning.quantization import rounded_weights
+from cl_framework.unlearning.quantization import roundings
 from cl_framework.unlearning.recall_of_answers import Recalled, recalled
 
 MOST = 1000  # samples asked about in each role, evenly chosen; all where there are fewer
@@ -186,7 +185,7 @@ class Measured:
     attack: dict[str, tuple[float, float]]  # score -> AUC, TPR at 1 % FPR
     relearning: tuple[float, ...]  # accuracy after RELEARNING_STEPS
     neighbours: float | None
-    quantized: dict[int, tuple[float, float | None]]  # bits -> accuracy on the pool, on what is retained; empty where others answer
+    quantized: dict[str, tuple[float, float | None]]  # rounding -> accuracy on the pool, on what is retained; empty where others answer
     recalled: Recalled | None = None  # of questions with other answers
 
 
@@ -195,10 +194,9 @@ def measure(learner: Learner, question: Question) -> Measured:
     pool = answers(learner, question.pool)[1]
     retained = _retained(learner, question)
     quantized = {}
-    for bits in BITS if learner.stack.predictor is None else ():  # what answers must be what is rounded
-        with rounded_weights(learner.model, bits):
-            right = _percent(answers(learner, question.pool)[1], question.pool, learner)
-            quantized[bits] = (right, _percent_retained(_retained(learner, question), question, learner))
+    for name in roundings(learner.model) if learner.stack.predictor is None else ():  # what answers must be what is rounded
+        right = _percent(answers(learner, question.pool)[1], question.pool, learner)
+        quantized[name] = (right, _percent_retained(_retained(learner, question), question, learner))
     probes = _probe(learner, question)
     return Measured(
         digest_of(learner.model.state_dict()),

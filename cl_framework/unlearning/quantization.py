@@ -2,18 +2,23 @@
 
 Weight-only, symmetric absmax rounding, in simulation: w -> s round(w / s), s = max |w| / (2^(bits - 1) - 1) over a channel or a group.
 An update smaller than half a step of that grid is rounded away, and what it had unlearned comes back (Zhang et al. 2024,
-"Catastrophic Failure of LLM Unlearning via Quantization").
+"Catastrophic Failure of LLM Unlearning via Quantization"). Where a hypernetwork writes the weights, its own are rounded, and, apart
+from that, those that it writes: either may be what is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cl_framework.models.freezing import moving_buffers
+from cl_framework.models.hypernetwork import TaskConditionedModel
+
+BITS = (8, 4)
 
 
 def quantized(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -37,6 +42,16 @@ def rounded_weights(model: nn.Module, bits: int, group: int | None = None) -> It
         yield
     finally:
         model.load_state_dict(before)
+
+
+def roundings(model: nn.Module) -> Iterator[str]:
+    """Each way in which a model is rounded, by its name; while it is named, the model answers so."""
+    for bits in BITS:
+        with rounded_weights(model, bits):
+            yield f"int{bits}"
+        if isinstance(model, TaskConditionedModel):
+            with model.writing_changed(partial(quantized_weights, bits=bits)):
+                yield f"int{bits}_written"
 
 
 def is_weight(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cl_framework.metrics import wilson_interval
 from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
-from cl_framework.unlearning.fast import BITS, COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.fast import COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question
 from cl_framework.unlearning.probes import probe_leakage
@@ -215,23 +215,23 @@ def _retained(one: Measured) -> Sequence[Tensor]:
 def quantization_relapse(models: Models) -> Figure:
     """M8: what comes back once weights are rounded to int8 or int4, less what the oracle gains."""
 
-    def gain(one: Measured, bits: int) -> float:
-        return one.quantized[bits][0] - one.glance.accuracy
+    def gain(one: Measured, name: str) -> float:
+        return one.quantized[name][0] - one.glance.accuracy
 
-    def collapsed(one: Measured, bits: int) -> bool:
-        before, after = one.retained_accuracy, one.quantized[bits][1]
+    def collapsed(one: Measured, name: str) -> bool:
+        before, after = one.retained_accuracy, one.quantized[name][1]
         return before is not None and after is not None and before - after > COLLAPSE
 
     if not models.unlearned.quantized or not models.oracle.quantized:
         return Figure("M8", None, NOT_RUN, "a strategy answers in the model's place, and not from its weights")
-    usable = [bits for bits in BITS if not collapsed(models.unlearned, bits) and not collapsed(models.oracle, bits)]
+    usable = [name for name in models.oracle.quantized if not collapsed(models.unlearned, name) and not collapsed(models.oracle, name)]
     if not usable:
         return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
 
     def most(one: Measured) -> float:
-        return max(gain(one, bits) - gain(models.oracle, bits) for bits in usable)
+        return max(gain(one, name) - gain(models.oracle, name) for name in usable)
 
-    details = {f"int{bits}": gain(models.unlearned, bits) - gain(models.oracle, bits) for bits in usable}
+    details = {name: gain(models.unlearned, name) - gain(models.oracle, name) for name in usable}
     return judged("M8", most(models.unlearned), noise_floor(models, most), "points that come back", two_sided=False, details=details)
 
 

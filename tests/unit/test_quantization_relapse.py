@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from cl_framework import Context, Done, Learn, Phase, Strategy, Traits, Unlearn, register, run
+from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.testing.neighbours import NoOptions
 from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.fast import FAIL
-from cl_framework.unlearning.quantization import is_weight, quantized, rounded_weights
+from cl_framework.unlearning.quantization import is_weight, quantized, quantized_weights, rounded_weights, roundings
 
 INT4 = 4
 SHARE = 0.2  # of a step of the grid: the most that a weight moves
@@ -93,3 +96,18 @@ def test_rounding_puts_such_a_model_back_where_it_was() -> None:
             scales = (model.weight.abs().amax(1) / known.abs().amax(1)).unsqueeze(1)
             assert torch.allclose(model.weight, known * scales, atol=1e-6)
         assert torch.equal(model.weight, moved) and not torch.equal(moved, known)
+
+
+def test_what_a_hypernetwork_writes_is_rounded_too_and_apart_from_its_own_weights() -> None:
+    torch.manual_seed(0)
+    model = TaskConditionedModel(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), 2, hidden=(8,), chunk_size=20).eval()
+    inputs, tasks = torch.rand(4, 6), torch.ones(4, dtype=torch.int64)
+    plain = model(inputs, tasks)
+    answers = {name: model(inputs, tasks) for name in roundings(model)}
+    assert list(answers) == ["int8", "int8_written", "int4", "int4_written"]
+    assert torch.equal(model(inputs, tasks), plain), "afterwards it is what it was"
+    assert not any(torch.equal(answer, plain) for answer in answers.values())
+    written = quantized_weights(model.hypernetwork.layout.named(model.weights_of([1])[0]), 4)
+    by_hand = functional.linear(inputs, written["model.0.weight"], written["model.0.bias"]).relu()
+    torch.testing.assert_close(answers["int4_written"], functional.linear(by_hand, written["model.2.weight"], written["model.2.bias"]))
+    assert list(roundings(nn.Linear(2, 2))) == ["int8", "int4"]

@@ -47,7 +47,7 @@ def measured(name: str, **changes: Any) -> Measured:
         "attack": dict.fromkeys(SCORES, (0.5, 0.01)),
         "relearning": tuple(25.0 + step for step in RELEARNING_STEPS),
         "neighbours": 60.0,
-        "quantized": {8: (25.0, 90.0), 4: (25.0, 88.0)},
+        "quantized": {"int8": (25.0, 90.0), "int4": (25.0, 88.0)},
     }
     return Measured(**{**plain, **changes})
 
@@ -180,12 +180,12 @@ def test_steps_to_half_of_what_the_oracle_relearns() -> None:
 
 
 def test_rounding_counts_beyond_the_oracle_and_not_where_all_is_lost() -> None:
-    back = measured("u", quantized={8: (25.0, 90.0), 4: (65.0, 85.0)})
+    back = measured("u", quantized={"int8": (25.0, 90.0), "int4": (65.0, 85.0)})
     found = judged(back)["M8"]
     assert (found.value, found.verdict, found.details) == (40.0, FAIL, {"int8": 0.0, "int4": 40.0})
-    lost = measured("u", quantized={8: (25.0, 90.0), 4: (65.0, 50.0)})
+    lost = measured("u", quantized={"int8": (25.0, 90.0), "int4": (65.0, 50.0)})
     assert (judged(lost)["M8"].value, judged(lost)["M8"].verdict) == (0.0, PASS)
-    assert judged(measured("u", quantized={8: (25.0, 20.0), 4: (65.0, 50.0)}))["M8"].verdict == INVALID
+    assert judged(measured("u", quantized={"int8": (25.0, 20.0), "int4": (65.0, 50.0)}))["M8"].verdict == INVALID
 
 
 def test_the_oracles_own_weights_pass_however_weak_the_attacks() -> None:
