@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, strong_of
+from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, scaled_of, strong_of
 from cl_framework.benchmarks.sources import held_on
 from cl_framework.calls import has_features
 from cl_framework.config import Experiment, GivenOptions, Named
@@ -106,6 +106,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
             model=model,
             augmented=benchmark.transform.random,
             strongly=strong_of(benchmark.transform) is not None,
+            scaled=scaled_of(benchmark.transform) is not None,
         )
         stack.check_setting(known)
         learner = Learner(run, benchmark, model, stack, stream, device)

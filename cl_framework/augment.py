@@ -221,6 +221,10 @@ class Augmented:
         assert isinstance(items, Tensor)
         return self._scale(items if generator is None else self._moved(items, generator), None)
 
+    def scaled(self, items: Inputs) -> Inputs:
+        """In [0, 1], neither augmented nor normalised."""
+        return self._scale.scaled(items)
+
     def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
         """As in training, with the strong augmentation before normalising."""
         assert isinstance(items, Tensor)

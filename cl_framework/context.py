@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cl_framework.benchmarks.base import strong_of
+from cl_framework.benchmarks.base import scaled_of, strong_of
 from cl_framework.calls import call_at, conditioning, evaluation_mode, run_model, run_model_at, untouched
 from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
@@ -198,6 +198,12 @@ class SlotContext:
         if isinstance(self.position.event, Learn):
             return self.traits.reads_past_data
         return self.traits.reads_past_data or "past" in self.traits.unlearning_reads
+
+    def scaled(self, rows: Rows) -> Rows:
+        scale = scaled_of(self.learner.benchmark.transform)
+        if scale is None:
+            raise ContractError(f"strategy {self.slot!r} asks for inputs that are only scaled, but this benchmark's transform has none.")
+        return replace(rows, inputs=scale(rows.items))
 
     # --- the model, without a trace ---
 

@@ -252,6 +252,10 @@ class Context(Protocol):
         """The samples with these ids, inputs included (without augmentation). The same rule as for `ids_of`."""
         ...
 
+    def scaled(self, rows: Rows) -> Rows:
+        """The same rows with inputs that are only scaled to [0, 1]: neither augmented nor normalised. Only where `Setting.scaled`."""
+        ...
+
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the model's present weights and statistics by name, detached: a teacher for `forward`."""
         ...

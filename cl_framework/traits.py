@@ -58,6 +58,7 @@ class Setting:
     model: nn.Module | None = None  # as configured, before `build`
     augmented: bool | None = None  # whether the benchmark augments training batches
     strongly: bool | None = None  # whether it has a strong augmentation for views
+    scaled: bool | None = None  # whether it can give inputs that are only scaled to [0, 1]
     slot: str = ""  # of the strategy that is asked
 
     @property

@@ -35,8 +35,9 @@ class Transform(Protocol):
     """Raw items to model inputs for a whole batch, on the items' device.
 
     `generator` is None in evaluation and where a plain reading is meant: then nothing random may be done. `random` says whether
-    training batches are augmented; if it is False the result must not depend on the generator. A transform may have a second method,
-    `strong(items, generator)`, for rows that are marked as strongly augmented views; `strong_of` finds it.
+    training batches are augmented; if it is False the result must not depend on the generator. A transform may have two methods more:
+    `strong(items, generator)`, for rows that are marked as strongly augmented views, and `scaled(items)`, which gives the inputs in
+    [0, 1], neither augmented nor normalised; `strong_of` and `scaled_of` find them.
     """
 
     @property
@@ -50,6 +51,11 @@ def strong_of(transform: Transform) -> Callable[[Inputs, torch.Generator], Input
     if getattr(transform, "strengthen", True) is None:
         return None
     return getattr(transform, "strong", None)
+
+
+def scaled_of(transform: Transform) -> Callable[[Inputs], Inputs] | None:
+    """The transform's scaling to [0, 1] alone, or None if it has none, as for text."""
+    return getattr(transform, "scaled", None)
 
 
 @dataclass(frozen=True)
@@ -143,15 +149,18 @@ class Scale:
     random: bool = False
 
     def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
+        return self._normalised(self.scaled(items))
+
+    def scaled(self, items: Inputs) -> Tensor:
+        """In [0, 1] (by default), not normalised."""
         assert isinstance(items, Tensor)
-        return self._normalised(items.to(torch.float32).div_(self.maximum))
+        return items.to(torch.float32).div_(self.maximum)
 
     def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
         """As in training, with the strong augmentation."""
-        assert isinstance(items, Tensor)
         if self.strengthen is None:
             raise ContractError("strongly augmented rows were asked for, but this benchmark has no strong augmentation.")
-        return self._normalised(self.strengthen(items.to(torch.float32).div_(self.maximum), generator))
+        return self._normalised(self.strengthen(self.scaled(items), generator))
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         if not self.mean:

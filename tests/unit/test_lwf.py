@@ -1,7 +1,9 @@
-"""LwF: the distillation term by its definition, who the teacher is and for which classes it answers, the warm-up of the head."""
+"""LwF: the distillation term by its definition, who the teacher is, what it sees and for which classes it answers, the warm-up."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,27 @@ from torch.nn import functional
 
 import strategies.hypernetwork  # noqa: F401 - registers it
 from cl_framework import Batch, ConfigurationError, Context, Output, Setting
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.augment import Augmented
+from cl_framework.benchmarks.base import Benchmark
+from cl_framework.benchmarks.own_data import Unchanged
+from cl_framework.benchmarks.text.tokens import TokenInputs
+from cl_framework.config import Experiment
 from cl_framework.records import RunDirectory
-from cl_framework.testing.laboratory import ROUGH, beside, experiment_of, finish, first_difference, in_place_of
+from cl_framework.testing.laboratory import (
+    ROUGH,
+    Jitter,
+    assert_different_weights,
+    assert_equal_outcomes,
+    beside,
+    experiment_of,
+    finish,
+    finish_in_pieces,
+    first_difference,
+    in_place_of,
+)
 from cl_framework.testing.neighbours import Oblivious, Thrice, slot, snapshot
-from strategies.lwf import LwF, LwFConfig, distillation
+from strategies.lwf import LwF, LwFConfig, among, distillation
 
 # --- the term ---
 
@@ -64,7 +83,25 @@ def test_its_gradient_is_zero_where_the_student_is_the_teacher() -> None:
     assert gradient(teacher * 1.1) > 1e-4
 
 
+def test_a_softmax_among_some_classes_is_that_of_their_columns() -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    classes, places = torch.tensor([4, 1, 2]), torch.tensor([0, 1, 2, 0, 2, 1])  # in any order
+    found = among(logits, classes[places], classes)
+    assert found.item() == pytest.approx(functional.cross_entropy(logits[:, classes], places).item())
+    assert found.item() != pytest.approx(functional.cross_entropy(logits, classes[places]).item())
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert bool((gradient[:, [0, 3]] == 0).all()) and bool((gradient[:, classes] != 0).all())
+
+
 # --- in runs ---
+
+PICTURES = Augmented(padding=1, flip=True, mean=(0.5,), deviation=(0.25,))
+RELEASED = {"variant": "released"}
+
+
+def on_pictures(experiment: Experiment) -> Benchmark:
+    """The experiment's images, moved and flipped in training, and normalised."""
+    return replace(make_benchmark(experiment), transform=PICTURES)
 
 
 class Spied(LwF):
@@ -85,10 +122,12 @@ class Spied(LwF):
         self.journal.append({**entry, "batch": batch, "logits": output.logits, "began": self.weights, "state": state})
 
 
-def run_spied(folder: Path, options: dict[str, Any], stream: str = "L0 L1 L2", **settings: Any) -> list[dict[str, Any]]:
+def run_spied(
+    folder: Path, options: dict[str, Any], stream: str = "L0 L1 L2", *, pictures: bool = False, **settings: Any
+) -> list[dict[str, Any]]:
     Spied.journal.clear()
     experiment = in_place_of(experiment_of({"lwf": options}, folder, stream=stream, **settings), Spied)
-    finish(beside(experiment, after=[slot(Oblivious)]))
+    finish(beside(experiment, after=[slot(Oblivious)]), on_pictures(experiment) if pictures else None)
     return list(Spied.journal)
 
 
@@ -146,16 +185,17 @@ def test_a_wrapper_that_calls_often_pays_for_the_teacher_once(tmp_path: Path) ->
     assert forward_passes("wrapped", 1.0, slot(Thrice)) == [20, 25], "four passes of the student a step, one of the teacher"
 
 
-def test_the_teacher_leaves_when_its_task_ends_and_what_is_forgotten_is_not_answered_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, RELEASED], ids=["paper", "released"])
+def test_the_teacher_leaves_when_its_task_ends_and_what_is_forgotten_is_not_answered_for(options: dict[str, Any], tmp_path: Path) -> None:
     def left(stream: str, name: str) -> Any:
-        experiment = experiment_of({"lwf": {}}, tmp_path / name, stream=stream)
+        experiment = experiment_of({"lwf": options}, tmp_path / name, stream=stream)
         return finish(beside(experiment, after=[slot(Oblivious)])).learner["strategies"]["lwf"]
 
     assert left("L0 L1", "learned") == {"known": [0, 1, 2, 3], "heads": [], "teacher": {}}
     assert left("L0 L1 U0", "task")["known"] == [2, 3]
     assert left("L0 L1 U1:class=3", "class")["known"] == [0, 1, 2]
     assert left("L0 L1 U1:fraction=0.5", "sample")["known"] == [0, 1, 2, 3]
-    journal = run_spied(tmp_path / "again", {}, "L0 L1 U0 L2 L1")
+    journal = run_spied(tmp_path / "again", {**options, "warm_up": 0}, "L0 L1 U0 L2 L1")
     heads = {entry["event"]: [head.tolist() for head in entry["state"]["heads"]] for entry in journal}
     assert heads == {0: [], 1: [[0, 1]], 3: [[2, 3]], 4: [[2, 3, 4, 5]]}, "known classes are held when they are learned again"
 
@@ -164,6 +204,76 @@ def test_classes_that_another_task_has_are_not_forgotten_with_one(tmp_path: Path
     experiment = experiment_of({"lwf": {}}, tmp_path, stream="L0 L1 U0", scenario="domain_il")
     outcome = finish(beside(experiment, after=[slot(Oblivious)]))
     assert outcome.learner["strategies"]["lwf"]["known"] == [0, 1]
+
+
+# --- what the teacher sees ---
+
+
+def held(entry: dict[str, Any], inputs: Tensor) -> float:
+    """The term of a step after the first task with a teacher that sees these inputs."""
+    return float(distillation(entry["logits"][:, :2], answers(entry["began"], inputs)[:, :2], 2.0))
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_released_teacher_sees_images_neither_augmented_nor_normalised(variant: str, tmp_path: Path) -> None:
+    journal = run_spied(tmp_path, {"variant": variant, "warm_up": 0}, "L0 L1", pictures=True, epochs=2)
+    first_answers: dict[int, Tensor] = {}
+    apart, repeated = 0.0, []
+    for entry in journal[10:]:
+        batch = entry["batch"]
+        seen = {"paper": batch.inputs, "released": batch.items.float() / 255, "normalised": PICTURES(batch.items, None)}
+        terms = {what: held(entry, inputs) for what, inputs in seen.items()}
+        found = entry["terms"]["distillation"][0]
+        assert found == pytest.approx(terms.pop(variant), rel=1e-5)
+        apart = max(apart, min(abs(found / other - 1) for other in terms.values()))
+        for sample, answer in zip(batch.ids.tolist(), batch.extras["lwf"], strict=True):
+            repeated.append(torch.allclose(first_answers.setdefault(sample, answer), answer, atol=1e-6))
+    assert apart > 1e-2
+    assert len(first_answers) == 36 and len(repeated) == 72
+    assert all(repeated) == (variant == "released"), "the answers to an image are the same in every epoch: as if computed once"
+
+
+def test_on_plain_inputs_the_variants_differ_in_the_warm_up_alone(tmp_path: Path) -> None:
+    def outcome(name: str, pictures: bool, **options: Any) -> Any:
+        experiment = experiment_of({"lwf": options}, tmp_path / name)
+        return finish(experiment, on_pictures(experiment) if pictures else None)
+
+    plain = outcome("paper", False)
+    assert_equal_outcomes(plain, outcome("released", False, **RELEASED, warm_up=0), "without a warm-up")
+    assert_different_weights(plain, outcome("warmed", False, **RELEASED), "with it")
+    assert_different_weights(outcome("pictures", True), outcome("scaled", True, **RELEASED, warm_up=0), "normalised images")
+
+
+def test_a_released_run_resumes_after_a_stop_at_any_step(tmp_path: Path) -> None:
+    def prepared(name: str, *words: str) -> Experiment:
+        return experiment_of({"lwf": RELEASED}, tmp_path / name, overrides=words, stream="L0 L1", model=ROUGH)
+
+    whole = prepared("whole")
+    expected = finish(whole, on_pictures(whole))
+    experiment = prepared("pieces")
+    found, stops = finish_in_pieces(experiment, lambda step: step > 0, on_pictures(experiment))
+    assert stops == 14, "five steps of each task, five of the warm-up"
+    assert_equal_outcomes(expected, found, "a run in pieces")
+    assert_different_weights(expected, finish(other := prepared("other", "seed=1"), on_pictures(other)), "another seed")
+
+
+@pytest.mark.parametrize("slots", [{}, {"views": {"use": "view_batch", "views": 2}, "derpp": {"capacity": 8}}], ids=["alone", "composed"])
+def test_what_the_benchmark_cannot_give_is_refused_before_training(slots: dict[str, Any], tmp_path: Path) -> None:
+    text = (
+        r"variant=released has a teacher that sees images only scaled to \[0, 1\], which this benchmark's transform does not give\. "
+        r"Set variant=paper\.$"
+    )
+
+    def assembled(transform: Any, **options: Any) -> None:
+        experiment = experiment_of({"lwf": options, **slots}, tmp_path)
+        assemble(experiment, replace(make_benchmark(experiment), transform=transform))
+
+    for unknown in (Jitter(), Unchanged(), TokenInputs()):  # of one's own, floats as they are, text
+        with pytest.raises(ConfigurationError, match=text):
+            assembled(unknown, **RELEASED)
+    assembled(Jitter())
+    assembled(PICTURES, **RELEASED)
+    assert not list(tmp_path.iterdir())
 
 
 # --- the warm-up ---
@@ -209,6 +319,51 @@ def test_the_teacher_is_of_before_the_warm_up_and_known_classes_have_none(tmp_pa
         assert bool(entry["terms"]) == (entry["phase"] == "learn")
 
 
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_released_warm_up_is_plain_descent_of_the_head_on_features_of_evaluation_mode(variant: str, tmp_path: Path) -> None:
+    steps: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []  # of the warm-up: the model after the update, features, targets
+    began: list[dict[str, Tensor]] = []
+
+    class Watching(LwF):
+        def begin(self, context: Context) -> Any:
+            self.before = deepcopy(context.model).eval()
+            began[:] = [context.snapshot()]
+            return super().begin(context)
+
+        def commit(self, batch: Batch, output: Output, context: Context) -> None:
+            assert context.position.phase is not None
+            if context.position.phase.name == "lwf/warm_up":
+                with torch.no_grad():
+                    steps.append((context.snapshot(), self.before.features(batch.inputs), batch.targets))
+
+    experiment = in_place_of(experiment_of({"lwf": {"variant": variant, "warm_up": 2}}, tmp_path, model=ROUGH), Watching)
+    finish(experiment, on_pictures(experiment))
+    assert len(steps) == 10
+    weight, bias = began[0]["head.weight"].clone(), began[0]["head.bias"].clone()
+    agreed = []
+    for model, features, targets in steps:
+        change = ((features @ weight[2:4].T + bias[2:4]).softmax(1) - functional.one_hot(targets - 2, 2)) / len(targets)
+        weight[2:4] -= 0.05 * change.T @ features
+        bias[2:4] -= 0.05 * change.sum(0)
+        agreed.append(torch.allclose(model["head.weight"], weight, atol=1e-6) and torch.allclose(model["head.bias"], bias, atol=1e-6))
+    others = {name for name, value in began[0].items() if not torch.equal(value, steps[-1][0][name])} - {"head.weight", "head.bias"}
+    if variant == "released":
+        assert all(agreed) and not others
+    else:
+        assert not any(agreed) and any(name.endswith("running_mean") for name in others)
+
+
+def test_the_released_warm_up_runs_for_the_runs_epochs_unless_told_otherwise(tmp_path: Path) -> None:
+    def warm_up(name: str, **options: Any) -> list[int]:
+        outcome = finish(experiment_of({"lwf": options}, tmp_path / name, epochs=3))
+        phases = [phase for row in RunDirectory(outcome.path).events() for phase in row["phases"]]
+        return [phase["steps"] for phase in phases if phase["name"] == "lwf/warm_up"]
+
+    assert warm_up("released", **RELEASED) == [15]
+    assert warm_up("shorter", **RELEASED, warm_up=1) == [5]
+    assert warm_up("none", **RELEASED, warm_up=0) == warm_up("paper") == []
+
+
 # --- with others, and what is refused ---
 
 
@@ -245,6 +400,12 @@ def test_a_warm_up_needs_a_linear_head() -> None:
     with_head = nn.Module()
     with_head.head = nn.Linear(4, 2)
     LwF(LwFConfig(warm_up=3)).check(setting(with_head))
+    with pytest.raises(ConfigurationError, match=r"^warm_up=1 moves a part"):
+        LwF(LwFConfig(variant="released")).check(setting(headless))
+    text = r"^warm_up=1 with variant=released reads the model's `features`, which this model does not have\. Set warm_up=0\.$"
+    with pytest.raises(ConfigurationError, match=text):
+        LwF(LwFConfig(variant="released")).check(setting(with_head))
+    LwF(LwFConfig(variant="released", warm_up=0)).check(setting(headless))
 
 
 @pytest.mark.parametrize(
@@ -254,6 +415,8 @@ def test_a_warm_up_needs_a_linear_head() -> None:
         ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
         ({"heads": "all"}, "heads must be one of joint, task, got 'all'"),
         ({"warm_up": -1}, "warm_up must be >= 0, got -1"),
+        ({"variant": "code"}, "variant must be one of paper, released, got 'code'"),
+        ({"variant": "released", "heads": "task"}, "heads=task belongs to variant=paper; with variant=released set heads=joint"),
     ],
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

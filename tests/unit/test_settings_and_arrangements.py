@@ -1,4 +1,4 @@
-"""What came to the contract with views and teachers: `check`, `arrange`, strongly augmented rows, snapshots."""
+"""What came to the contract with views and teachers: `check`, `arrange`, strongly augmented rows, inputs only scaled, snapshots."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from cl_framework.assembly import assemble, make_benchmark
-from cl_framework.benchmarks.base import Benchmark, Scale, strong_of
+from cl_framework.augment import Augmented
+from cl_framework.benchmarks.base import Benchmark, Scale, scaled_of, strong_of
+from cl_framework.benchmarks.own_data import Unchanged
+from cl_framework.benchmarks.text.tokens import TokenInputs
 from cl_framework.config import Experiment
+from cl_framework.context import SlotContext
 from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.learner import Learner
 from cl_framework.loading import Chunk, StepReader
@@ -159,6 +163,27 @@ def test_which_transforms_have_one() -> None:
     assert strong is not None
     items = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
     assert torch.equal(strong(items, torch.Generator()), -scale(items, None))  # type: ignore[operator]
+
+
+# --- images only scaled ---
+
+
+def test_which_transforms_scale_alone() -> None:
+    items = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
+    expected = torch.tensor([[[[0.0, 0.2, 1.0]]]])
+    for transform in (Scale(), Scale(mean=(0.5,), deviation=(0.5,)), Augmented(2, True, (0.5,), (0.5,))):
+        scale = scaled_of(transform)
+        assert scale is not None and torch.equal(scale(items), expected)  # type: ignore[arg-type]
+        assert torch.equal(transform(items, None), expected) == (not transform.mean)  # type: ignore[arg-type]
+    assert [scaled_of(transform) for transform in (Jitter(), Unchanged(), TokenInputs())] == [None] * 3
+
+
+def test_asking_for_what_the_transform_has_not_is_an_error(tmp_path: Path) -> None:
+    learner, _ = learner_with(Jitter(), tmp_path)
+    context = SlotContext("looker", Traits(no_neutral="looks"), learner)
+    text = r"^strategy 'looker' asks for inputs that are only scaled, but this benchmark's transform has none\.$"
+    with pytest.raises(ContractError, match=text):
+        context.scaled(first_batch(learner, None))
 
 
 # --- snapshots ---
