@@ -99,7 +99,7 @@ def _decode(folder: Path, files: list[Path], notes: list[Path], size: int, chann
     smallest, largest = 1 << 30, 0
     for name, data in _members(folder, files, notes, texts, read=True):
         if name in place_of:
-            items[place_of[name]], sides = _pixels(name, data, size, channels)
+            items[place_of[name]], sides = pixels(name, BytesIO(data), size, channels)
             smallest, largest = min(smallest, *sides), max(largest, *sides)
         else:
             found[PurePosixPath(name).name] = data.decode(errors="replace")
@@ -132,12 +132,12 @@ def _members(folder: Path, files: list[Path], notes: list[Path], texts: Sequence
             raise ConfigurationError(f"{archive} cannot be read ({str(error).partition(chr(10))[0]}). Replace it.") from error
 
 
-def _pixels(name: str, data: bytes, size: int, channels: int) -> tuple[Tensor, tuple[int, int]]:
-    """An image as (channels, size, size) uint8, and the width and height of its file."""
+def pixels(name: object, file: Path | BytesIO, size: int, channels: int) -> tuple[Tensor, tuple[int, int]]:
+    """An image as (channels, size, size) uint8, and the width and height of its file. Raises ConfigurationError that names a broken one."""
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(file) as image:
             plain = image.convert("L" if channels == 1 else "RGB")
             resized = plain if plain.size == (size, size) else plain.resize((size, size), Image.Resampling.BILINEAR)
             return as_tensor(resized), plain.size

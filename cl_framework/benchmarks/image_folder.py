@@ -14,9 +14,8 @@ from torch import Tensor
 
 from cl_framework.augment import Augmented, strong_colour
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
-from cl_framework.benchmarks.image_files import IMAGES
+from cl_framework.benchmarks.image_files import IMAGES, pixels
 from cl_framework.benchmarks.own_data import from_datasets
-from cl_framework.benchmarks.sources import as_tensor
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -56,16 +55,7 @@ class ImageFiles:
         return len(self.files)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        try:
-            with Image.open(self.files[row]) as image:
-                mode = "L" if self.channels == 1 else "RGB"
-                resized = image.convert(mode).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        # What Pillow's decoders raise on broken files, by trial: not all of it is an OSError.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConfigurationError(f"{self.files[row]} is no readable image ({error}). Remove or replace it.") from error
-        return as_tensor(resized), self.targets[row]
+        return pixels(self.files[row], self.files[row], self.size, self.channels)[0], self.targets[row]
 
 
 @register_benchmark("image_folder", ImageFolderOptions)
