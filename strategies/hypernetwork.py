@@ -18,10 +18,11 @@ task a new embedding that owes nothing to its data, aligns what is written for t
 one and the task's statistics, and holds the new one's noise in later events like any other task: an unlearned task can drift back
 only if it is learned again. Seen here (digits and three permutations of MNIST, one seed): with the published rate of 0.001 and
 gamma of 0.01 the new embedding is at chance and the old one, put back, still answers as before; with 0.01 and 0.1, the defaults,
-both are at chance and nothing is lost. `released` follows UnCLe's code in what it keeps: the embedding stays, nothing holds the noise
-later, statistics stay, and each request has 9 / 10 of the steps of the one before; noise, the sampled tasks of the preservation term,
-clipping and rates are those of `sound`. In neither is the last live task a special case: then nothing is
-preserved.
+both are at chance and nothing is lost. `released` follows UnCLe's code: distances and noise are in the hypernetwork's own units, of
+all that is written, what is cut off included; all live tasks are held in every step, while learning with beta over the number of the
+stream's tasks; chunk embeddings are not trained; the embedding of what is unlearned and its statistics stay, nothing holds its noise
+later, and each request has 9 / 10 of the steps of the one before. The layout is ours (that code's head writes layers out of order), and
+so are statistics a task. In neither is the last live task a special case: nothing is preserved then, where that code divides 0 by 0.
 Interacts: needs the task of every row, in evaluation as well, so scenario=task_il: on permuted and rotated digits that is knowing which
 permutation it is. Replay of old tasks trains what is shared, never their embeddings. joint and cumulative show old tasks again while
 the regulariser holds them: use beta=0 there.
@@ -59,11 +60,16 @@ from cl_framework import (
     register,
 )
 
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "sound": {"sampled_tasks": 2, "gamma": 0.1, "unlearning_lr": 0.01},
+    "released": {"sampled_tasks": None, "gamma": 0.01, "unlearning_lr": 0.001},
+}
+
 
 @dataclass(frozen=True)
 class HypernetworkConfig:
     beta: float = 0.1  # weight of the distance between old tasks' weights now and before this event, >= 0
-    sampled_tasks: int = 2  # old tasks held in each step, chosen at random, >= 1
+    sampled_tasks: int | None = None  # old tasks held in each step, chosen at random, >= 1; default: 2, released: all
     reduction: str = "sum"  # of squared differences over the weights of a task: sum or mean
     embedding: int = 32  # numbers a task, >= 1
     chunk_embedding: int = 32  # numbers a chunk, >= 1
@@ -72,27 +78,36 @@ class HypernetworkConfig:
     writes: str = field(
         default="all", metadata=LATER
     )  # of the model's weights: all, or those of its head, over a body that is not trained (a pretrained one)
-    variant: str = "sound"  # of unlearning: sound or released
-    gamma: float = 0.1  # weight of the alignment with noise, > 0; what is preserved has weight 1
+    variant: str = "sound"  # sound or released
+    gamma: float | None = None  # weight of the alignment with noise, > 0, default: 0.1, released: 0.01; what is preserved has weight 1
     noise: str = "fresh"  # another z in each step (fresh), or one for a whole request (fixed)
     draws: int = 10  # sets of noise a step, >= 1
     unlearning_steps: int = 100  # >= 1
-    unlearning_lr: float = 0.01  # of Adam, > 0
+    unlearning_lr: float | None = None  # of Adam, > 0, default: 0.01, released: 0.001
 
     def __post_init__(self) -> None:
+        check_choice("variant", self.variant, tuple(DEFAULTS))
+        for name, value in DEFAULTS[self.variant].items():  # written out, so that a setting is the same spelled out or not
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         check_range("beta", self.beta, low=0)
         check_choice("reduction", self.reduction, ("sum", "mean"))
-        for name in ("sampled_tasks", "embedding", "chunk_embedding", "chunk_size"):
+        if self.sampled_tasks is not None:
+            check_range("sampled_tasks", self.sampled_tasks, low=1)
+        for name in ("embedding", "chunk_embedding", "chunk_size"):
             check_range(name, getattr(self, name), low=1)
         for units in self.hidden:
             check_range("hidden", units, low=1)
         check_choice("writes", self.writes, ("all", "head"))
-        check_choice("variant", self.variant, ("sound", "released"))
         check_choice("noise", self.noise, ("fresh", "fixed"))
-        check_range("gamma", self.gamma, above=0)
+        for name in ("gamma", "unlearning_lr"):
+            check_range(name, getattr(self, name), above=0)
         check_range("draws", self.draws, low=1)
         check_range("unlearning_steps", self.unlearning_steps, low=1)
-        check_range("unlearning_lr", self.unlearning_lr, above=0)
+
+    @property
+    def released(self) -> bool:
+        return self.variant == "released"
 
 
 def fewer_steps(first: int, requests: int) -> int:
@@ -138,7 +153,8 @@ class Hypernetwork(Strategy):
     def mask(self, context: Context) -> Mapping[str, bool]:
         event = context.position.event
         moving = event.task if isinstance(event, Learn) else None
-        return {f"embeddings.{task}": task == moving for task in range(context.num_tasks)}
+        moves = {f"embeddings.{task}": task == moving for task in range(context.num_tasks)}
+        return moves | {"hypernetwork.chunks": False} if self.config.released else moves
 
     def begin(self, context: Context) -> Sequence[Phase]:
         event = context.position.event
@@ -154,21 +170,21 @@ class Hypernetwork(Strategy):
         if not held:
             return terms
         model, options = _model(context), self.config
-        count = min(options.sampled_tasks, len(held))
+        count = min(options.sampled_tasks or len(held), len(held))
         sampled = [held[index] for index in random_subset(context.random("tasks").uniform(count).tolist(), len(held))]
 
         def distance() -> Tensor:
             with no_grad():
-                then = model.weights_of(sampled, self.before)
-            return mean_squared_distance(model.weights_of(sampled), then, options.reduction)
+                then = model.weights_of(sampled, self.before, raw=options.released)
+            return mean_squared_distance(model.weights_of(sampled, raw=options.released), then, options.reduction)
 
-        return terms | {"held": Term(distance, 1.0 if unlearning else options.beta)}
+        beta = options.beta * len(held) / context.num_tasks if options.released else options.beta
+        return terms | {"held": Term(distance, 1.0 if unlearning else beta)}
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         model, options = _model(context), self.config
-        released = options.variant == "released"
-        steps = fewer_steps(options.unlearning_steps, self.requests) if released else options.unlearning_steps
-        if not released:
+        steps = fewer_steps(options.unlearning_steps, self.requests) if options.released else options.unlearning_steps
+        if not options.released:
             self.embedding = torch.randn(options.embedding, generator=context.random("embedding").generator()).to(model.embeddings[0])
         self.requests += 1
         adam = {"name": "adam", "lr": options.unlearning_lr, "weight_decay": 0.0, "clip": 1.0}
@@ -180,9 +196,10 @@ class Hypernetwork(Strategy):
         embeddings = [model.embeddings[context.position.event.task].detach()]
         if self.embedding is not None:
             embeddings.append(self.embedding)
-        written = model.weights_at(torch.stack(embeddings))
+        written = model.weights_at(torch.stack(embeddings), raw=options.released)
         generator = random.at_step() if options.noise == "fresh" else random.generator()
-        noise = model.hypernetwork.fresh_weights(generator, options.draws if options.noise == "fresh" else 1)
+        draw = model.hypernetwork.raw_noise if options.released else model.hypernetwork.fresh_weights
+        noise = draw(generator, options.draws if options.noise == "fresh" else 1)
         return mean_squared_distance(written, noise.expand_as(written), options.reduction)
 
     def _held(self, context: Context) -> tuple[TaskId, ...]:
@@ -198,7 +215,7 @@ class Hypernetwork(Strategy):
             model.replace_embedding(event.task, self.embedding)
             self.unlearned.append(event.task)
             self.embedding = None
-        if self.config.variant == "sound":
+        if not self.config.released:
             model.reset_statistics(event.task)
 
     def state_dict(self) -> dict[str, Any]:

@@ -124,12 +124,22 @@ class ChunkedHypernetwork(nn.Module):
         nn.init.normal_(self.output.weight, std=float(squared_norms.mean().rsqrt()))
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """(S, d_e) -> (S, d) weights; what the last chunk writes beyond them is cut off. In full precision: old ones are held closely."""
+    def forward(self, embeddings: Tensor, raw: bool = False) -> Tensor:
+        """(S, d_e) -> (S, d) weights; what the last chunk writes beyond them is cut off. In full precision: old ones are held closely.
+
+        `raw`: (S, N * chunk_size), all that is written, in the hypernetwork's own units, in which it starts with variance 1.
+        """
         with torch.autocast(self.chunks.device.type, enabled=False):
-            written = self.output(self._hidden(embeddings)).flatten(1)[:, : self.layout.total]
-            parts = zip(self.offsets.unbind(), written.split(self.layout.sizes, dim=1), self.scales.unbind(), strict=True)
+            written: Tensor = self.output(self._hidden(embeddings)).flatten(1)
+            if raw:
+                return written
+            kept = written[:, : self.layout.total].split(self.layout.sizes, dim=1)
+            parts = zip(self.offsets.unbind(), kept, self.scales.unbind(), strict=True)
             return torch.cat([torch.addcmul(offset, part, scale) for offset, part, scale in parts], dim=1)
+
+    def raw_noise(self, generator: torch.Generator, draws: int = 1) -> Tensor:
+        """(N * chunk_size,): the mean of `draws` sets of normal numbers in the place of all that is written."""
+        return torch.randn(self.chunks.shape[0] * self.output.out_features, generator=generator).to(self.scales) / draws**0.5
 
     def fresh_weights(self, generator: torch.Generator, draws: int = 1) -> Tensor:
         """(d,): the mean of `draws` sets of weights that owe nothing to any data, spread as those a target starts with."""
@@ -196,21 +206,21 @@ class TaskConditionedModel(nn.Module):
             self.target.eval()
         return self
 
-    def weights_of(self, tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(S, d): the weights of these tasks; with other shared parameters (those of a snapshot) if given."""
+    def weights_of(self, tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None, *, raw: bool = False) -> Tensor:
+        """(S, d): the weights of these tasks; with other shared parameters (those of a snapshot) if given; `raw` as in `forward`."""
         embeddings = self._stacked(tasks)
         if shared is None:
-            weights: Tensor = self.hypernetwork(embeddings)
+            weights: Tensor = self.hypernetwork(embeddings, raw)
             return weights
-        return functional_call(self.hypernetwork, dict(shared), (embeddings,))
+        return functional_call(self.hypernetwork, dict(shared), (embeddings, raw))
 
     def shared_parameters(self) -> dict[str, Tensor]:
         """A copy of what writes the weights of all tasks: the snapshot that later weights are compared with."""
         return {name: parameter.detach().clone() for name, parameter in self.hypernetwork.named_parameters()}
 
-    def weights_at(self, embeddings: Tensor) -> Tensor:
-        """(S, d_e) -> (S, d): what is written for embeddings that need not be those of any task."""
-        written: Tensor = self.hypernetwork(embeddings)
+    def weights_at(self, embeddings: Tensor, *, raw: bool = False) -> Tensor:
+        """(S, d_e) -> (S, d): what is written for embeddings that need not be those of any task; `raw` as in `forward`."""
+        written: Tensor = self.hypernetwork(embeddings, raw)
         return written
 
     @torch.no_grad()

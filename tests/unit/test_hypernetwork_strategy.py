@@ -132,9 +132,9 @@ def test_the_term_is_the_distance_of_a_sampled_subset(tmp_path: Path, reduction:
                 wanted = model.weights_of
                 asked: list[list[int]] = []
 
-                def noted(tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None) -> Tensor:
+                def noted(tasks: Sequence[int], shared: Mapping[str, Tensor] | None = None, *, raw: bool = False) -> Tensor:
                     asked.append(list(tasks))
-                    return wanted(tasks, shared)
+                    return wanted(tasks, shared, raw=raw)
 
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(model, "weights_of", noted)

@@ -171,6 +171,79 @@ def test_the_released_form_keeps_the_embedding_and_takes_fewer_steps_each_time(t
     assert steps == {"released": [100, 90], "sound": [100, 100]}
 
 
+class Noting(Hypernetwork):
+    """Notes each step's terms, and the same by hand from what is written in the hypernetwork's own units."""
+
+    journal: list[dict[str, Any]] = []  # noqa: RUF012 - one test at a time reads it
+
+    def loss(self, batch: Any, output: Any, context: Context) -> Any:
+        terms = super().loss(batch, output, context)
+        model, event = context.model, context.position.event
+        assert isinstance(model, TaskConditionedModel)
+        with torch.no_grad():
+            note: dict[str, Any] = {"event": str(event), "chunks": model.hypernetwork.chunks.clone()}
+            note |= {f"{name} found": float(term.value()) for name, term in terms.items()}
+            note |= {f"{name} weight": term.weight for name, term in terms.items()}
+            others = [task for task in context.live_tasks if task != event.task]
+            if "held" in terms:
+                here = [model.weights_of([task], raw=True) - model.weights_of([task], self.before, raw=True) for task in others]
+                note["held by hand"] = sum(float(part.square().sum()) for part in here) / len(here)
+            if "noise" in terms:
+                written = model.hypernetwork(model.embeddings[event.task].unsqueeze(0), True)
+                noise = model.hypernetwork.raw_noise(context.random("noise").at_step(), self.config.draws)
+                note["noise by hand"] = float((written - noise).square().sum())
+        self.journal.append(note)
+        return terms
+
+
+def test_the_released_terms_are_of_all_that_is_written_and_of_all_live_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Noting, "journal", [])
+    chosen: dict[str, Any] = {**SMALL, "variant": "released", "beta": 0.5, "unlearning_steps": 10}
+    settings = {
+        **SETTINGS,
+        "epochs": 1,
+        "benchmark": {"name": "synthetic", "tasks": 4, "train_per_class": 20, "test_per_class": 4, "seed": 0},
+    }
+    finish(in_place_of(experiment_of({"hypernetwork": chosen}, tmp_path, stream="L0-3 U1", **settings), Noting))
+    held = [note for note in Noting.journal if "held found" in note]
+    assert {note["event"] for note in held} == {"L1", "L2", "L3", "U1"}
+    moved = [note for note in held if note["held found"] > 0]
+    assert len(moved) > len(held) / 2
+    for note in held:
+        assert note["held found"] == pytest.approx(note["held by hand"], rel=1e-4)
+        wanted = {"L1": 0.5 * 1 / 4, "L2": 0.5 * 2 / 4, "L3": 0.5 * 3 / 4, "U1": 1.0}[note["event"]]
+        assert note["held weight"] == pytest.approx(wanted)
+    noise = [note for note in Noting.journal if "noise found" in note]
+    assert [note["event"] for note in noise] == ["U1"] * 10
+    for note in noise:
+        assert note["noise found"] == pytest.approx(note["noise by hand"], rel=1e-5) and note["noise weight"] == 0.01
+    first = Noting.journal[0]["chunks"]
+    assert all(torch.equal(note["chunks"], first) for note in Noting.journal), "chunk embeddings are not trained"
+
+
+def test_all_that_is_written_has_what_is_cut_off_and_the_weights_in_it() -> None:
+    one = model()
+    raw, weights_ = one.weights_of([1], raw=True), one.weights_of([1])
+    total = one.hypernetwork.layout.total
+    assert raw.shape[1] > total == weights_.shape[1]
+    sizes = torch.tensor(one.hypernetwork.layout.sizes)
+    scaled = one.hypernetwork.offsets.repeat_interleave(sizes) + one.hypernetwork.scales.repeat_interleave(sizes) * raw[:, :total]
+    torch.testing.assert_close(scaled, weights_)
+    assert not torch.allclose(raw[:, :total], weights_)
+    noise = {draws: one.hypernetwork.raw_noise(torch.Generator().manual_seed(1), draws) for draws in (1, 25)}
+    assert noise[1].shape == raw[0].shape and float(noise[1].std()) == pytest.approx(1, rel=0.05)
+    assert torch.allclose(noise[25] * 5, noise[1], atol=1e-5)
+
+
+def test_each_variant_has_its_defaults_and_spelled_out_they_are_the_same(tmp_path: Path) -> None:
+    def fingerprint(**options: Any) -> str:
+        return experiment_of({"hypernetwork": {**SMALL, **options}}, tmp_path, stream="L0 L1 U0", **SETTINGS).fingerprint
+
+    assert fingerprint() == fingerprint(sampled_tasks=2, gamma=0.1, unlearning_lr=0.01) != fingerprint(gamma=0.01)
+    assert fingerprint(variant="released") == fingerprint(variant="released", gamma=0.01, unlearning_lr=0.001)
+    assert fingerprint(variant="released") != fingerprint(variant="released", sampled_tasks=2)
+
+
 def test_each_request_has_nine_tenths_of_the_steps_of_the_one_before_rounded_down() -> None:
     assert [fewer_steps(100, requests) for requests in range(10)] == [100, 90, 81, 72, 64, 57, 51, 45, 40, 36]
     assert [fewer_steps(2, requests) for requests in range(4)] == [2, 1, 1, 1]
