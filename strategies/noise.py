@@ -1,6 +1,7 @@
 """A control of unlearning: add noise to every tensor, of a norm that is a share of the tensor's own.
 
-Source: EVALUATION's controls: "noise of equal norm": set `norm` to what the unlearner beside it moved the weights by.
+Source: EVALUATION's controls: "noise of equal norm": set `norm` to the share by which another unlearner moved the weights
+    (`moved` of M12 in its audit).
 Uses: unlearn
 Cost: none.
 Differs: nothing to differ from.

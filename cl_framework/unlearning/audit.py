@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS, Figure, artefacts,
 from cl_framework.unlearning.fast import Measured as Recorded
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
-from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_known, is_unlearned
+from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_known, is_unlearned, relearning_gap
 
 STANDARD, FULL = "standard", "full"
 TIERS = (STANDARD, FULL)
@@ -47,6 +48,8 @@ class Seen:
     later: list[Glance] = field(default_factory=list)
     trained: Trained | None = None
     never_seen: tuple[float, ...] = ()
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # just before the request
+    moved: float | None = None  # norm of what the request changed, as a share of the norm of the weights before
     put_back: float | None = None  # accuracy on the pool with the embedding of the task that was let go, where there is one
     key: Mapping[str, Tensor] | None = None  # what a hypernetwork knew the task by just before the request
 
@@ -66,12 +69,15 @@ class Watch:
             if index == question.index - 1 and self.of_run:
                 mine.before = measure(learner, question)
                 mine.key = key_of(learner, question)
+                mine.weights = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
             elif index == question.index:
                 mine.after = measure(learner, question)
                 mine.later.append(self._again(learner, question, mine.after))
                 if self.of_run:
                     mine.never_seen = self._never_seen(learner, question)
                     mine.put_back = put_back(learner, question, mine.key)
+                    mine.moved = moved(mine.weights, dict(learner.model.named_parameters()))
+                    mine.weights = {}
             elif self.open(question, index):
                 mine.later.append(glance(learner, question))
 
@@ -109,6 +115,14 @@ def put_back(learner: Learner, question: Question, key: Mapping[str, Tensor] | N
     assert isinstance(learner.model, TaskConditionedModel)
     with learner.model.with_key(question.event.task, key):
         return glance(learner, question).accuracy
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float | None:
+    """The norm of the difference over the norm of `before`; None where other weights were put in the place of those there were."""
+    if not before or {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
+        return None
+    squares = sum(float((after[name].detach() - value).square().sum()) for name, value in before.items())
+    return math.sqrt(squares / sum(float(value.square().sum()) for value in before.values()))
 
 
 def audit(
@@ -223,7 +237,8 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     models = Models(after(own), own.before, oracle, rest)
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
-    mine += [spill_of(directory, learner, question), shadow(directory, question), efficiency(directory, question, first.trained)]
+    cost = efficiency(directory, question, first.trained)
+    mine += [spill_of(directory, learner, question), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,
         "event": str(question.event),
@@ -246,6 +261,10 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
             "before": models.before.retained_accuracy,
         },
     }
+    if own.never_seen:  # the control beside M4: how fast a task is learned that was never learned
+        row["never_seen_figures"] = as_json(
+            [relearning_gap(replace(models, unlearned=replace(models.unlearned, relearning=own.never_seen)))]
+        )
     if rest:  # the first of them in the place of the unlearned model: what two models that never saw the data differ by
         left = [one.later for one in others[1:]]  # its own floor is what the others differ by
         elsewhere = figures(
@@ -270,6 +289,11 @@ def with_put_back(figure: Figure, accuracy: float | None, question: Question) ->
     if figure.verdict != PASS or not hidden:
         return replace(figure, details=details)
     return replace(figure, verdict=FAIL, why=f"with its old embedding put back it is at {accuracy:.1f} percent", details=details)
+
+
+def with_moved(figure: Figure, share: float | None) -> Figure:
+    """M12 says how far the weights went, too: what noise of equal norm needs."""
+    return figure if share is None else replace(figure, details={**figure.details, "moved": share})
 
 
 def spill_of(directory: RunDirectory, learner: Learner, question: Question) -> Figure:

@@ -38,7 +38,8 @@ NAMES = {
     "T4": "T4 exact memory",
 }
 _WORDS = {True: "yes", False: "not shown", None: NOT_RUN}
-UNLEARNED, ORACLE = "unlearned", "oracle of another seed"  # which model a row is about
+UNLEARNED, ORACLE, NEVER_SEEN = "unlearned", "oracle of another seed", "a task never seen"  # which model a row is about
+_CONTROLS = (ORACLE, NEVER_SEEN)
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 _REQUEST = ("event_index", "event", "granularity", "strategy")
 _FIGURE = ("name", "value", "verdict", "bound", "worst")
@@ -49,10 +50,10 @@ COLUMNS = (*_IDENTITY, *_REQUEST, "model", "unlearned", *_FIGURE, "details")
 
 
 def rows_of(audit: Mapping[str, Any]) -> list[Row]:
-    """An audit's figures, and those of an oracle of another seed in its place; details, to five digits, of the former alone."""
+    """An audit's figures, and those of the controls in its place; details, to five digits, of the former alone."""
     rows = []
     for request in audit["requests"]:
-        for model, key in ((UNLEARNED, "figures"), (ORACLE, "oracle_figures")):
+        for model, key in ((UNLEARNED, "figures"), (ORACLE, "oracle_figures"), (NEVER_SEEN, "never_seen_figures")):
             for figure in request.get(key, ()):
                 row = {key: audit[key] for key in _IDENTITY} | {key: request[key] for key in _REQUEST}
                 details = {name: float(f"{value:.5g}") for name, value in figure["details"].items()} if model == UNLEARNED else {}
@@ -124,15 +125,18 @@ def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Many runs: a row a stack and granularity; each figure as mean over requests (but those that are void), and how many passed (P),
     failed (F), and told nothing (?: inconclusive, invalid or not run).
 
-    The last row of a granularity is an oracle of another seed in the place of the unlearned model, from all runs together.
+    The last rows of a granularity are controls in the place of the unlearned model, from all runs together: an oracle of another seed,
+    and a task that was never seen.
     """
     names = [name for name in NAMES if any(row["name"] == name and row["value"] is not None for row in rows)]
     header = ["unlearns", "strategies", *names, '"unlearned"', "requests", "orders", "seeds"]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        who = ", ".join(row["strategies"]) if row["model"] == UNLEARNED else ORACLE
+        who = ", ".join(row["strategies"]) if row["model"] == UNLEARNED else row["model"]
         groups.setdefault((row["granularity"], who), []).append(row)
-    order = sorted(groups, key=lambda key: (("task", "class", "sample").index(key[0]), key[1] == ORACLE, key[1]))
+    order = sorted(
+        groups, key=lambda key: (("task", "class", "sample").index(key[0]), _CONTROLS.index(key[1]) if key[1] in _CONTROLS else -1, key[1])
+    )
     return header, [[*key, *_group(groups[key], names)] for key in order]
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from cl_framework.learner import Learner
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_report
-from cl_framework.unlearning.audit import audit
+from cl_framework.unlearning.audit import audit, moved
 from cl_framework.unlearning.fast import PASS
 from cl_framework.unlearning.measure import Question, measure
 from cl_framework.unlearning.oracle import Oracles, live_again
@@ -178,6 +179,24 @@ def test_doing_nothing_is_found_out(audited: dict[str, tuple[Path, dict[str, Any
 
 
 @pytest.mark.slow
+def test_controls_stand_beside_the_figures(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    """How far the weights went; how a task is learned that was never seen, where one is left."""
+    of_task, of_class = audited["rewind"][1]["requests"]
+    (figure,) = of_task["never_seen_figures"]
+    curves = of_task["relearning"]
+    assert figure["name"] == "M4" and figure["value"] == pytest.approx(mean(curves["never_seen"]) - mean(curves["oracle"]))
+    assert curves["never_seen"] != curves["oracle"] and "never_seen_figures" not in of_class
+    shares = {name: [_details(request, "M12")["moved"] for request in audited[name][1]["requests"]] for name in audited}
+    assert shares["do_nothing"] == [0.0, 0.0] and min(shares["rewind"]) > 0.1
+    assert moved({}, {}) is None and moved({"w": torch.ones(2)}, {"w": torch.ones(3)}) is None
+    assert moved({"w": torch.full((4,), 2.0)}, {"w": torch.full((4,), 3.0)}) == pytest.approx(0.5)
+
+
+def _details(request: dict[str, Any], name: str) -> dict[str, float]:
+    return next(figure["details"] for figure in request["figures"] if figure["name"] == name)
+
+
+@pytest.mark.slow
 def test_both_shared_their_oracles(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     path, result = audited["do_nothing"]
     assert result["oracle_seeds"] == [0, 1]
@@ -216,6 +235,8 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| task | er, ")]
     assert [(line[1], line[2]) for line in lines] == [("er, do_nothing", lines[0][2]), ("er, rewind", "0.00 (1P)")]
     assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table
+    (never,) = [line for line in table.splitlines() if "a task never seen" in line]
+    assert never.startswith("| task |") and "NOT RUN" in never
 
 
 @pytest.mark.slow

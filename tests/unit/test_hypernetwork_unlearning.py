@@ -160,7 +160,7 @@ def test_the_last_live_task_can_be_unlearned_and_a_task_learned_again(variant: s
 
 @pytest.mark.slow
 def test_the_released_form_keeps_the_embedding_and_takes_fewer_steps_each_time(tmp_path: Path) -> None:
-    learned = outcome(tmp_path / "learned", "L0 L1", epochs=1)
+    learned = outcome(tmp_path / "learned", "L0 L1", epochs=1, variant="released")
     released = outcome(tmp_path / "released", "L0 L1 U0", epochs=1, variant="released")
     assert torch.equal(weights(released)["embeddings.0"], weights(learned)["embeddings.0"])
     rows = {
