@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from cl_framework import run
+from cl_framework import Context, Done, Learn, Strategy, Traits, Unlearn, register, run
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.learner import Learner
 from cl_framework.stream import Stream
 from cl_framework.testing.laboratory import experiment_of
+from cl_framework.testing.neighbours import NoOptions
 from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
-from cl_framework.unlearning.orders import Route, mean_pairwise_distance, path_dependence
+from cl_framework.unlearning.oracle import live_again
+from cl_framework.unlearning.orders import Route, distinct_orders, mean_pairwise_distance, path_dependence
 
 FEATURES, RIDGE, STEP = 12, 0.5, 0.05
 
@@ -57,6 +66,84 @@ def test_two_paths_drift_apart_as_the_linear_identity_says(steps: int) -> None:
     assert measured == pytest.approx(float((test @ told).square().mean()), rel=1e-10)
     if steps:
         assert measured > mean_pairwise_distance([(test @ weights).unsqueeze(1) for weights in (ab, ba)])
+
+
+@register("fake_stages")
+class Stages(Strategy):
+    """The linear model of the identity as a learner in a stream: a ridge stage an event, and ascent to unlearn, both in float64."""
+
+    Config = NoOptions
+    traits = Traits(unlearns=frozenset({"task"}), unlearning_reads=frozenset({"forget"}), no_neutral="the weights are solved for")
+    steps = 7
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.solution: Tensor | None = None  # (D, C)
+
+    def mask(self, context: Context) -> dict[str, bool]:
+        return {name: False for name, _ in context.model.named_parameters()}
+
+    def end(self, context: Context) -> tuple[()]:
+        if isinstance(context.position.event, Learn):
+            x, y = design(context, context.ids_of(context.position.event.task))
+            start = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64) if self.solution is None else self.solution
+            ridge = x.T @ x + RIDGE * torch.eye(x.shape[1], dtype=torch.float64)
+            self._set(torch.linalg.solve(ridge, x.T @ y + RIDGE * start), context)
+        return ()
+
+    def unlearn(self, event: Unlearn, context: Context) -> Done:
+        assert self.solution is not None
+        self._set(ascended(self.solution, *design(context, context.requested_ids), self.steps), context)
+        return Done()
+
+    @torch.no_grad()
+    def _set(self, solution: Tensor, context: Context) -> None:
+        self.solution = solution
+        for name, parameter in context.model.named_parameters():
+            parameter.copy_(solution.T) if name.endswith("weight") else parameter.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"solution": self.solution}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.solution = state["solution"]
+
+
+def design(context: Context, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and one-hot targets of samples, (N, D) and (N, C) float64; inputs at a tenth, so that ascent stays small."""
+    rows = context.read(ids)
+    assert isinstance(rows.inputs, Tensor)
+    return rows.inputs.flatten(1).double() / 10, functional.one_hot(rows.targets, context.num_classes).double()
+
+
+def test_the_audit_s_orders_of_a_stream_drift_apart_as_the_linear_identity_says(tmp_path: Path) -> None:
+    """Six orders of three tasks, lived through as the audit does: each pair ends where the identity takes it."""
+    experiment = experiment_of({"fake_stages": {}}, tmp_path, stream="L0 L1 L2 U1", model={"name": "mlp", "hidden": []}, epochs=1)
+    benchmark = make_benchmark(experiment)
+    found: list[tuple[Tensor, Tensor]] = []
+    orders = distinct_orders(Stream.parse("L0 L1 L2 U1", 3), 3, 6, experiment.run.seed)
+    assert len(orders) == 6
+    for order in orders:
+        solutions: dict[int, Tensor] = {}
+
+        def look(index: int, learner: Learner, solutions: dict[int, Tensor] = solutions) -> None:
+            solutions[index] = learner.stack.state_dict()["fake_stages"]["solution"]  # type: ignore[index]
+
+        live_again(replace(experiment, run=replace(experiment.run, stream=str(order))), benchmark, {}, look)
+        found.append((solutions[2], solutions[3]))
+    items, _, _ = benchmark.read(assemble(experiment, benchmark).training_ids(1))
+    x = benchmark.transform(items, None).flatten(1).double() / 10
+    growth = torch.eye(x.shape[1], dtype=torch.float64) + 2 * STEP / len(x) * x.T @ x
+    grown, once_more = (torch.linalg.matrix_power(growth, Stages.steps + more) for more in (0, 1))
+    pairs = list(combinations(found, 2))
+    assert len(pairs) == 15
+    for (before, after), (other_before, other_after) in pairs:
+        assert float((before - other_before).norm()) > 1e-3, "orders lead elsewhere"
+        torch.testing.assert_close(after - other_after, grown @ (before - other_before), rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(after - other_after, once_more @ (before - other_before), rtol=1e-9, atol=1e-12)
+    apart = [mean_pairwise_distance([x @ one[moment] for one in found]) for moment in (0, 1)]
+    told = mean([float((x @ grown @ (one[0] - other[0])).square().sum(1).mean()) for one, other in pairs])
+    assert apart[1] == pytest.approx(told, rel=1e-9) and apart[1] > apart[0]
 
 
 def test_the_distance_is_bounded_from_below() -> None:
