@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_framework import ConfigurationError
+from cl_framework import Batch, ConfigurationError, Context, Output, Term, Unlearn, retained_terms
 from cl_framework.assembly import assemble
 from cl_framework.records import RunDirectory
-from cl_framework.testing.laboratory import Outcome, assert_different_weights, experiment_of, finish, first_difference
+from cl_framework.testing.laboratory import Outcome, assert_different_weights, experiment_of, finish, first_difference, in_place_of
+from strategies.grad_diff import GradDiff
 from strategies.gradient_ascent import ascent
 from strategies.npo import npo
 from strategies.simnpo import simnpo
@@ -108,14 +110,21 @@ def test_lent_samples_hold_what_is_retained(method: str, tmp_path: Path) -> None
         finish(experiment_of({method: {}}, tmp_path / "alone", stream="L0 L1 U0"))
 
 
+class RetainedAlone(GradDiff):
+    """Fine-tuning on what is retained, over the same plan."""
+
+    def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
+        return retained_terms(batch, output, context) if isinstance(context.position.event, Unlearn) else {}
+
+
 def test_no_gamma_is_fine_tuning_on_what_is_retained(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"stream": "L0 L1 U0", **TRAINED}
-    steps = 10  # of the ten that two epochs over the task take
-    diff = finish(experiment_of({"grad_diff": {"gamma": 0.0, "lr": 0.1}, **LENDER}, tmp_path / "diff", **settings))
-    tuned = finish(experiment_of({"finetune_retain": {"lr": 0.1, "steps": steps}, **LENDER}, tmp_path / "tuned", **settings))
-    # The memory's random stream belongs to the phase, whose name tells who unlearns: so the rows differ, and the figures hardly do.
-    assert diff.summary["steps"] == tuned.summary["steps"]
-    assert accuracies(diff.path)[2] == pytest.approx(accuracies(tuned.path)[2], abs=25)
+    def left(name: str, gamma: float, kind: type[GradDiff] = GradDiff) -> dict[str, Tensor]:
+        experiment = experiment_of({"grad_diff": {"gamma": gamma, "lr": 0.1}, **LENDER}, tmp_path / name, stream="L0 L1 U0", **TRAINED)
+        return finish(in_place_of(experiment, kind)).weights
+
+    tuned = left("tuned", 0.5, RetainedAlone)
+    assert first_difference(left("none", 0.0), tuned) is None
+    assert first_difference(left("some", 0.5), tuned) is not None
 
 
 def test_steps_are_capped(tmp_path: Path) -> None:
