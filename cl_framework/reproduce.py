@@ -34,9 +34,10 @@ class Published:
 
 
 def published(path: Path) -> list[Published]:
-    """The `expected` block of a cell."""
-    expected: Mapping[str, Mapping[str, Any]] = load_experiment(path).run.expected
-    return [Published(name, part.get("value"), part.get("deviation"), part["source"]) for name, part in expected.items()]
+    """The `expected` block of a cell: of each figure one entry, or a list where several runs of the same settings are in print."""
+    expected: Mapping[str, Any] = load_experiment(path).run.expected
+    parts = [(name, part) for name, given in expected.items() for part in (given if isinstance(given, list) else [given])]
+    return [Published(name, part.get("value"), part.get("deviation"), part["source"]) for name, part in parts]
 
 
 def find_cells(names: Sequence[str]) -> list[Path]:

@@ -72,4 +72,4 @@ class RunConfig:
     precision: str = "32-true"  # 32-true or bf16-mixed
     threads: int = 0  # torch threads; 0 leaves torch's own choice
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    expected: dict[str, Any] = field(default_factory=dict)  # published figures: name -> {value, deviation, source}
+    expected: dict[str, Any] = field(default_factory=dict)  # published figures: name -> {value, deviation, source}, or a list

@@ -7,7 +7,8 @@ Cost: a second forward and backward pass, over the memory rows; memory of `capac
 Differs: variant=paper (the default) restricts from the first step that has memory rows on. variant=released does as the code of
     Buzzega et al.'s Mammoth: neither restriction nor replay while the first task is learned, and "not seen yet" is read as
     class >= the largest one seen, which presumes ascending class numbers and lets that largest class through as well. Its newer
-    versions also put a cosine classifier (scale 10) in place of the linear head; here the head is the model's.
+    versions also put a cosine classifier (scale 10) in place of the linear head; here the head is the model's: model.head=cosine on a
+    resnet18 or slim_resnet18.
     Where there is no memory row there is nothing to hold old classes up, and the loss is the plain one: capacity 0 is fine-tuning.
 Interacts: replaces the task term, so at most one such strategy a stack; the memory rows have a pass of their own, so BatchNorm sees
     them apart; in task-incremental runs the scenario's mask holds besides.

@@ -6,10 +6,13 @@ Uses: check, plan, draw, loss, begin, end, predict, forget, state_dict, load_sta
 Cost: the steps of the exemplars beside those of the new data, each with one more forward pass of the old model; when a task ends a forward
     pass over its data, when any event does one over the exemplars. A copy of the weights while a task is learned. Of the exemplars
     ids alone are kept, `capacity` at most: the benchmark still holds the data, as a list of samples would.
-Differs: class means are normalised again, the running means of herding are not. reduction=sum adds the classes' terms up, mean averages
-    over them. Rates, schedule and weight decay are the run's. Classes that nobody has taught yet, for which the head has outputs from the
-    start, have no term. A class learned again is learned from labels, and its exemplars are chosen anew from its data and them. When
-    single samples are unlearned, the other exemplars of their class stay, though the mean that chose them knew the samples.
+Differs: variant=paper (the default) has features of unit length, and class means normalised again; the running means of herding are not.
+    variant=older_code does as Mammoth did in 2022 (its fork in the code of refresh learning): features are not normalised, neither for
+    herding nor for means and distances, and a class mean is taken batch by batch (of batch_size), each counting as much as all before it.
+    reduction=sum adds the classes' terms up, mean averages over them, with either. Rates, schedule and weight decay are the run's. Classes
+    that nobody has taught yet, for which the head has outputs from the start, have no term. A class learned again is learned from labels,
+    and its exemplars are chosen anew from its data and them. When single samples are unlearned, the other exemplars of their class stay,
+    though the mean that chose them knew the samples.
 Interacts: replaces the task term and the prediction, so at most one such strategy a stack. Makes the plan anew from the samples it
     finds in it: a strategy that arranges views comes after it. Means are taken when an event ends, before the further phases that
     other strategies ask for: one that moves weights in them leaves the means behind. In task-incremental runs the loss is the same,
@@ -19,7 +22,7 @@ Interacts: replaces the task term and the prediction, so at most one such strate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cl_framework import (
+    LATER,
     Batch,
     ConfigurationError,
     Context,
@@ -50,6 +54,7 @@ from cl_framework import (
 
 CHUNK = 512  # rows that features are taken of at once
 FAR = 3.0  # in place of a distance where a class has no mean: beyond any two points of the unit sphere
+BEYOND = 1e9  # the same for features of any length
 
 
 # --- the objective ---
@@ -75,19 +80,29 @@ def mean_direction(features: Tensor) -> Tensor:
     return functional.normalize(functional.normalize(features).mean(0), dim=0)
 
 
-def negative_distances(features: Tensor, means: Tensor) -> Tensor:
-    """Of features (B, D), brought to unit length, to each of the means (K, D): (B, K), the largest is the nearest."""
-    return -torch.cdist(functional.normalize(features), means)
+def halving_mean(features: Tensor, size: int) -> Tensor:
+    """The mean of the first `size` rows of (N, D), then halfway from there to the mean of the next ones, and so on: (D,)."""
+    mean, *others = (part.mean(0) for part in features.split(size))
+    for other in others:
+        mean = (mean + other) / 2
+    return mean
+
+
+def negative_distances(features: Tensor, means: Tensor, unit: bool = True) -> Tensor:
+    """Of features (B, D), brought to unit length if `unit`, to each of the means (K, D): (B, K), the largest is the nearest."""
+    return -torch.cdist(functional.normalize(features) if unit else features, means)
 
 
 @dataclass(frozen=True)
 class ICaRLConfig:
     capacity: int = 500  # exemplars of all classes together, >= 1, at least one a class
     reduction: str = "sum"  # of the classes' terms: sum or mean
+    variant: str = field(default="paper", metadata=LATER)  # of features and class means: paper or older_code
 
     def __post_init__(self) -> None:
         check_range("capacity", self.capacity, low=1)
         check_choice("reduction", self.reduction, ("sum", "mean"))
+        check_choice("variant", self.variant, ("paper", "older_code"))
 
 
 @register("icarl")
@@ -109,6 +124,7 @@ class ICaRL(Strategy):
 
     def __init__(self, config: ICaRLConfig) -> None:
         super().__init__(config)
+        self._unit = config.variant == "paper"  # whether features have unit length
         self.exemplars: dict[int, Tensor] = {}  # by class: ids on the host, the most telling first
         self.means: dict[int, Tensor] = {}  # by class: (D,)
         self.known: list[int] = []  # classes learned before this event
@@ -174,8 +190,11 @@ class ICaRL(Strategy):
             quota = self.config.capacity // len(self.known)
             self._choose(own, quota, context)
             self.exemplars = {label: ids[:quota] for label, ids in self.exemplars.items()}
-        self.means = {label: mean_direction(_features(ids, context)[0]) for label, ids in self.exemplars.items()}
+        self.means = {label: self._mean(_features(ids, context)[0], context) for label, ids in self.exemplars.items()}
         return ()
+
+    def _mean(self, features: Tensor, context: Context) -> Tensor:
+        return mean_direction(features) if self._unit else halving_mean(features, context.batch_size)
 
     def _choose(self, labels: Sequence[int], quota: int, context: Context) -> None:
         """Exemplars of the task's classes, from its data and those they have already."""
@@ -185,7 +204,7 @@ class ICaRL(Strategy):
         for label in labels:
             own = (targets == label).nonzero().flatten()
             if len(own):
-                order = herding(functional.normalize(features[own]), quota)
+                order = herding(functional.normalize(features[own]) if self._unit else features[own], quota)
                 self.exemplars[label] = candidates[own[order].cpu()]
 
     # --- answering ---
@@ -194,8 +213,9 @@ class ICaRL(Strategy):
         if features is None or not self.means:
             return logits
         labels = torch.tensor(list(self.means), device=logits.device)
-        scores = torch.full_like(logits, -FAR)
-        return scores.index_copy(1, labels, negative_distances(features, torch.stack(list(self.means.values()))).to(scores.dtype))
+        scores = torch.full_like(logits, -(FAR if self._unit else BEYOND))
+        found = negative_distances(features, torch.stack(list(self.means.values())), self._unit)
+        return scores.index_copy(1, labels, found.to(scores.dtype))
 
     # --- forgetting and state ---
 

@@ -11,6 +11,8 @@ Differs: groups are explicit; the released code finds them by equal neighbouring
     class. Batches are not rounded down to 256 slots. reduction=released divides the term by the number of classes, as its call of
     kl_div does; its term starts after six epochs (warm_up=6), the paper names no start. The softmax is over all classes, in
     task-incremental runs too (released: those seen so far). Whether ER and DER++ view their buffers is not told: replay says.
+    Strong views are the benchmark's own (`strong_colour` on photographs), not AutoAugment on CIFAR nor RandAugment with ColorJitter on
+    Tiny-ImageNet, as in the released code: torchvision's draw from the global random numbers, and one policy for a whole batch.
 Interacts: the order of visits is that of the plan as it comes in, slowed down `interval` times and cut where it ended, so it views
     whatever joint, cumulative or power_law before it show. joint, cumulative and icarl after it would leave no views, and are refused;
     what power_law adds has one view each. In fewer epochs than `interval` a part of the samples is never shown (one epoch, views=4:

@@ -6,7 +6,7 @@ another name, since its figures are others: each name refuses the other's files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from cl_framework.benchmarks.split_images import Split, check_limit, split_image
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
+from cl_framework.schema import LATER
 
 _ANNOTATIONS, _WORDS = "val_annotations.txt", "words.txt"
 _MEAN, _DEVIATION = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
@@ -33,9 +34,12 @@ class SplitTinyImageNetOptions:
     classes_per_task: int | None = None  # instead of `tasks`; the last task takes what is left
     class_order: tuple[int, ...] | None = None  # of the classes' numbers in alphabetical order of their ids; default: 0, 1, 2, ...
     train_limit: int | None = None  # training images in all, stratified, chosen at random; default: all 100,000
+    padding: int | None = field(default=None, metadata=LATER)  # pixels that crops move images by at most, >= 0; default: an eighth of size
 
     def __post_init__(self) -> None:
         check_range("size", self.size, low=8)
+        if self.padding is not None:
+            check_range("padding", self.padding, low=0)
         check_limit(self.train_limit)
 
 
@@ -56,7 +60,8 @@ def split_tiny_imagenet(options: SplitTinyImageNetOptions, context: BenchmarkCon
     """Split Tiny-ImageNet: 200 classes of 500 training images, ten tasks of twenty by default (64x64)."""
     remedy = "Unpack tiny-imagenet-200.zip to data.root, or name its folder: benchmark.folder=DIR."
     note = f"{options.size}x{options.size} pixels" + ("" if options.size == _SIDE else f", resized from {_SIDE}x{_SIDE}")
-    return _split("split_tiny_imagenet", options, options.size, _SIDE, remedy, note, context)
+    padding = options.size // 8 if options.padding is None else options.padding
+    return _split("split_tiny_imagenet", options, options.size, padding, _SIDE, remedy, note, context)
 
 
 @register_benchmark("split_tiny_imagenet_32px", SplitTinyImageNet32Options)
@@ -64,13 +69,14 @@ def split_tiny_imagenet_32px(options: SplitTinyImageNet32Options, context: Bench
     """A copy of Tiny-ImageNet in files of 32x32 by class, ten tasks of twenty by default: its figures are not those of Tiny-ImageNet."""
     remedy = "Name its folder: benchmark.folder=DIR, or use benchmark.name=split_tiny_imagenet."
     note = "a copy of Tiny-ImageNet in 32x32 pixels: figures are not those of Tiny-ImageNet"
-    return _split("split_tiny_imagenet_32px", options, _SMALL_SIDE, _SMALL_SIDE, remedy, note, context)
+    return _split("split_tiny_imagenet_32px", options, _SMALL_SIDE, _SMALL_SIDE // 8, _SMALL_SIDE, remedy, note, context)
 
 
 def _split(
     benchmark: str,
     options: SplitTinyImageNetOptions | SplitTinyImageNet32Options,
     size: int,
+    padding: int,
     side: int,
     remedy: str,
     note: str,
@@ -94,7 +100,7 @@ def _split(
         divide_classes(len(names), options.tasks, options.classes_per_task, options.class_order)
     except ValueError as error:
         raise ConfigurationError(f"{benchmark}: {error}.") from error
-    transform = Augmented(size // 8, True, _MEAN, _DEVIATION, strong_colour)
+    transform = Augmented(padding, True, _MEAN, _DEVIATION, strong_colour)
     split = Split(options.tasks, options.classes_per_task, options.class_order, options.train_limit)
     notes = {"data": f"{len(names)} classes, {note}"}
     words = _words(images)

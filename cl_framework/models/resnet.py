@@ -8,15 +8,17 @@ initialisation of convolutions, no zeros in the last norm of a block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.checks import check_range
+from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
+from cl_framework.models.cosine import HEADS, head_of
 from cl_framework.registry import register_model
+from cl_framework.schema import LATER
 
 _STAGES = (1, 2, 4, 8)  # channels of each stage, in widths; each after the first halves the side
 _BLOCKS = 2  # a stage
@@ -25,17 +27,21 @@ _BLOCKS = 2  # a stage
 @dataclass(frozen=True)
 class ResNetOptions:
     width: int = 64  # channels of the first stage, >= 1; the last has eight times as many
+    head: str = field(default="linear", metadata=LATER)  # linear, or cosine: ten times the cosine of features and a class's weights
 
     def __post_init__(self) -> None:
         check_range("width", self.width, low=1)
+        check_choice("head", self.head, HEADS)
 
 
 @dataclass(frozen=True)
 class SlimResNetOptions:
     width: int = 20  # channels of the first stage, >= 1; the last has eight times as many
+    head: str = field(default="linear", metadata=LATER)  # linear, or cosine: ten times the cosine of features and a class's weights
 
     def __post_init__(self) -> None:
         check_range("width", self.width, low=1)
+        check_choice("head", self.head, HEADS)
 
 
 class BasicBlock(nn.Module):
@@ -57,9 +63,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Four stages of two basic blocks, the mean over all places, a linear head."""
+    """Four stages of two basic blocks, the mean over all places, a head: linear or of cosines."""
 
-    def __init__(self, channels: int, num_classes: int, width: int = 64) -> None:
+    def __init__(self, channels: int, num_classes: int, width: int = 64, head: str = "linear") -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
@@ -70,7 +76,7 @@ class ResNet18(nn.Module):
             stages.append(nn.Sequential(*blocks))
             before = times * width
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(before, num_classes)
+        self.head = head_of(head, before, num_classes)
 
     def features(self, inputs: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 8 * width)."""
@@ -86,13 +92,13 @@ class ResNet18(nn.Module):
 @register_model("resnet18", ResNetOptions)
 def resnet18(options: ResNetOptions, benchmark: Benchmark) -> nn.Module:
     """ResNet-18 with a 3x3 first convolution for small images, 64 channels wide."""
-    return ResNet18(channels_of(benchmark, "resnet18"), benchmark.num_classes, options.width)
+    return ResNet18(channels_of(benchmark, "resnet18"), benchmark.num_classes, options.width, options.head)
 
 
 @register_model("slim_resnet18", SlimResNetOptions)
 def slim_resnet18(options: SlimResNetOptions, benchmark: Benchmark) -> nn.Module:
     """ResNet-18 with 20 channels instead of 64, as used in online continual learning."""
-    return ResNet18(channels_of(benchmark, "slim_resnet18"), benchmark.num_classes, options.width)
+    return ResNet18(channels_of(benchmark, "slim_resnet18"), benchmark.num_classes, options.width, options.head)
 
 
 def channels_of(benchmark: Benchmark, model: str) -> int:

@@ -13,7 +13,7 @@ from cl_framework import load_experiment, run
 from cl_framework.reproduce import PAPERS, Published, find_cells, published, row, table_from_record
 
 ROOT = Path(__file__).parents[2]
-COUNT = 84
+COUNT = 109
 CELLS = ("seq_mnist_sgd", "seq_mnist_er_200", "seq_mnist_der_200", "seq_mnist_derpp_500")
 NAMES = {
     "seq_mnist": "split_mnist",
@@ -21,7 +21,9 @@ NAMES = {
     "rot_mnist": "rot_mnist",
     "seq_cifar10": "split_cifar10",
     "seq_cifar100": "split_cifar100",
+    "seq_tinyimagenet": "split_tiny_imagenet",
 }
+SETTINGS = {"sgd", "released", "weak", "untied"}  # parts of a name that say how, not what
 
 
 def mnist_cells() -> list[str]:
@@ -41,10 +43,12 @@ def test_every_cell_is_what_its_name_says() -> None:
         stream = "_".join(path.stem.split("_")[:2])
         method = path.stem.removeprefix(f"{stream}_")
         assert experiment.benchmark.name == NAMES[stream]
-        names = [slot.name for slot in experiment.strategies]
+        names = {slot.name: slot for slot in experiment.strategies}
+        schedule = names.pop("milestones", None)  # of the stream, not of the method
+        assert (schedule is not None) is (stream == "seq_cifar100") or "gdumb" in method, path.stem  # GDumb trains on its own
         said = set(method.replace("er_ace", "erace").replace("view_batch", "viewbatch").split("_"))
         numbers = {int(part) for part in said if part.isdigit()}
-        methods = {part for part in said if not part.isdigit()} - {"sgd", "released"}
+        methods = {part for part in said if not part.isdigit()} - SETTINGS
         assert methods == {name.replace("_", "") for name in names}, path.stem
         assert numbers == {slot.options.capacity for slot in experiment.strategies if hasattr(slot.options, "capacity")}, path.stem
         assert path.read_text().startswith(f"# clu run experiments/papers/{path.name}")
@@ -53,6 +57,16 @@ def test_every_cell_is_what_its_name_says() -> None:
         assert figures and all(figure.source for figure in figures)
         if stream == "rot_mnist":
             assert "reconstructed" in path.read_text()
+
+
+def test_a_figure_may_have_been_published_more_than_once(tmp_path: Path) -> None:
+    text = (PAPERS / "seq_mnist_er_200.yaml").read_text()
+    once = published(PAPERS / "seq_mnist_er_200.yaml")
+    path = tmp_path / "cell.yaml"
+    path.write_text(text.partition("expected:")[0] + "expected:\n  x: [{value: 1.0, source: a}, {value: 2.0, deviation: 0.5, source: b}]\n")
+    assert published(path) == [Published("x", 1.0, None, "a"), Published("x", 2.0, 0.5, "b")] and len(once) == 1
+    rows = [row(path, figure, {0: 2.0}, [0]) for figure in (Published("x", 5.0, None, "a"), Published("x", 2.0, 0.5, "b"))]
+    assert [line[5] for line in rows] == ["no", "yes"]
 
 
 def test_tolerances() -> None:

@@ -15,7 +15,17 @@ import strategies.hypernetwork  # noqa: F401 - registers it
 from cl_framework import Batch, ConfigurationError, Context, Output, Rows, Setting, herding
 from cl_framework.testing.laboratory import ROUGH, Outcome, beside, experiment_of, finish, in_place_of
 from cl_framework.testing.neighbours import Oblivious, slot
-from strategies.icarl import FAR, ICaRL, ICaRLConfig, mean_direction, negative_distances, sigmoid_loss, sigmoid_targets
+from strategies.icarl import (
+    BEYOND,
+    FAR,
+    ICaRL,
+    ICaRLConfig,
+    halving_mean,
+    mean_direction,
+    negative_distances,
+    sigmoid_loss,
+    sigmoid_targets,
+)
 
 # --- the objective ---
 
@@ -85,6 +95,13 @@ def test_answers_do_not_depend_on_the_length_of_features() -> None:
     assert answers(of_rows, of_exemplars, plain=True) != answers(one, one, plain=True)
 
 
+def test_the_older_codes_mean_halves_what_came_before() -> None:
+    rows = torch.randn(7, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    by_hand = rows[:3].mean(0) / 4 + rows[3:6].mean(0) / 4 + rows[6] / 2
+    assert torch.allclose(halving_mean(rows, 3), by_hand) and not torch.allclose(by_hand, rows.mean(0), atol=1e-2)
+    assert torch.allclose(halving_mean(rows, 7), rows.mean(0)) and torch.allclose(halving_mean(rows, 100), rows.mean(0))
+
+
 # --- in runs ---
 
 
@@ -121,9 +138,9 @@ class Spied(ICaRL):
         return scores
 
 
-def run_spied(folder: Path, capacity: int, stream: str = "L0 L1 L2", **settings: Any) -> Outcome:
+def run_spied(folder: Path, capacity: int, stream: str = "L0 L1 L2", variant: str = "paper", **settings: Any) -> Outcome:
     Spied.steps.clear(), Spied.events.clear(), Spied.answers.clear()
-    experiment = experiment_of({"icarl": {"capacity": capacity}}, folder, stream=stream, **settings)
+    experiment = experiment_of({"icarl": {"capacity": capacity, "variant": variant}}, folder, stream=stream, **settings)
     return finish(beside(in_place_of(experiment, Spied), after=[slot(Oblivious)]))
 
 
@@ -224,6 +241,31 @@ def test_the_answer_is_the_nearest_mean_of_exemplars(tmp_path: Path) -> None:
     assert swept == 3 * (2 + 4 + 6) and otherwise > 0
 
 
+def test_the_older_code_herds_and_answers_with_features_as_they_are(tmp_path: Path) -> None:
+    run_spied(tmp_path, 40, variant="older_code", batch_size=8)
+    swept = otherwise = 0
+    for event, entry in enumerate(Spied.events):
+        for label, ids in entry["exemplars"].items():
+            features = features_of(entry["weights"], items_of(ids))
+            torch.testing.assert_close(entry["means"][label], halving_mean(features, 8), rtol=1e-4, atol=1e-5)
+            if label >= 2 * event:
+                own = torch.arange(36) + 36 * event
+                own = own[labels_of(own) == label]
+                candidates = features_of(entry["weights"], items_of(own))
+                assert torch.equal(ids, own[herding(candidates, len(ids))])
+                otherwise += not torch.equal(ids, own[herding(functional.normalize(candidates), len(ids))])
+            swept += 1
+    assert swept == 2 + 4 + 6 and otherwise > 0
+    compared = 0
+    for event, features, _, scores in Spied.answers:
+        means = Spied.events[event]["means"]
+        for label in range(6):
+            expected = -(features - means[label]).norm(dim=1) if label in means else torch.full((len(features),), -BEYOND)
+            torch.testing.assert_close(scores[:, label], expected, rtol=1e-3, atol=1e-3)
+            compared += 1
+    assert compared == 3 * 3 * 6
+
+
 @pytest.mark.parametrize(
     ("event", "classes", "known"),
     [("U0", [2, 3], [2, 3]), ("U1:class=3", [0, 1, 2], [0, 1, 2]), ("U1:fraction=0.5@seed1", [0, 1, 2, 3], [0, 1, 2, 3])],
@@ -309,7 +351,11 @@ def test_what_cannot_work_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"capacity": 0}, "capacity must be >= 1, got 0"), ({"reduction": "max"}, "reduction must be one of sum, mean, got 'max'")],
+    [
+        ({"capacity": 0}, "capacity must be >= 1, got 0"),
+        ({"reduction": "max"}, "reduction must be one of sum, mean, got 'max'"),
+        ({"variant": "released"}, "variant must be one of paper, older_code, got 'released'"),
+    ],
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -16,6 +16,7 @@ from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.runner import resume
 from strategies.infinite_rate import annealed, plateaued
+from strategies.milestones import milestones_passed
 from strategies.replay_share import replaced
 from strategies.rewarm import rewarmed
 
@@ -72,6 +73,40 @@ def test_each_task_is_rewarmed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found == [0.5 * rewarmed(step, steps, 0.2, 0.3, 0.0) for _ in range(3) for step in range(steps)]
     current = rates(monkeypatch, experiment(tmp_path, {"rewarm": {"warmup": 0.2, "minimum": 0.3, "start": "current"}}))
     assert current[0] == 0.0 and current[steps] == current[2 * steps] == pytest.approx(0.15) and current != found
+
+
+# --- milestones ---
+
+
+def test_milestones_are_those_of_torchs_scheduler() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 4], gamma=0.1)
+    for epoch in range(6):
+        for step in range(7 * epoch, 7 * epoch + 7):
+            assert 0.1 ** milestones_passed(step, 42, 6, (3, 4)) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert [milestones_passed(step, 42, 6, (3, 4)) for step in (20, 21, 27, 28, 42)] == [0, 1, 1, 2, 2]
+
+
+def test_the_rate_falls_at_the_same_epochs_of_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rates(monkeypatch, experiment(tmp_path, {"milestones": {"epochs": [1, 3], "factor": 0.5}}, epochs=4))
+    epoch = len(found) // 12
+    assert found == [rate for _ in range(3) for rate in (0.5, 0.25, 0.25, 0.125) for _ in range(epoch)] and epoch > 1
+    late = rates(monkeypatch, experiment(tmp_path, {"milestones": {"epochs": [4, 9]}}, epochs=4))
+    assert late == [0.5] * len(found)  # not reached
+
+
+def test_milestones_keep_to_epochs_that_are_longer_and_leave_other_phases_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """iCaRL's exemplars lengthen an epoch; GDumb trains in a phase of its own."""
+    lengthened = {"icarl": {"capacity": 12}, "milestones": {"epochs": [1], "factor": 0.5}}
+    found = rates(monkeypatch, experiment(tmp_path, lengthened, epochs=2, stream="L0 L1"))
+    first = 2 * found.index(0.25)
+    second = len(found) - first
+    assert second > first and found == [rate for steps in (first, second) for rate in (0.5, 0.25) for _ in range(steps // 2)]
+    gdumb = rates(monkeypatch, experiment(tmp_path, {"gdumb": {"capacity": 12, "epochs": 3}, "milestones": {"epochs": [1]}}, stream="L0"))
+    alone = rates(monkeypatch, experiment(tmp_path, {"gdumb": {"capacity": 12, "epochs": 3}}, stream="L0"))
+    assert gdumb == alone and len(alone) > 0
 
 
 # --- the infinite schedule ---
@@ -183,6 +218,9 @@ def test_an_arrangement_that_it_would_break_is_refused(tmp_path: Path) -> None:
         ({"rewarm": {"start": "top"}}, "strategies.rewarm.start must be one of zero, current, got 'top'"),
         ({"infinite_rate": {"constant": 0.0}}, "strategies.infinite_rate.constant must be > 0 and <= 1, got 0.0"),
         ({"infinite_rate": {"form": "cosine"}}, "strategies.infinite_rate.form must be one of exp, linear, rsqrt, got 'cosine'"),
+        ({"milestones": {"epochs": [0, 5]}}, "strategies.milestones.epochs must be >= 1, got 0"),
+        ({"milestones": {"epochs": [5, 5]}}, "strategies.milestones.epochs must rise from one milestone to the next, got 5, 5"),
+        ({"milestones": {"factor": 0.0}}, "strategies.milestones.factor must be > 0, got 0.0"),
         ({"replay_share": {"share": 1.0}}, "strategies.replay_share.share must be >= 0 and < 1, got 1.0"),
     ],
 )

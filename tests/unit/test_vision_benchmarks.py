@@ -83,6 +83,9 @@ def test_tiny_imagenet_is_split_by_class(tmp_path: Path) -> None:
     assert benchmark.notes["data"] == "5 classes, 8x8 pixels, resized from 64x64"
     transform = benchmark.transform
     assert isinstance(transform, Augmented) and transform.random and transform.strengthen is strong_colour
+    assert transform.padding == 1
+    moved = split_tiny_imagenet(SplitTinyImageNetOptions(size=8, tasks=2, padding=3), context(tmp_path)).transform
+    assert isinstance(moved, Augmented) and moved.padding == 3
     plain_inputs(benchmark, 0)
     limited = split_tiny_imagenet(SplitTinyImageNetOptions(size=8, tasks=2, train_limit=10), context(tmp_path))
     assert [len(source) for source in limited.train] == [6, 4]

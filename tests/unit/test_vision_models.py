@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from cl_framework import Benchmark, BenchmarkContext, ConfigurationError
 from cl_framework.assembly import make_benchmark
@@ -58,6 +58,36 @@ def test_forward_is_head_of_features_and_the_slim_one_is_slim() -> None:
     assert model(inputs).shape == (2, 6)
     wide = resnet18(ResNetOptions(), benchmark_of(3, 8, 8))
     assert isinstance(wide, ResNet18) and wide.head.in_features == 512
+
+
+def test_a_head_of_cosines_is_its_definition() -> None:
+    torch.manual_seed(0)
+    model = slim_resnet18(SlimResNetOptions(width=2, head="cosine"), benchmark_of(3, 8, 8))
+    assert isinstance(model, ResNet18)
+    model.eval()
+    inputs = torch.rand(4, 3, 8, 8)
+    features, weight = model.features(inputs), model.head.weight
+    assert isinstance(weight, Tensor) and weight.shape == (6, 16) and [name for name, _ in model.head.named_parameters()] == ["weight"]
+    logits, swept = model(inputs).detach(), 0
+    for row, feature in enumerate(features.tolist()):
+        for label, own in enumerate(weight.tolist()):
+            cosine = sum(one * two for one, two in zip(feature, own, strict=True)) / (math.hypot(*feature) * math.hypot(*own))
+            assert float(logits[row, label]) == pytest.approx(10 * cosine, abs=1e-4)
+            swept += 1
+    assert swept == 24
+    linear = resnet18(ResNetOptions(width=2), benchmark_of(3, 8, 8))
+    assert isinstance(linear, ResNet18)
+    for head, same in ((model.head, True), (linear.head, False)):
+        assert torch.allclose(head(features), head(3 * features), atol=1e-4) is same
+    with pytest.raises(ValueError, match="head must be one of linear, cosine, got 'sine'"):
+        ResNetOptions(head="sine")
+
+
+def test_the_choice_of_a_head_leaves_runs_with_a_linear_one_as_they_were(tmp_path: Path) -> None:
+    def fingerprint(**options: Any) -> str:
+        return experiment_of({}, tmp_path, model={"name": "resnet18", "width": 4, **options}).fingerprint
+
+    assert fingerprint() == fingerprint(head="linear") != fingerprint(head="cosine")
 
 
 # --- transformer ---
@@ -141,6 +171,7 @@ def test_errors_name_the_remedy() -> None:
 
 SMALL = [
     pytest.param({"name": "resnet18", "width": 4}, marks=pytest.mark.slow, id="resnet18"),
+    pytest.param({"name": "slim_resnet18", "width": 2, "head": "cosine"}, marks=pytest.mark.slow, id="cosine"),
     pytest.param({"name": "vit", "patch": 2, "depth": 1, "width": 6, "heads": 2, "dropout": 0.1}, id="vit"),
 ]
 
