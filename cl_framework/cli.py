@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
+    part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw accuracy by lag, and steps to a criterion by task")
     part.add_argument(
         "--difference",
         nargs=2,
@@ -183,7 +184,8 @@ def report(arguments: argparse.Namespace) -> int:
 
     from cl_framework import report as reports
 
-    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into, [(one, other) for one, other in arguments.difference])
+    pairs = [(one, other) for one, other in arguments.difference]
+    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into, pairs, arguments.plot)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(shown)
     for note in notes:

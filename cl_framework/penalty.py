@@ -1,8 +1,8 @@
-"""Quadratic penalties on the distance of weights from where they were: what EWC, SI and their kin add to the objective."""
+"""Distances that methods add to the objective: quadratic ones of weights from where they were (EWC, SI and their kin), and Bregman's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,3 +32,13 @@ def weighted_squares(parameters: Sequence[Tensor], anchors: Sequence[Tensor], im
     if not parameters:
         return torch.zeros(())
     return _WeightedSquares.apply(list(anchors), list(importances), *parameters)
+
+
+def bregman_divergence(potential: Callable[[Tensor], Tensor], p: Tensor, q: Tensor) -> Tensor:
+    """D(p, q) = potential(p) - potential(q) - <gradient at q, p - q>: a scalar, >= 0 where the potential is convex, differentiable in both.
+
+    p and q have one shape, and the potential makes a scalar of it. The distances of the unified objective of Wang et al. 2024 (arXiv
+    2403.13249): the squared norm gives the squared distance, sum p log p the KL divergence of distributions, F-weighted squares EWC's.
+    """
+    gradient, value = torch.func.grad_and_value(potential)(q)
+    return potential(p) - value - (gradient * (p - q)).sum()

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.metrics import looks_at_losses, summarise
 from cl_framework.paired import HEADER, differences
 from cl_framework.records import RunDirectory, atomic_write
-from cl_framework.retention import kept_figures, living_figures
+from cl_framework.retention import CRITERION, kept_figures, living_figures
 from cl_framework.stream import Stream
 from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 from cl_framework.unlearning.deletion import DeletionLog
@@ -40,12 +40,15 @@ FIGURES = {
     "retained_share": "kept",  # of what each Learn took off its text's loss, at the end
     "stability_gap": "gap",  # mean fall of earlier tasks while another is learned, where `evaluate_every` looks
     "retention_slope": "retention slope",  # log-log, of accuracy by lag
-    "facilitation": "facilitation",  # points of learning accuracy more, from one Learn to the next
+    "facilitation_in_steps": "facilitation, steps",  # steps to the criterion more (negative: fewer), from one Learn to the next
+    "learning_accuracy_slope": "learning-accuracy slope",  # points of it more, from one Learn to the next
     "train_seconds": "train s",
     "steps": "steps",
     "samples_new": "new samples",
     "samples_replayed": "replayed",
 }
+CURVES = ("retention", "steps_to_criterion")  # columns of a .csv that hold a list: by lag, by Learn event
+_EARLIER = {"learning_accuracy_slope": "facilitation"}  # what a column is called in older files
 _COUNTS = ("steps", "samples_new", "samples_replayed")  # whole numbers
 _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 # Keys of a configuration in which two runs may differ without being of different settings; a test holds them to the fingerprint's.
@@ -93,18 +96,37 @@ def rebuild_summary(path: Path) -> dict[str, Any]:
 # --- one run ---
 
 
-def matrix_table(matrix: Sequence[Sequence[float | None]], events: Sequence[str], title: str) -> RenderableType:
-    """The accuracy matrix for the terminal: a row an event, a column a task."""
+def titled(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """A table for the terminal under a line of its own: a table's own title is broken to the table's width."""
     from rich.console import Group
     from rich.table import Table
 
     table = Table()
-    table.add_column("after")
-    for task in range(len(matrix[0])):
-        table.add_column(f"task {task}", justify="right")
-    for event, row in zip(events, matrix, strict=True):
-        table.add_row(event, *(number(value) for value in row))
-    return Group(title, table)  # a table's own title is broken to the table's width
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position else "left")
+    for row in rows:
+        table.add_row(*row)
+    return Group(title, table)
+
+
+def tables_of_run(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of what a run tells: accuracy (and perplexity) by event and task, accuracy by lag, steps by Learn event."""
+    events, matrices = summary["stream"].split(), {"accuracy in percent": summary["accuracy_matrix"]}
+    if "loss_matrix" in summary:
+        matrices["perplexity"] = perplexities(summary)
+    tables = []
+    for title, matrix in matrices.items():
+        header = ["after", *(f"task {task}" for task in range(len(matrix[0])))]
+        tables.append((title, header, [[event, *map(number, row)] for event, row in zip(events, matrix, strict=True)]))
+    kept, speed = (summary.get(key) or [] for key in CURVES)
+    if len(kept) > 1:
+        lags = ["lag", *map(str, range(len(kept)))]
+        tables.append(("by Learn events since a task was learned", lags, [["accuracy", *map(number, kept)]]))
+    if len(speed) > 1:
+        learns = [event for event in events if event.startswith("L")]
+        steps = [f"steps to {CRITERION:.0f} percent", *map(number, speed)]
+        tables.append(("while it was learned, on its training rows", ["event", *learns], [steps]))
+    return tables
 
 
 def figures_line(summary: Mapping[str, Any]) -> str:
@@ -114,15 +136,12 @@ def figures_line(summary: Mapping[str, Any]) -> str:
 
 
 def table_of_run(summary: Mapping[str, Any]) -> RenderableType:
-    """Accuracy matrix and figures of a run, for the terminal."""
+    """What a run tells, and its figures, for the terminal."""
     from rich.console import Group
 
-    title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}: accuracy in percent, {summary['scenario']}"
-    events = summary["stream"].split()
-    parts = [matrix_table(summary["accuracy_matrix"], events, title)]
-    if "loss_matrix" in summary:
-        parts.append(matrix_table(perplexities(summary), events, "perplexity"))
-    return Group(*parts, figures_line(summary))
+    (first, header, rows), *others = tables_of_run(summary)
+    title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}: {first}, {summary['scenario']}"
+    return Group(titled(title, header, rows), *(titled(*parts) for parts in others), figures_line(summary))
 
 
 def perplexities(summary: Mapping[str, Any]) -> list[list[float | None]]:
@@ -132,14 +151,7 @@ def perplexities(summary: Mapping[str, Any]) -> list[list[float | None]]:
 
 def markdown_of_run(summary: Mapping[str, Any]) -> str:
     """The same in Markdown."""
-    matrices = {"Accuracy in percent": summary["accuracy_matrix"]}
-    if "loss_matrix" in summary:
-        matrices["Perplexity"] = perplexities(summary)
-    header = ["after", *(f"task {task}" for task in range(len(summary["accuracy_matrix"][0])))]
-    tables = []
-    for name, matrix in matrices.items():
-        rows = [[event, *(number(value) for value in row)] for event, row in zip(summary["stream"].split(), matrix, strict=True)]
-        tables.append(f"{name}:\n\n{markdown(header, rows)}")
+    tables = [f"{title[0].upper()}{title[1:]}:\n\n{markdown(header, rows)}" for title, header, rows in tables_of_run(summary)]
     title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}"
     return "\n\n".join([f"### {title}", *tables, figures_line(summary)]) + "\n"
 
@@ -278,11 +290,12 @@ def strategies_in_words(summary: Mapping[str, Any]) -> str:
 def to_csv(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Figures of runs as CSV, one row a run, without rounding; `read_csv` gives them back."""
     buffer = io.StringIO()
-    columns = [*_IDENTITY, *FIGURES, "eval_seconds"]
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    columns = [*_IDENTITY, *FIGURES, "eval_seconds", *CURVES]
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for summary in summaries:
-        writer.writerow({**summary, "strategies": " ".join(summary["strategies"])})
+        curves = {key: json.dumps(summary[key]) for key in CURVES if summary.get(key) is not None}
+        writer.writerow({key: summary.get(key) for key in columns} | curves | {"strategies": " ".join(summary["strategies"])})
     return buffer.getvalue()
 
 
@@ -293,24 +306,38 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 run: dict[str, Any] = dict(row)
-                for key in (*FIGURES, "eval_seconds"):
-                    kind = int if key in _COUNTS else float
-                    run[key] = kind(row[key]) if row.get(key) else None  # files written before there was a column have none
+                for key in (*FIGURES, "eval_seconds", *CURVES):
+                    kind: Callable[[str], Any] = int if key in _COUNTS else list_of_numbers if key in CURVES else float
+                    text = row.get(key) or row.get(_EARLIER.get(key, ""))
+                    run[key] = kind(text) if text else None  # files written before there was a column have none
                 run |= {"seed": int(row["seed"]), "strategies": row["strategies"].split()}
                 run["settings"] = row.get("settings", "")
-                runs.append({key: run[key] for key in (*_IDENTITY, *FIGURES, "eval_seconds")})
+                runs.append({key: run[key] for key in (*_IDENTITY, *FIGURES, "eval_seconds", *CURVES)})
     except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise ConfigurationError(f"{path} holds no records of runs. Write some with `clu report RUN_DIR… --out FILE.csv`.") from error
     return runs
+
+
+def list_of_numbers(text: str) -> list[float | None]:
+    """A list in a cell, as JSON; null where there is nothing to say. ValueError if it is something else."""
+    values = json.loads(text)
+    if not isinstance(values, list) or not all(value is None or type(value) in (int, float) for value in values):
+        raise ValueError(f"{text!r} is no list of numbers")
+    return values
 
 
 # --- what `clu report` does ---
 
 
 def report(
-    paths: Sequence[str | Path], out: Path | None = None, into: str | None = None, pairs: Sequence[tuple[str, str]] = ()
+    paths: Sequence[str | Path],
+    out: Path | None = None,
+    into: str | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
+    plot: Path | None = None,
 ) -> tuple[RenderableType, list[str]]:
-    """What to show, and sentences about what was written or left out. `out` ends in .md or .csv; `into` is FILE.md#BLOCK.
+    """What to show, and sentences about what was written or left out. `out` ends in .md or .csv; `into` is FILE.md#BLOCK; `plot` is a
+    .png for accuracy by lag and steps to the criterion by task.
 
     With `pairs` of experiments the table is that of their differences, while a .csv holds the runs all the same. For a single run
     directory the plots and report.html are written into it.
@@ -319,6 +346,10 @@ def report(
 
     if out is not None and out.suffix not in (".md", ".csv"):
         raise ConfigurationError(f"--out {out}: the name must end in .md or .csv.")
+    if plot is not None:
+        from cl_framework.plots import check_png, write_living_plot
+
+        check_png(plot)
     found = collect(paths)
     if not found.summaries:
         raise ConfigurationError("no finished run to report: " + "; ".join(found.left_out) + ".")
@@ -339,6 +370,8 @@ def report(
         file, _, block = into.partition("#")
         replace_block(Path(file), block, markdown(header, rows))
         notes.append(f"written: the block {block!r} of {file}")
+    if plot is not None:
+        notes += write_living_plot(plot, found.summaries)
     if alone is not None and len(paths) == 1 and (Path(paths[0]) / "config.yaml").exists():
         from cl_framework.plots import write_plots
 

@@ -27,9 +27,9 @@ def living_figures(events: Sequence[Mapping[str, Any]], matrix: Matrix, stream: 
         "retention": curve,
         "retention_slope": retention_slope(curve),
         "learning_accuracy": learned,
-        "facilitation": facilitation(learned) if learned else None,
+        "learning_accuracy_slope": change_by_event(learned) if learned else None,
         "steps_to_criterion": speed,
-        "facilitation_in_steps": facilitation(speed) if speed else None,
+        "facilitation_in_steps": change_by_event(speed) if speed else None,
     }
 
 
@@ -51,7 +51,13 @@ def retention_curve(matrix: Matrix, stream: Stream) -> list[float | None]:
 
 
 def retention_slope(curve: Sequence[float | None]) -> float | None:
-    """Log-log slope of a retention curve from lag 1 on: the exponent if accuracy falls as a power of the lag.
+    """Log-log slope of a retention curve from lag 1 on: the exponent if accuracy falls as a power of the lag. None as `retention_fit`."""
+    fit = retention_fit(curve)
+    return None if fit is None else fit[1]
+
+
+def retention_fit(curve: Sequence[float | None]) -> tuple[float, float] | None:
+    """Accuracy at lag 1 and exponent of the power of the lag that lies nearest to a retention curve, by logarithms, from lag 1 on.
 
     None for fewer than two lags, or where an accuracy is 0 or missing.
     """
@@ -59,7 +65,9 @@ def retention_slope(curve: Sequence[float | None]) -> float | None:
     known = [value for value in later if value]
     if len(known) < max(2, len(later)):
         return None
-    return slope([math.log(lag) for lag in range(1, len(known) + 1)], [math.log(value) for value in known])
+    lags, accuracies = [math.log(lag) for lag in range(1, len(known) + 1)], [math.log(value) for value in known]
+    exponent = slope(lags, accuracies)
+    return math.exp(mean(accuracies) - exponent * mean(lags)), exponent
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,10 @@ def learning_accuracy(events: Sequence[Mapping[str, Any]]) -> list[float | None]
     return [total / size if size else None for total, size in zip(correct, sizes, strict=True)]
 
 
-def facilitation(by_event: Sequence[float | None]) -> float | None:
+def change_by_event(by_event: Sequence[float | None]) -> float | None:
     """Change of a figure from one Learn event to the next: the slope of its least-squares line.
 
-    For `learning_speed` a negative slope is forward facilitation, for `learning_accuracy` a positive one. None if a value is missing.
+    Of `learning_speed` it is forward facilitation, negative where later tasks are learned in fewer steps. None if a value is missing.
     """
     known = [value for value in by_event if value is not None]
     if len(known) < max(2, len(by_event)):

@@ -10,7 +10,7 @@ from cl_framework.cost import new_and_past
 from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.plan import Plan
-from cl_framework.plots import png
+from cl_framework.plots import check_png, png
 from cl_framework.recall import recall_figure, recall_lines
 from cl_framework.records import atomic_write
 from cl_framework.seams import seams_of
@@ -22,8 +22,8 @@ def describe(experiment: Experiment, plot: Path | None = None) -> str:
 
     plot: a .png file for the recall schedule. Raises ConfigurationError if the data for it is missing.
     """
-    if plot is not None and plot.suffix != ".png":
-        raise ConfigurationError(f"--plot writes PNG files, so its name must end with .png, got {plot}.")
+    if plot is not None:
+        check_png(plot)
     stack = make_stack(experiment)
     parts = ["# configuration", experiment.to_yaml().rstrip(), "", "# strategies, outermost first", *_strategies(experiment)]
     parts += ["", "# one step", stack.describe(), "", "# schedule"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import ConfigurationError
-from cl_framework.plots import png
+from cl_framework.plots import check_png, png
 from cl_framework.records import Row, RunDirectory, atomic_write, read_json
 from cl_framework.report import rebuild_summary, runs_in
 from cl_framework.tables import markdown, replace_block, terminal_table
@@ -42,8 +42,8 @@ def audits(
     paths, overrides = places(words)
     if out is not None and out.suffix != ".csv":
         raise ConfigurationError(f"--out {out}: the name must end in .csv.")
-    if plot is not None and plot.suffix != ".png":
-        raise ConfigurationError(f"--plot writes PNG files, so its name must end with .png, got {plot}.")
+    if plot is not None:
+        check_png(plot)
     rows: list[Row] = []
     for path in paths:
         if path.suffix == ".csv":

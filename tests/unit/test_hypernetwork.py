@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from cl_framework import TaskConditionedModel, mean_squared_distance, random_subset
+from cl_framework import BenchmarkContext, TaskConditionedModel, mean_squared_distance, random_subset
+from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
 from cl_framework.models.hypernetwork import WeightLayout, starts
 from cl_framework.models.mlp import MLP
+from cl_framework.models.resnet import SlimResNetOptions, slim_resnet18
 
 TASKS = 3
 SHAPE = (1, 3, 4)
@@ -183,6 +187,55 @@ def test_a_pass_is_the_target_with_the_written_weights() -> None:
     weights = dict(zip(dict(bare.named_parameters()), model.hypernetwork.layout.named(model.weights_of([1])[0]).values(), strict=True))
     assert torch.equal(model(inputs, tasks), functional_call(bare, weights, (inputs,)))
     assert not torch.allclose(model(inputs, torch.full((4,), 2)), functional_call(bare, weights, (inputs,)))
+
+
+def slim() -> nn.Module:
+    """The framework's own, 2 wide, for pictures of 3 channels and 6 classes."""
+    images = synthetic(SyntheticOptions(tasks=3, classes_per_task=2), BenchmarkContext(Path(), False, 0, ""))
+    return slim_resnet18(SlimResNetOptions(width=2), replace(images, input_shape=(3, 8, 8)))
+
+
+SLIM = {"conv.weight", "stages.0.1.norm2.bias", "stages.3.0.shortcut.0.weight", "head.bias"}  # some of the first, middle and last
+
+
+def test_all_of_a_slim_resnet18_is_written() -> None:
+    """Each of its tensors is a task's, none is trained itself, and a pass is that network's."""
+    torch.manual_seed(0)
+    bare = slim()
+    model = small(copy.deepcopy(bare), chunk_size=500).train()
+    layout = model.hypernetwork.layout
+    own = [name.removeprefix("model.") for name in layout.names]
+    assert own == [name for name, _ in bare.named_parameters()] and len(own) == 62 and set(own) >= SLIM
+    assert layout.total == sum(parameter.numel() for parameter in bare.parameters())
+    assert all(name.partition(".")[0] in ("embeddings", "hypernetwork") for name, _ in model.named_parameters())
+
+    inputs, tasks = torch.rand(6, 3, 8, 8), torch.tensor([0, 2, 0, 2, 0, 2])
+    logits = model(inputs, tasks)
+    for task in (0, 2):
+        written = dict(zip(own, layout.named(model.weights_of([task])[0]).values(), strict=True))
+        bare.load_state_dict(written, strict=False)  # its statistics stay as they begin: in training a batch's own count
+        torch.testing.assert_close(logits[tasks == task], bare(inputs[tasks == task]), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(logits[tasks == task], model(inputs[tasks == task], torch.full((3,), 2 - task)), rtol=1e-2)
+    means = model.get_buffer("target.model.stages.3.1.norm2.running_mean")
+    assert means.shape == (TASKS, 16) and means.any(1).tolist() == [True, False, True]
+
+
+def test_a_slim_resnet18_is_learned_through_what_writes_it_and_one_task_leaves_the_other() -> None:
+    torch.manual_seed(0)
+    model = small(slim(), chunk_size=500).train()
+    inputs, labels = torch.rand(10, 3, 8, 8), torch.arange(10) % 2
+    inputs[labels == 1, 0] += 1.0  # one class is redder
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for _ in range(30):
+        loss = functional.cross_entropy(model(inputs, torch.zeros(10, dtype=torch.int64)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0], losses
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in (model.embeddings[0], model.hypernetwork.chunks))
+    assert model.embeddings[1].grad is None
 
 
 def test_a_target_without_features_gives_logits_alone() -> None:

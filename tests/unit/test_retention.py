@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from cl_framework.retention import (
-    facilitation,
+    change_by_event,
     kept_figures,
     learning_accuracy,
     learning_speed,
     living_figures,
     retained_shares,
     retention_curve,
+    retention_fit,
     retention_slope,
     slope,
     steps_to_criterion,
@@ -59,6 +60,21 @@ def test_a_power_of_the_lag_has_its_exponent_as_slope(exponent: float) -> None:
     assert retention_slope(curve) == pytest.approx(-exponent)
 
 
+def test_the_fit_is_the_power_itself_and_the_nearest_line_by_logarithms() -> None:
+    assert retention_fit([99.0, *(80 * lag**-0.5 for lag in range(1, 20))]) == pytest.approx((80, -0.5))
+    assert retention_fit([1.0, *(80 * lag**-0.5 for lag in range(1, 20))]) == pytest.approx((80, -0.5)), "lag 0 has no logarithm"
+    accuracies = [90.0, 70.0, 65.0, 20.0]
+    fit = retention_fit([99.0, *accuracies])
+    assert fit is not None
+
+    def distance(first: float, exponent: float) -> float:
+        return sum((math.log(first * lag**exponent) - math.log(value)) ** 2 for lag, value in enumerate(accuracies, 1))
+
+    moved = [distance(fit[0] * first, fit[1] + exponent) for first, exponent in ((1.01, 0), (0.99, 0), (1, 0.01), (1, -0.01))]
+    assert all(other > distance(*fit) for other in moved)
+    assert retention_fit([99.0, 80.0]) is None and retention_fit([99.0, 80.0, 0.0]) is None and retention_fit([99.0, 80.0, None]) is None
+
+
 def test_slope_of_a_line() -> None:
     assert slope([0, 1, 2], [1, 3, 5]) == 2
     assert slope([0, 1, 2, 3], [0, 1, 0, 1]) == pytest.approx(0.2)  # by hand: 1 / 5
@@ -89,12 +105,12 @@ def test_faster_from_task_to_task_is_facilitation() -> None:
     learns = [event("learn", [(step, 100.0 if step >= first else 0.0, 10) for step in range(0, 50, 10)]) for first in (40, 30, 20)]
     events = [learns[0], event("unlearn", []), *learns[1:]]
     assert learning_speed(events, 90, window=1) == [40, 30, 20]
-    assert facilitation([40, 30, 20]) == -10
+    assert change_by_event([40, 30, 20]) == -10
     assert learning_accuracy(events) == [20, 40, 60]
-    assert facilitation([20, 40, 60]) == 20
-    assert facilitation([30, 30, 30]) == 0
-    assert facilitation([40, None, 20]) is None
-    assert facilitation([40]) is None
+    assert change_by_event([20, 40, 60]) == 20
+    assert change_by_event([30, 30, 30]) == 0
+    assert change_by_event([40, None, 20]) is None
+    assert change_by_event([40]) is None
     assert learning_accuracy([event("learn", [])]) == [None]
 
 
@@ -104,9 +120,9 @@ def test_a_summary_tells_them(tmp_path: Path) -> None:
     assert outcome.summary["retention"][2] == matrix[2][0]
     assert outcome.summary["retention"][0] == pytest.approx(sum(matrix[task][task] for task in range(3)) / 3)
     assert len(outcome.summary["learning_accuracy"]) == 3
-    assert outcome.summary["facilitation"] == facilitation(outcome.summary["learning_accuracy"])
+    assert outcome.summary["learning_accuracy_slope"] == change_by_event(outcome.summary["learning_accuracy"])
     older = living_figures([{"kind": "learn"}], [[90.0]], stream("L0"))
-    assert older == {"retention": [90.0], "retention_slope": None, "learning_accuracy": None, "facilitation": None} | {
+    assert older == {"retention": [90.0], "retention_slope": None, "learning_accuracy": None, "learning_accuracy_slope": None} | {
         "steps_to_criterion": None,
         "facilitation_in_steps": None,
     }
