@@ -50,6 +50,7 @@ class Setting:
     blurry: float
     learns: int  # Learn events of the stream; 0 if the benchmark decides
     slots: Mapping[str, Traits]  # every strategy of the stack, itself included
+    modality: str | None = None  # vision or text
     objective: str | None = None  # classification or language_modelling
     num_classes: int | None = None  # of the whole benchmark
     classes_shown: int | None = None  # how many of them the stream shows
