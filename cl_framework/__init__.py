@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         Term,
     )
     from cl_framework.stream import Event, Learn, Stream, TaskId, Unlearn
-    from cl_framework.traits import Setting, Traits, check_first_to_plan
+    from cl_framework.traits import Setting, Traits, check_first_to_plan, check_no_part_is_lost
 
 _HOMES = {
     "benchmarks.base": ("Benchmark", "BenchmarkContext"),
@@ -90,7 +90,7 @@ _HOMES = {
         "Term",
     ),
     "stream": ("Event", "Learn", "Stream", "TaskId", "Unlearn"),
-    "traits": ("Setting", "Traits", "check_first_to_plan"),
+    "traits": ("Setting", "Traits", "check_first_to_plan", "check_no_part_is_lost"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -137,6 +137,7 @@ __all__ = [
     "best_interval",
     "check_choice",
     "check_first_to_plan",
+    "check_no_part_is_lost",
     "check_range",
     "decay_exponent",
     "first_rows",

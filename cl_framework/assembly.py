@@ -36,7 +36,8 @@ def make_stack(experiment: Experiment) -> Stack:
 
 def setting_of(run: RunConfig, stack: Stack, stream: Stream) -> Setting:
     """What is known of a run before its benchmark is there."""
-    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, sum(isinstance(event, Learn) for event in stream), stack.traits)
+    learns = sum(isinstance(event, Learn) for event in stream)
+    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, learns, stack.traits, seams=stack.seams)
 
 
 def classes_shown(benchmark: Benchmark, stream: Stream, blurry: float) -> int:

@@ -97,6 +97,10 @@ class Stack:
     def traits(self) -> dict[str, Traits]:
         return {member.slot: member.strategy.traits for member in self.members}
 
+    @property
+    def seams(self) -> dict[str, frozenset[str]]:
+        return {member.slot: member.seams for member in self.members}
+
     def unlearner_of(self, event: Unlearn) -> Member:
         """The one strategy that answers `event`; none or several is a ConfigurationError."""
         able = [member for member in self.members if event.granularity in member.strategy.traits.unlearns]

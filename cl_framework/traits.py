@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -61,6 +61,7 @@ class Setting:
     strongly: bool | None = None  # whether it has a strong augmentation for views
     scaled: bool | None = None  # whether it can give inputs that are only scaled to [0, 1]
     slot: str = ""  # of the strategy that is asked
+    seams: Mapping[str, frozenset[str]] = field(default_factory=dict)  # those that every strategy of the stack occupies
 
     @property
     def slots_before(self) -> list[str]:
@@ -76,3 +77,18 @@ def check_first_to_plan(setting: Setting) -> None:
         raise ConfigurationError(
             f"plan: all steps are planned anew, and what {lost[0]} makes of them would be lost. Put this slot before {lost[0]}."
         )
+
+
+_IN_A_STEP = ("mask", "rate", "draw", "arrange", "loss", "step")  # not commit: what it keeps may be used elsewhere
+
+
+def check_no_part_is_lost(setting: Setting, why: str) -> None:
+    """Refuse, as ConfigurationError, others with a part in the stream's steps, of which this strategy applies none; `why` says so.
+
+    What leaves fine-tuning as it is, and answers no Unlearn, only watches: there is nothing to lose.
+    """
+    for slot, traits in setting.slots.items():
+        parts = [seam for seam in _IN_A_STEP if seam in setting.seams.get(slot, ())]
+        watches = traits.neutral == {} and not traits.unlearns
+        if parts and not watches and slot != setting.slot:
+            raise ConfigurationError(f"step: {why}, so what {slot} does in steps ({', '.join(parts)}) would have no effect. Remove {slot}.")

@@ -71,6 +71,11 @@ REFUSED_WITHOUT_DATA = [
         ["strategies.ewc={}", "strategies.joint={}"],
         "clu: strategies.joint.plan: ewc keeps what each task has taught, but joint training learns nothing before the last one.",
     ),
+    (
+        ["strategies.gdumb={}", "strategies.half={}"],
+        "clu: strategies.gdumb.step: a fresh model is trained on the memory alone, so what half does in steps (mask) would have no effect. "
+        "Remove half.",
+    ),
 ]
 
 
