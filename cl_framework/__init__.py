@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
     from cl_framework.benchmarks.own_data import from_datasets, from_task_datasets
+    from cl_framework.calls import has_features
     from cl_framework.checks import check_choice, check_range
     from cl_framework.config import load_experiment
     from cl_framework.criterion import answers_asked, asked
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "benchmarks.base": ("Benchmark", "BenchmarkContext"),
     "benchmarks.own_data": ("from_datasets", "from_task_datasets"),
+    "calls": ("has_features",),
     "checks": ("check_choice", "check_range"),
     "config": ("load_experiment",),
     "criterion": ("answers_asked", "asked"),
@@ -144,6 +146,7 @@ __all__ = [
     "from_datasets",
     "from_task_datasets",
     "give_up_training",
+    "has_features",
     "herding",
     "lent",
     "load_experiment",

@@ -109,6 +109,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         )
         stack.check(known, stream)
         learner = Learner(run, benchmark, model, stack, stream, device)
+        stack.check_built(replace(known, model=learner.model))
     if run.probes and not has_features(learner.model):
         raise ConfigurationError(
             f"probes look at features, but model {experiment.model.name!r} has no `features` and `head`. Set probes=[], or another model."

@@ -69,10 +69,20 @@ class Stack:
         for event in stream.unlearns:
             self._check_unlearner(self.unlearner_of(event), event)
         for member in self._with("check"):
-            try:
-                member.strategy.check(replace(setting, slot=member.slot))
-            except ConfigurationError as error:
-                raise ConfigurationError(f"strategies.{member.slot}.{error}") from error
+            self._ask(member, setting)
+
+    def check_built(self, setting: Setting) -> None:
+        """Ask those once more that work on a model which another strategy has built: `setting` has it now."""
+        if self._with("build"):
+            for member in self._with("check"):
+                if "build" not in member.seams:
+                    self._ask(member, setting)
+
+    def _ask(self, member: Member, setting: Setting) -> None:
+        try:
+            member.strategy.check(replace(setting, slot=member.slot))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"strategies.{member.slot}.{error}") from error
 
     def _check_traits(self, member: Member, setting: Setting) -> None:
         traits = member.strategy.traits

@@ -41,7 +41,8 @@ class Traits:
 class Setting:
     """What is known of a run when a strategy is asked whether it can work in it.
 
-    It is asked twice: before the benchmark is there (then what it would say is None), and with it, still before any training.
+    It is asked before the benchmark is there (then what it would say is None) and with it, and once more where another strategy of the
+    stack has built the model that it will work on; all before any training.
     """
 
     scenario: str  # class_il, task_il, domain_il, or "" before the benchmark has chosen its default
@@ -56,7 +57,7 @@ class Setting:
     classes_shown: int | None = None  # how many of them the stream shows
     num_tasks: int | None = None
     input_shape: tuple[int, ...] | None = None  # of one model input
-    model: nn.Module | None = None  # as configured, before `build`
+    model: nn.Module | None = None  # as configured; at last as another strategy has built it
     augmented: bool | None = None  # whether the benchmark augments training batches
     strongly: bool | None = None  # whether it has a strong augmentation for views
     scaled: bool | None = None  # whether it can give inputs that are only scaled to [0, 1]
