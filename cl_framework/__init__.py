@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
     from cl_framework.benchmarks.own_data import from_datasets, from_task_datasets
+    from cl_framework.calls import has_features
     from cl_framework.checks import check_choice, check_range
     from cl_framework.config import load_experiment
     from cl_framework.criterion import answers_asked, asked
@@ -48,11 +49,12 @@ if TYPE_CHECKING:
         Term,
     )
     from cl_framework.stream import Event, Learn, Stream, TaskId, Unlearn
-    from cl_framework.traits import Setting, Traits, check_first_to_plan
+    from cl_framework.traits import Setting, Traits, check_first_to_plan, check_no_part_is_lost
 
 _HOMES = {
     "benchmarks.base": ("Benchmark", "BenchmarkContext"),
     "benchmarks.own_data": ("from_datasets", "from_task_datasets"),
+    "calls": ("has_features",),
     "checks": ("check_choice", "check_range"),
     "config": ("load_experiment",),
     "criterion": ("answers_asked", "asked"),
@@ -90,7 +92,7 @@ _HOMES = {
         "Term",
     ),
     "stream": ("Event", "Learn", "Stream", "TaskId", "Unlearn"),
-    "traits": ("Setting", "Traits", "check_first_to_plan"),
+    "traits": ("Setting", "Traits", "check_first_to_plan", "check_no_part_is_lost"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -138,12 +140,14 @@ __all__ = [
     "bregman_divergence",
     "check_choice",
     "check_first_to_plan",
+    "check_no_part_is_lost",
     "check_range",
     "decay_exponent",
     "first_rows",
     "from_datasets",
     "from_task_datasets",
     "give_up_training",
+    "has_features",
     "herding",
     "lent",
     "load_experiment",

@@ -27,18 +27,17 @@ _PIECE = 1024  # items digested at once
 
 
 def make_stack(experiment: Experiment) -> Stack:
-    """The strategies of an experiment in slot order, checked against what its stream asks for."""
+    """The strategies of an experiment in slot order, checked as far as its configuration alone tells."""
     stack = Stack((slot.slot, slot.strategy_class(slot.options)) for slot in experiment.strategies)
     stream = Stream.parse(experiment.run.stream)
-    for event in stream.unlearns:
-        stack.unlearner_of(event)
-    stack.check_setting(setting_of(experiment.run, stack, stream))
+    stack.check(setting_of(experiment.run, stack, stream), stream)
     return stack
 
 
 def setting_of(run: RunConfig, stack: Stack, stream: Stream) -> Setting:
     """What is known of a run before its benchmark is there."""
-    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, sum(isinstance(event, Learn) for event in stream), stack.traits)
+    learns = sum(isinstance(event, Learn) for event in stream)
+    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, learns, stack.traits, seams=stack.seams)
 
 
 def classes_shown(benchmark: Benchmark, stream: Stream, blurry: float) -> int:
@@ -90,7 +89,6 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
     stream = Stream.parse(run.stream, benchmark.num_tasks)
     if not len(stream):
         raise ConfigurationError(f"the stream is empty: benchmark {benchmark.name!r} has no tasks.")
-    stack.check(stream, run.scenario, benchmark.modality, benchmark.objective, blurry=run.blurry > 0)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         benchmark = on_device(benchmark, device, free // 2)
@@ -98,6 +96,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         model = experiment.model.builder(experiment.model.options, benchmark)
         known = replace(
             setting_of(run, stack, stream),
+            modality=benchmark.modality,
             objective=benchmark.objective,
             num_classes=benchmark.num_classes,
             classes_shown=classes_shown(benchmark, stream, run.blurry),
@@ -108,8 +107,9 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
             strongly=strong_of(benchmark.transform) is not None,
             scaled=scaled_of(benchmark.transform) is not None,
         )
-        stack.check_setting(known)
+        stack.check(known, stream)
         learner = Learner(run, benchmark, model, stack, stream, device)
+        stack.check_built(replace(known, model=learner.model))
     if run.probes and not has_features(learner.model):
         raise ConfigurationError(
             f"probes look at features, but model {experiment.model.name!r} has no `features` and `head`. Set probes=[], or another model."

@@ -54,44 +54,62 @@ class Stack:
         self.members = [Member.of(slot, strategy) for slot, strategy in strategies]
         self._contexts: dict[str, Context] = {}
 
-    # --- what can be known before any data is read ---
+    # --- what cannot work together ---
 
-    def check(self, stream: Stream, scenario: str, modality: str, objective: str, blurry: bool) -> None:
-        """Refuse, as ConfigurationError, what cannot work together or cannot do what the stream asks."""
+    def check(self, setting: Setting, stream: Stream) -> None:
+        """Refuse, as ConfigurationError, what cannot work together, in this run, or cannot do what the stream asks.
+
+        Called before the benchmark is there and again with it: what `setting` does not know at first is judged the second time.
+        """
         for seam, what in (("build", "changes the model's structure"), ("predict", "answers predictions")):
-            self._at_most_one([m for m in self.members if seam in m.seams], what)
+            self._at_most_one(self._with(seam), what)
         self._at_most_one([m for m in self.members if m.strategy.traits.replaces_task_term], "replaces the task term")
         for member in self.members:
-            traits = member.strategy.traits
-            if scenario not in traits.scenarios:
-                allowed = ", ".join(traits.scenarios)
-                raise ConfigurationError(f"strategies.{member.slot} does not work with scenario={scenario}; it allows: {allowed}.")
-            if modality not in traits.modalities:
-                allowed = ", ".join(traits.modalities)
-                raise ConfigurationError(f"strategies.{member.slot} does not work on {modality} benchmarks; it allows: {allowed}.")
-            if objective not in traits.objectives:
-                raise ConfigurationError(
-                    f"strategies.{member.slot} needs one class a sample, which benchmarks of {objective.replace('_', ' ')} do not have. "
-                    "Remove it, or choose a benchmark of classification."
-                )
-            if blurry and traits.needs_boundaries:
-                raise ConfigurationError(
-                    f"strategies.{member.slot} must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it."
-                )
+            self._check_traits(member, setting)
         for event in stream.unlearns:
             self._check_unlearner(self.unlearner_of(event), event)
-
-    def check_setting(self, setting: Setting) -> None:
-        """Ask every strategy whether it can work in this run; a refusal is a ConfigurationError that names its slot."""
         for member in self._with("check"):
-            try:
-                member.strategy.check(replace(setting, slot=member.slot))
-            except ConfigurationError as error:
-                raise ConfigurationError(f"strategies.{member.slot}.{error}") from error
+            self._ask(member, setting)
+
+    def check_built(self, setting: Setting) -> None:
+        """Ask those once more that work on a model which another strategy has built: `setting` has it now."""
+        if self._with("build"):
+            for member in self._with("check"):
+                if "build" not in member.seams:
+                    self._ask(member, setting)
+
+    def _ask(self, member: Member, setting: Setting) -> None:
+        try:
+            member.strategy.check(replace(setting, slot=member.slot))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"strategies.{member.slot}.{error}") from error
+
+    def _check_traits(self, member: Member, setting: Setting) -> None:
+        traits = member.strategy.traits
+        if setting.scenario and setting.scenario not in traits.scenarios:
+            allowed = ", ".join(traits.scenarios)
+            raise ConfigurationError(f"strategies.{member.slot} does not work with scenario={setting.scenario}; it allows: {allowed}.")
+        if setting.modality is not None and setting.modality not in traits.modalities:
+            allowed = ", ".join(traits.modalities)
+            raise ConfigurationError(f"strategies.{member.slot} does not work on {setting.modality} benchmarks; it allows: {allowed}.")
+        if setting.objective is not None and setting.objective not in traits.objectives:
+            what = setting.objective.replace("_", " ")
+            raise ConfigurationError(
+                f"strategies.{member.slot} needs one class a sample, which benchmarks of {what} do not have. "
+                "Remove it, or choose a benchmark of classification."
+            )
+        if setting.blurry and traits.needs_boundaries:
+            raise ConfigurationError(
+                f"strategies.{member.slot} must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it."
+            )
 
     @property
     def traits(self) -> dict[str, Traits]:
         return {member.slot: member.strategy.traits for member in self.members}
+
+    @property
+    def seams(self) -> dict[str, frozenset[str]]:
+        return {member.slot: member.seams for member in self.members}
 
     def unlearner_of(self, event: Unlearn) -> Member:
         """The one strategy that answers `event`; none or several is a ConfigurationError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -41,7 +41,8 @@ class Traits:
 class Setting:
     """What is known of a run when a strategy is asked whether it can work in it.
 
-    It is asked twice: before the benchmark is there (then what it would say is None), and with it, still before any training.
+    It is asked before the benchmark is there (then what it would say is None) and with it, and once more where another strategy of the
+    stack has built the model that it will work on; all before any training.
     """
 
     scenario: str  # class_il, task_il, domain_il, or "" before the benchmark has chosen its default
@@ -50,16 +51,18 @@ class Setting:
     blurry: float
     learns: int  # Learn events of the stream; 0 if the benchmark decides
     slots: Mapping[str, Traits]  # every strategy of the stack, itself included
+    modality: str | None = None  # vision or text
     objective: str | None = None  # classification or language_modelling
     num_classes: int | None = None  # of the whole benchmark
     classes_shown: int | None = None  # how many of them the stream shows
     num_tasks: int | None = None
     input_shape: tuple[int, ...] | None = None  # of one model input
-    model: nn.Module | None = None  # as configured, before `build`
+    model: nn.Module | None = None  # as configured; at last as another strategy has built it
     augmented: bool | None = None  # whether the benchmark augments training batches
     strongly: bool | None = None  # whether it has a strong augmentation for views
     scaled: bool | None = None  # whether it can give inputs that are only scaled to [0, 1]
     slot: str = ""  # of the strategy that is asked
+    seams: Mapping[str, frozenset[str]] = field(default_factory=dict)  # those that every strategy of the stack occupies
 
     @property
     def slots_before(self) -> list[str]:
@@ -75,3 +78,18 @@ def check_first_to_plan(setting: Setting) -> None:
         raise ConfigurationError(
             f"plan: all steps are planned anew, and what {lost[0]} makes of them would be lost. Put this slot before {lost[0]}."
         )
+
+
+_IN_A_STEP = ("mask", "rate", "draw", "arrange", "loss", "step")  # not commit: what it keeps may be used elsewhere
+
+
+def check_no_part_is_lost(setting: Setting, why: str) -> None:
+    """Refuse, as ConfigurationError, others with a part in the stream's steps, of which this strategy applies none; `why` says so.
+
+    What leaves fine-tuning as it is, and answers no Unlearn, only watches: there is nothing to lose.
+    """
+    for slot, traits in setting.slots.items():
+        parts = [seam for seam in _IN_A_STEP if seam in setting.seams.get(slot, ())]
+        watches = traits.neutral == {} and not traits.unlearns
+        if parts and not watches and slot != setting.slot:
+            raise ConfigurationError(f"step: {why}, so what {slot} does in steps ({', '.join(parts)}) would have no effect. Remove {slot}.")

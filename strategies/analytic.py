@@ -11,8 +11,8 @@ Differs: the sums stand in for the published recursion of (A + ridge I)^-1, to w
     inverse. No random expansion of its own: the features are the model's, so a wide untrained MLP is one, and a pretrained backbone the
     published one; in float64, since the features of a row in float32 differ with the rows beside it by more than is allowed. A class
     without samples cannot be answered. Unlearning a class reads its data; statistics a class would save that.
-Interacts: nothing of the model is trained, so what others add to the objective has no effect, and the exactness is that of a backbone that
-    never saw the data. A task shown again adds nothing. Augmentation is not used.
+Interacts: nothing of the model is trained, so that others with a part in a step (a loss, draws, a mask, a rate) are refused, and the
+    exactness is that of a backbone that never saw the data. A task shown again adds nothing. Augmentation is not used.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from cl_framework import (
     TaskId,
     Traits,
     Unlearn,
+    check_no_part_is_lost,
     check_range,
     give_up_training,
     register,
@@ -96,6 +97,7 @@ class Analytic(Strategy):
         self._head: Tensor | None = None  # solved from the sums when first asked for
 
     def check(self, setting: Setting) -> None:
+        check_no_part_is_lost(setting, "nothing of the model is trained")
         model = setting.model
         if model is not None and not (hasattr(model, "features") and hasattr(model, "head")):
             raise ConfigurationError("ridge: the head is fitted on features, but the model has no `features` and `head`.")

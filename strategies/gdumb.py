@@ -11,9 +11,9 @@ Differs: trains at the end of every event, since every event is evaluated; the r
     epochs with gradients clipped at 10 (clip=10); the default of 63 ends where a cosine cycle does (split digits, 200 samples, 3 seeds:
     93.0 %, with 255 epochs 94.4 %). CutMix pastes before the benchmark's own augmentation, not after it. A stream of several epochs is
     read once, and a sample that is stored already is not offered again. Momentum and weight decay are the run's.
-Interacts: no step of the stream is applied, so what others add to the objective has no effect; in its own phase it is alone. It trains
-    after an Unlearn too, from fresh weights on what is left, whatever the answering strategy made of the model. Behind view_batch it is
-    offered what the first pass of the slowed plan shows: 1 / interval of the samples.
+Interacts: no step of the stream is applied and in its own phase it is alone, so that others with a part in a step (a loss, draws, a mask,
+    a rate) are refused. What changes the plan before it changes what it is offered. It trains after an Unlearn too, from fresh weights on
+    what is left, whatever the answering strategy made of the model: do_nothing is answer enough, rewind an exact one.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from cl_framework import (
     Term,
     Traits,
     check_choice,
+    check_no_part_is_lost,
     check_range,
     register,
 )
@@ -125,6 +126,7 @@ class GDumb(Strategy):
         self._visits: Sequence[Tensor] = ()  # in its own phase: which memory rows each step shows
 
     def check(self, setting: Setting) -> None:
+        check_no_part_is_lost(setting, "a fresh model is trained on the memory alone")
         capacity, classes, shape = self.config.capacity, setting.classes_shown, setting.input_shape
         if classes is not None and capacity < classes:
             raise ConfigurationError(f"capacity={capacity} cannot hold one sample of each of {classes} classes. Raise it to at least that.")

@@ -48,6 +48,7 @@ from cl_framework import (
     check_choice,
     check_first_to_plan,
     check_range,
+    has_features,
     herding,
     register,
 )
@@ -139,7 +140,7 @@ class ICaRL(Strategy):
             raise ConfigurationError(
                 f"capacity={capacity} cannot hold an exemplar of each of {classes} classes. Raise it to at least that."
             )
-        if model is not None and not (callable(getattr(model, "features", None)) and callable(getattr(model, "head", None))):
+        if model is not None and not has_features(model):
             raise ConfigurationError(
                 f"capacity={capacity}: exemplars are chosen and compared by features, but this model has no `features` and `head`."
             )

@@ -121,7 +121,6 @@ class LwF(Strategy):
 
     def begin(self, context: Context) -> Sequence[Phase]:
         event = context.position.event
-        self._check_head(context.model, context.epochs)  # at the first event already: what `build` made was not known to `check`
         if not isinstance(event, Learn) or not self.known:
             return ()
         if self.config.weight:

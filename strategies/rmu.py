@@ -40,6 +40,7 @@ from cl_framework import (
     Unlearn,
     asked,
     check_range,
+    has_features,
     lent,
     register,
 )
@@ -90,7 +91,7 @@ class RMU(Strategy):
 
     def check(self, setting: Setting) -> None:
         model = setting.model
-        if model is not None and not (callable(getattr(model, "features", None)) and callable(getattr(model, "head", None))):
+        if model is not None and not has_features(model):
             raise ConfigurationError(
                 "c: features are steered, but the model has no `features` and `head`. Choose a model that has them, such as "
                 "model.name=mlp, or an unlearner that needs none, such as grad_diff."

@@ -34,6 +34,7 @@ from cl_framework.stream import Unlearn
 from cl_framework.testing.laboratory import first_difference
 
 Place = tuple[int, str, int]  # event index, phase, step
+WATCHES = Traits(neutral={})  # takes part in steps and leaves them as they are
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def place_of(context: Context) -> Place:
 class Quiet(Neighbour):
     """Uses random numbers, of its own and torch's global ones, and changes nothing: nobody else may use those."""
 
+    traits = WATCHES
+
     def begin(self, context: Context) -> Sequence[Phase]:
         torch.rand(1)
         return ()
@@ -87,7 +90,7 @@ class Quiet(Neighbour):
 class Thrice(Neighbour):
     """Calls the closure three times before the step is made."""
 
-    traits = Traits(no_neutral="stands beside the strategy under test")
+    traits = WATCHES
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         def wrapped(closure: Closure) -> Evaluation:
@@ -172,6 +175,7 @@ class Freezing(Neighbour):
 class Watching(Freezing):
     """The negative control of `Freezing`: watches the same entries, freezes none."""
 
+    traits = WATCHES
     freezes = False
 
 
@@ -266,6 +270,8 @@ class Oblivious(Neighbour):
 class Counting(Neighbour):
     """Innermost: counts how often a step is called."""
 
+    traits = WATCHES
+
     def step(self, inner: StepFn, context: Context) -> StepFn:
         def wrapped(closure: Closure) -> Evaluation:
             self.journal.append(place_of(context))
@@ -276,6 +282,8 @@ class Counting(Neighbour):
 
 class Auditing(Neighbour):
     """Outermost: notes where a call of the closure gives another value than the call before, or moves any state."""
+
+    traits = WATCHES
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         def wrapped(closure: Closure) -> Evaluation:

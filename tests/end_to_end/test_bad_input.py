@@ -41,6 +41,43 @@ REFUSED = [
     (["model.hidden=[0]"], "clu: model.hidden must be >= 1, got 0."),
 ]
 
+REFUSED_WITHOUT_DATA = [
+    (
+        ["strategies.icarl={}", "strategies.er_ace={}"],
+        "clu: at most one strategy of a stack replaces the task term, but strategies.icarl and strategies.er_ace do; remove all but one.",
+    ),
+    (
+        ["strategies.lora={}", "strategies.hypernetwork={}", "scenario=task_il"],
+        "clu: at most one strategy of a stack changes the model's structure, but strategies.lora and strategies.hypernetwork do; "
+        "remove all but one.",
+    ),
+    (
+        ["strategies.icarl={}", "strategies.analytic={}"],
+        "clu: at most one strategy of a stack answers predictions, but strategies.icarl and strategies.analytic do; remove all but one.",
+    ),
+    (
+        ["strategies.hypernetwork={}", "scenario=class_il"],
+        "clu: strategies.hypernetwork does not work with scenario=class_il; it allows: task_il.",
+    ),
+    (
+        ["strategies.ewc={}", "blurry=0.2"],
+        "clu: strategies.ewc must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it.",
+    ),
+    (
+        ["strategies.finetune_retain={}", "stream=L0 L1 U0"],
+        "clu: stream: to answer U0, strategies.finetune_retain needs samples of what is retained, but no strategy of this stack keeps any.",
+    ),
+    (
+        ["strategies.ewc={}", "strategies.joint={}"],
+        "clu: strategies.joint.plan: ewc keeps what each task has taught, but joint training learns nothing before the last one.",
+    ),
+    (
+        ["strategies.gdumb={}", "strategies.half={}"],
+        "clu: strategies.gdumb.step: a fresh model is trained on the memory alone, so what half does in steps (mask) would have no effect. "
+        "Remove half.",
+    ),
+]
+
 
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -77,6 +114,17 @@ def test_bad_configurations(experiment: Path, capsys: pytest.CaptureFixture[str]
     message = said(capsys)
     assert text in message
     assert message.count("\n") == 1
+    assert sorted(path.name for path in experiment.parent.iterdir()) == ["trial.yaml"]
+
+
+@pytest.mark.parametrize(("overrides", "text"), REFUSED_WITHOUT_DATA, ids=lambda value: value[0] if isinstance(value, list) else None)
+@pytest.mark.parametrize("command", ["run", "show"])
+def test_what_cannot_work_together_is_refused_where_the_data_are_missing(
+    experiment: Path, capsys: pytest.CaptureFixture[str], command: str, overrides: list[str], text: str
+) -> None:
+    assert clu(command, experiment, "benchmark.name=split_mnist", "data.root=nowhere", *overrides) == 2
+    message = said(capsys)
+    assert text in message and message.count("\n") == 1
     assert sorted(path.name for path in experiment.parent.iterdir()) == ["trial.yaml"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_framework import ContractError
-from cl_framework.assembly import assemble, make_benchmark
+from cl_framework import ConfigurationError, Context, ContractError, Phase, Plan
+from cl_framework.assembly import assemble, make_benchmark, make_stack
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.cli import main
-from cl_framework.testing.laboratory import Outcome, experiment_of, finish
+from cl_framework.testing.laboratory import Outcome, assert_different_weights, beside, experiment_of, finish, first_difference
+from cl_framework.testing.neighbours import Neighbour, slot
 from strategies import analytic
 from strategies.analytic import solved, statistics
 
@@ -80,11 +82,31 @@ def test_classes_and_samples_leave_as_well(tmp_path: Path) -> None:
 
 
 def test_phases_of_others_cannot_change_the_features_under_the_sums(tmp_path: Path) -> None:
-    before = assemble(experiment_of({"analytic": {}, "gdumb": {"capacity": 20}}, tmp_path)).model.state_dict()
-    after = finish(experiment_of({"analytic": {}, "gdumb": {"capacity": 20}}, tmp_path)).learner["model"]
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    trained = finish(experiment_of({"gdumb": {"capacity": 20}}, tmp_path / "alone")).learner["model"]
-    assert not all(torch.equal(value, trained[name]) for name, value in before.items())
+    class Training(Neighbour):
+        """Trains on the task once more when it is over."""
+
+        def end(self, context: Context) -> Sequence[Phase]:
+            ids = context.ids_of(context.position.event.task)
+            return [Phase("again", Plan.over(ids, 8, 1, context.random("shuffle").generator()))]
+
+    def trained(strategy: str) -> Outcome:
+        return finish(beside(experiment_of({strategy: {}}, tmp_path / strategy, stream="L0"), after=[slot(Training)]))
+
+    start = assemble(experiment_of({"analytic": {}}, tmp_path, stream="L0")).model.state_dict()
+    assert first_difference(trained("analytic").weights, start) is None
+    once = finish(experiment_of({"do_nothing": {}}, tmp_path / "once", stream="L0"))
+    assert_different_weights(trained("do_nothing"), once, "the further phase")
+
+
+@pytest.mark.parametrize(("other", "parts"), [("half", "mask"), ("ewc", "loss, step"), ("er", "draw"), ("gdumb", "rate, draw, loss, step")])
+def test_a_part_in_steps_that_are_never_applied_is_refused(other: str, parts: str, tmp_path: Path) -> None:
+    text = (
+        "strategies.analytic.step: nothing of the model is trained, "
+        f"so what {other} does in steps ({parts}) would have no effect. Remove {other}."
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        make_stack(experiment_of({"analytic": {}, other: {}}, tmp_path))
+    assert str(caught.value) == text
 
 
 def test_what_is_gone_already_is_not_taken_away_twice(tmp_path: Path) -> None:

@@ -10,12 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cl_framework import Batch, ConfigurationError, Context, Draw, Output, Plan
+from cl_framework import Batch, ConfigurationError, Context, Draw, Output, Plan, registry
+from cl_framework.assembly import make_stack
 from cl_framework.optimizers import build_optimizer
 from cl_framework.records import RunDirectory
 from cl_framework.schema import OptimizerConfig
-from cl_framework.testing.laboratory import Outcome, assert_different_weights, beside, experiment_of, finish, first_difference, in_place_of
-from cl_framework.testing.neighbours import Oblivious, slot
+from cl_framework.testing.laboratory import (
+    ROUGH,
+    Outcome,
+    assert_different_weights,
+    beside,
+    experiment_of,
+    finish,
+    first_difference,
+    in_place_of,
+)
+from cl_framework.testing.neighbours import Counting, Doubling, Oblivious, Structural, slot
 from strategies.gdumb import GDumb, GDumbConfig, cut_and_paste, cut_box, first_pass, warm_restarts
 
 QUICK = {"epochs": 7}
@@ -185,18 +195,63 @@ def test_the_result_does_not_depend_on_the_order_of_tasks_that_filled_the_memory
 
 @pytest.mark.slow
 def test_nothing_but_the_memory_counts(tmp_path: Path) -> None:
-    """What the model was before, the run's optimizer and what others add to the objective: none has an effect."""
+    """What the model was before, and the run's optimizer but for its momentum and weight decay: neither has an effect."""
     alone = outcome(tmp_path / "alone", "L0 L1")
     other_rate = outcome(tmp_path / "rate", "L0 L1", optimizer={"name": "adam", "lr": 0.01, "reset": "never"})
     plain = {"name": "sgd", "lr": 0.7}
     assert first_difference(other_rate.weights, outcome(tmp_path / "plain", "L0 L1", optimizer=plain).weights) is None
     assert_different_weights(alone, other_rate, "the run's momentum and weight decay are used")
-    strategies = {"gdumb": dict(QUICK), "derpp": {"capacity": 20}, "fake_views": {"count": 2}}
-    import tests.contract.fakes  # noqa: F401 - registers fake_views
 
-    with_others = finish(experiment_of(strategies, tmp_path / "others", stream="L0 L1"))
-    assert first_difference(with_others.weights, alone.weights) is None
-    assert len(with_others.learner["strategies"]["derpp"]["memory"]["columns"]["ids"]) == 20
+
+COMPOSE = {"cumulative", "joint", "power_law", "replay_share", "do_nothing", "noise", "reset_head", "rewind"}
+
+
+def test_a_part_in_steps_that_are_never_applied_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    import tests.contract.fakes
+
+    built_in = {entry.name for entry in registry.strategies.entries() if entry.load().__module__.startswith("strategies.")}
+    plug_ins = set(tests.contract.fakes.FAKES)
+    composing_plug_ins = {"fake_adapter", "fake_three_calls"}  # builds; looks at steps and leaves them as they are
+    allowed, refused = set(), {}
+    for name in (built_in | plug_ins) - {"gdumb"}:
+        scenario = registry.strategies.get(name).traits.scenarios[-1]
+        try:
+            make_stack(experiment_of({name: {}, "gdumb": {}}, tmp_path, scenario=scenario))
+            allowed.add(name)
+        except ConfigurationError as error:
+            refused[name] = str(error)
+    assert (len(built_in), len(plug_ins)) == (35, 13)
+    assert allowed == COMPOSE | composing_plug_ins
+    for name, parts in {"half": "mask", "refresh": "step", "er": "draw", "er_ace": "draw, loss", "hypernetwork": "mask, loss"}.items():
+        assert refused.pop(name) == (
+            "strategies.gdumb.step: a fresh model is trained on the memory alone, "
+            f"so what {name} does in steps ({parts}) would have no effect. Remove {name}."
+        )
+    assert refused.pop("analytic").endswith(" Remove gdumb."), "it applies no step either, and is asked first"
+    for name, text in refused.items():
+        assert text.startswith("strategies.gdumb.step: ") and text.endswith(f" Remove {name}."), text
+
+
+def test_what_has_no_part_in_steps_or_only_watches_composes(tmp_path: Path) -> None:
+    alone = finish(experiment_of({"gdumb": dict(QUICK)}, tmp_path / "alone", model=ROUGH))
+    for where, kind, same in (("watched", Counting, True), ("wider", Structural, False), ("asked", Doubling, True)):
+        beside_it = slot(kind)
+        found = finish(beside(experiment_of({"gdumb": dict(QUICK)}, tmp_path / where, model=ROUGH), before=[beside_it]))
+        assert beside_it.strategy_class.journal and (first_difference(found.weights, alone.weights) is None) == same
+    small = {"gdumb": {**QUICK, "capacity": 20}}
+    offered = finish(experiment_of({"cumulative": {}, **small}, tmp_path / "cumulative", model=ROUGH))
+    assert_different_weights(offered, finish(experiment_of(small, tmp_path / "small", model=ROUGH)), "what the memory was offered")
+
+
+def test_who_answers_an_unlearn_only_has_to_answer_but_rewind_lives_the_rest_again(tmp_path: Path) -> None:
+    def answered_by(name: str, stream: str = "L0 L1 U0") -> Outcome:
+        return finish(experiment_of({name: {}, "gdumb": {**QUICK, "capacity": 20}}, tmp_path / name, stream=stream))
+
+    nothing, rewound = answered_by("do_nothing"), answered_by("rewind")
+    assert first_difference(answered_by("noise").weights, nothing.weights) is None, "trained anew on what is left"
+    never = answered_by("rewind", "L1")
+    assert first_difference(rewound.weights, never.weights) is None
+    assert_different_weights(nothing, never, "a memory that other samples once shared")
 
 
 def phases(found: Outcome) -> list[list[str]]:

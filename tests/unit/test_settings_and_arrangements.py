@@ -25,7 +25,7 @@ from cl_framework.plan import Plan
 from cl_framework.stack import Stack
 from cl_framework.strategy import Batch, Context, Draw, Phase, Rows, Setting, Strategy, Traits
 from cl_framework.testing.laboratory import ROUGH, Jitter, beside, experiment_of, finish
-from cl_framework.testing.neighbours import Neighbour, slot
+from cl_framework.testing.neighbours import Neighbour, Structural, slot
 
 NOTHING = Traits(no_neutral="a fixture")
 
@@ -52,6 +52,15 @@ def test_a_strategy_is_asked_before_the_data_and_with_it(tmp_path: Path) -> None
     assert before.slots["er"].stores_data
     assert (after.num_classes, after.num_tasks, after.scenario, after.augmented) == (6, 3, "class_il", False)
     assert after.model is not None
+
+
+def test_it_is_asked_once_more_about_a_model_that_another_strategy_built(tmp_path: Path) -> None:
+    picky, building = slot(Picky, "picky"), slot(Structural)
+    assemble(beside(experiment_of({}, tmp_path), after=[picky, building]))
+    assert [type(setting.model).__name__ for setting in picky.strategy_class.journal] == ["NoneType", "MLP", "WithAdapter"]
+    alone = slot(Picky, "picky")
+    assemble(beside(experiment_of({}, tmp_path), after=[alone]))
+    assert [type(setting.model).__name__ for setting in alone.strategy_class.journal] == ["NoneType", "MLP"]
 
 
 @pytest.mark.parametrize(

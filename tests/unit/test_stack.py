@@ -13,7 +13,7 @@ from cl_framework.errors import ConfigurationError, ContractError
 from cl_framework.plan import Plan
 from cl_framework.seams import SEAMS, misspelt_seams, seams_of
 from cl_framework.stack import PhaseStack, Stack, intersection, rows_without
-from cl_framework.strategy import Batch, Done, Draw, Forgotten, Phase, Rows, Strategy, Term, Traits
+from cl_framework.strategy import Batch, Done, Draw, Forgotten, Phase, Rows, Setting, Strategy, Term, Traits
 from cl_framework.stream import Stream
 
 NOTHING = Traits(no_neutral="a fixture")
@@ -331,6 +331,10 @@ class Narrow(Strategy):
     )
 
 
+def setting_of(stack: Stack, scenario: str = "class_il", blurry: float = 0.0, **known: Any) -> Setting:
+    return Setting(scenario, 8, 1, blurry, 1, stack.traits, **known)
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -343,46 +347,46 @@ class Narrow(Strategy):
     ],
 )
 def test_seams_for_one_strategy_refuse_a_second(kind: type[Strategy], text: str) -> None:
-    stream = Stream.parse("L0")
-    stack_of(a=kind(None)).check(stream, "class_il", "vision", "classification", blurry=False)
+    stream, one, two = Stream.parse("L0"), stack_of(a=kind(None)), stack_of(a=kind(None), b=kind(None))
+    one.check(setting_of(one), stream)
     with pytest.raises(ConfigurationError) as caught:
-        stack_of(a=kind(None), b=kind(None)).check(stream, "class_il", "vision", "classification", blurry=False)
+        two.check(setting_of(two), stream)
     assert str(caught.value) == text
 
 
+FITTING: dict[str, Any] = {"scenario": "task_il", "modality": "text", "objective": "classification", "blurry": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("scenario", "modality", "objective", "blurry", "text"),
+    ("changed", "text"),
     [
-        ("class_il", "text", "classification", False, "strategies.narrow does not work with scenario=class_il; it allows: task_il."),
-        ("task_il", "vision", "classification", False, "strategies.narrow does not work on vision benchmarks; it allows: text."),
+        ({"scenario": "class_il"}, "strategies.narrow does not work with scenario=class_il; it allows: task_il."),
+        ({"modality": "vision"}, "strategies.narrow does not work on vision benchmarks; it allows: text."),
         (
-            "task_il",
-            "text",
-            "language_modelling",
-            False,
+            {"objective": "language_modelling"},
             "strategies.narrow needs one class a sample, which benchmarks of language modelling do not have. "
             "Remove it, or choose a benchmark of classification.",
         ),
         (
-            "task_il",
-            "text",
-            "classification",
-            True,
+            {"blurry": 0.2},
             "strategies.narrow must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it.",
         ),
     ],
 )
-def test_traits_that_do_not_fit_the_run_are_refused(scenario: str, modality: str, objective: str, blurry: bool, text: str) -> None:
-    stack = stack_of(narrow=Narrow(None))
-    stack.check(Stream.parse("L0"), "task_il", "text", "classification", blurry=False)
-    with pytest.raises(ConfigurationError) as caught:
-        stack.check(Stream.parse("L0"), scenario, modality, objective, blurry)
-    assert str(caught.value) == text
+def test_traits_that_do_not_fit_the_run_are_refused(changed: dict[str, Any], text: str) -> None:
+    stack, stream = stack_of(narrow=Narrow(None)), Stream.parse("L0")
+    unknown = {"scenario": "", "modality": None, "objective": None}
+    for fitting in (FITTING, FITTING | unknown):  # what the benchmark has not told yet is no conflict
+        stack.check(setting_of(stack, **fitting), stream)
+    for known in (FITTING, FITTING | unknown):
+        with pytest.raises(ConfigurationError) as caught:
+            stack.check(setting_of(stack, **known | changed), stream)
+        assert str(caught.value) == text
 
 
 def test_the_check_reads_the_streams_unlearns() -> None:
     with pytest.raises(ConfigurationError, match="no strategy of this stack can do that"):
-        stack_of().check(Stream.parse("L0 U0"), "class_il", "vision", "classification", blurry=False)
+        stack_of().check(setting_of(stack_of()), Stream.parse("L0 U0"))
 
 
 # --- build, predict, seams ---

@@ -62,7 +62,9 @@ def test_fresh_rows_are_spread_as_torch_spreads_them() -> None:
 
 def test_a_model_without_a_linear_head_is_refused(tmp_path: Path) -> None:
     experiment = experiment_of({"reset_head": {}, "hypernetwork": {}}, tmp_path, stream="L0 L1", scenario="task_il")
-    finish(experiment)  # as long as the model itself has a head, and nothing is unlearned
+    with pytest.raises(ConfigurationError, match=r"^strategies\.reset_head\.head: the model has no linear `head` to draw anew"):
+        finish(experiment)  # the model as configured has one, what is built of it has not
+    assert not list(tmp_path.iterdir())
 
     class Headless(nn.Module):
         pass
