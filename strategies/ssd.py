@@ -13,6 +13,8 @@ Differs: I_D is kept by task and weighted by its samples. `reference: retained` 
     the task falls to 0 %, the others lose 2.3 and 5.0 points at alpha 20, 6.2 and 10.4 at 10, 25.7 and 35.8 at 2 (lambda 0.5).
 Interacts: replay changes what the weights are, not how importance is measured. After a request for a task its importance is dropped;
     after one for classes or samples, too, since what the rest of the task contributes cannot be told apart without its data.
+    Importances of tasks learned later were measured while the task was known, and cannot be measured again without their data: they stay,
+    and the deletion record names them as artefacts (M11).
 """
 
 from __future__ import annotations
