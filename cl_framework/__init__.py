@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cl_framework.models.isolated import IsolatedModel
     from cl_framework.models.lora import AdaptedModel, TaskAdaptedModel, adaptable_layers
     from cl_framework.parameters import Matrix, matrices, trained_share
-    from cl_framework.penalty import bregman_divergence, weighted_squares
+    from cl_framework.penalty import WeightedSquares, bregman_divergence, weighted_squares
     from cl_framework.plan import Plan
     from cl_framework.recall import best_interval, decay_exponent, first_rows, recall_intervals, retained
     from cl_framework.registry import register, register_benchmark, register_model
@@ -62,7 +62,7 @@ _HOMES = {
     "exemplars": ("herding",),
     "fisher": ("FisherPass",),
     "parameters": ("Matrix", "matrices", "trained_share"),
-    "penalty": ("bregman_divergence", "weighted_squares"),
+    "penalty": ("WeightedSquares", "bregman_divergence", "weighted_squares"),
     "lending": ("lent", "retained_terms"),
     "memory": ("Memory",),
     "models.freezing": ("give_up_training",),
@@ -133,6 +133,7 @@ __all__ = [
     "Term",
     "Traits",
     "Unlearn",
+    "WeightedSquares",
     "adaptable_layers",
     "answers_asked",
     "asked",

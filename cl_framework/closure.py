@@ -8,7 +8,8 @@ Only a live evaluation, the innermost step's, may leave a trace in BatchNorm sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -132,23 +133,46 @@ class StepOutput:
 
 
 class StepEvaluation:
-    """What one call of a closure gave; everything is detached. Values of single terms are worked out when read."""
+    """What one call of a closure gave; everything is detached. Values that the gradients did not need are worked out when read."""
 
-    __slots__ = ("_name_terms", "_terms", "gradients", "loss", "output")
+    __slots__ = ("_late", "_loss", "_name_rows", "_values", "gradients", "output")
 
-    def __init__(self, loss: Tensor, gradients: Gradients | None, output: StepOutput, name_terms: Callable[[], dict[str, Tensor]]) -> None:
-        self.loss = loss
+    def __init__(
+        self,
+        loss: Tensor,
+        gradients: Gradients | None,
+        output: StepOutput,
+        values: dict[str, Tensor],
+        late: Mapping[str, Term],
+        name_rows: Callable[[], dict[str, Tensor]],
+    ) -> None:
+        self._loss = loss  # without the terms in `late`
         self.gradients = gradients
         self.output = output
-        self._name_terms = name_terms
-        self._terms: dict[str, Tensor] | None = None
+        self._values = values
+        self._late = late
+        self._name_rows: Callable[[], dict[str, Tensor]] | None = name_rows
+
+    @property
+    def loss(self) -> Tensor:
+        self.settle()
+        return self._loss
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        if self._terms is None:
+        self.settle()
+        if self._name_rows is not None:
             with torch.no_grad():
-                self._terms = self._name_terms()
-        return self._terms
+                self._values = self._name_rows() | self._values
+            self._name_rows = None
+        return self._values
+
+    def settle(self) -> None:
+        """Work out the values of the terms whose gradient was known without them."""
+        if self._late:
+            with torch.no_grad():
+                self._loss = add(weighted_values(self._late, self._values), self._loss)
+            self._late = {}
 
 
 class Machinery(Protocol):
@@ -202,10 +226,12 @@ class StepClosure:
             output = self._output()
             terms = self._terms(output)
             wanted = self._select(terms, names)
-            values = {name: terms[name].value() for name in wanted}
+            values = {name: terms[name].value() for name in wanted if terms[name].plus_gradient is None}
             result = {name: self._differentiate(value, retain=True) for name, value in values.items()}
+            nothing = (None,) * len(self._machinery.parameters_in_play)
+            result |= {name: with_known(nothing, replace(terms[name], weight=1.0)) for name in wanted if name not in values}
             output.close()
-            return result
+            return {name: result[name] for name in wanted}
 
     def with_gradients(self, transform: Callable[[Gradients], Gradients]) -> StepClosure:
         return StepClosure(self._machinery, self._batch, self._losses, self._without_task_term, (*self._maps, transform))
@@ -230,40 +256,41 @@ class StepClosure:
         if self._losses:  # their terms may use the model's randomness before any pass has started its own
             machinery.restart_randomness()
         output = self._output()
+        whole, terms = (None, self._named(output, names)) if names else self._objective(output)
+        late = {name: term for name, term in terms.items() if term.weight != 0 and term.plus_gradient is not None}
+        if late:
+            terms = {name: term for name, term in terms.items() if name not in late}
         values: dict[str, Tensor] = {}  # of the terms that were run one by one, unweighted
-        if names:
-            terms = self._terms(output)
-            values = {name: terms[name].value() for name in self._select(terms, names)}
-            total = add(values.values())
-        else:
-            total = self._objective(output, values)
+        total = add(weighted_values(terms, values), whole)
         if total is None:
             total = torch.zeros((), device=self._batch.targets.device)
-        gradients = self._differentiate(total) if want_gradients else None
+        gradients = None
+        if want_gradients:
+            gradients = self._differentiate(total)
+            for term in late.values():
+                gradients = with_known(gradients, term)
         output.close()
-
-        def name_terms() -> dict[str, Tensor]:
-            rows = {} if names else self._row_terms(output)
-            together = {name: term.value() for name, term in rows.items() if name not in values}
-            return {name: value.detach() for name, value in (together | values).items()}
-
-        return StepEvaluation(total.detach(), gradients, output, name_terms)
+        evaluation = StepEvaluation(total.detach(), gradients, output, values, late, lambda: self._row_values(output, names, values))
+        if not want_gradients:
+            evaluation.settle()
+        return evaluation
 
     def _differentiate(self, value: Tensor, retain: bool = False) -> Gradients:
         self._machinery.cost.backward_passes += value.requires_grad
         return differentiate(value, self._machinery.parameters_in_play, retain)
 
-    def _objective(self, output: StepOutput, values: dict[str, Tensor]) -> Tensor | None:
-        """The weighted sum of all terms. One mean over all joined rows is what their weighted terms add up to, in one operation."""
+    def _named(self, output: StepOutput, names: tuple[str, ...]) -> dict[str, Term]:
+        """The terms of these names, each with weight 1."""
+        terms = self._terms(output)
+        return {name: replace(terms[name], weight=1.0) for name in self._select(terms, names)}
+
+    def _objective(self, output: StepOutput) -> tuple[Tensor | None, dict[str, Term]]:
+        """What to add up: one mean over all joined rows, which is what their weighted terms add up to, where it may, and other terms."""
         strategy_terms = self._strategy_terms(output)
         rows = self._joined
         if self._without_task_term or not len(rows):
-            terms = self._row_terms(output) | strategy_terms
-            return add(weighted_values(terms, values))
-        whole = self._machinery.criterion.mean(output.live.logits, rows.targets, rows.task_of_row)
-        if not strategy_terms:
-            return whole
-        return add([whole, *weighted_values(strategy_terms, values)])
+            return None, self._row_terms(output) | strategy_terms
+        return self._machinery.criterion.mean(output.live.logits, rows.targets, rows.task_of_row), strategy_terms
 
     def _terms(self, output: StepOutput) -> dict[str, Term]:
         return self._row_terms(output) | self._reference_terms(output) | self._strategy_terms(output)
@@ -280,6 +307,11 @@ class StepClosure:
     def _mean_of(self, output: StepOutput, first: int, last: int) -> Callable[[], Tensor]:
         rows, criterion = self._joined, self._machinery.criterion
         return lambda: criterion.mean(output.live.logits[first:last], rows.targets[first:last], rows.task_of_row[first:last])
+
+    def _row_values(self, output: StepOutput, names: tuple[str, ...], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the rows' terms that were run in one mean, the value of each."""
+        rows = {} if names else self._row_terms(output)
+        return {name: term.value() for name, term in rows.items() if name not in values}
 
     def _reference_terms(self, output: StepOutput) -> dict[str, Term]:
         criterion = self._machinery.criterion
@@ -340,16 +372,31 @@ def weighted_values(terms: Mapping[str, Term], values: dict[str, Tensor]) -> Ite
     """Run the terms that have a weight: gives each value times its weight, and notes the values themselves in `values`."""
     for name, term in terms.items():
         if term.weight != 0:
-            value = values[name] = term.value()
+            value = term.value()
+            values[name] = value.detach()
             yield value if term.weight == 1 else value * term.weight
 
 
-def add(values: Iterable[Tensor]) -> Tensor | None:
-    """The sum, or None of nothing."""
-    total: Tensor | None = None
+@overload
+def add(values: Iterable[Tensor], total: Tensor) -> Tensor: ...
+
+
+@overload
+def add(values: Iterable[Tensor], total: Tensor | None) -> Tensor | None: ...
+
+
+def add(values: Iterable[Tensor], total: Tensor | None) -> Tensor | None:
+    """The sum, `total` included; None of nothing."""
     for value in values:
         total = value if total is None else total + value
     return total
+
+
+@torch.no_grad()
+def with_known(gradients: Gradients, term: Term) -> Gradients:
+    """With that of the weighted term, whose gradient is known in closed form."""
+    assert term.plus_gradient is not None
+    return term.plus_gradient(gradients, term.weight)
 
 
 def differentiate(value: Tensor, parameters: Sequence[nn.Parameter], retain: bool = False) -> Gradients:

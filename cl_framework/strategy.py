@@ -60,15 +60,21 @@ class Output(Pass, Protocol):
     def of(self, draw: Draw) -> Pass: ...
 
 
+Gradients = tuple[Tensor | None, ...]  # one for each of `Context.parameters`, None where a parameter is not reached
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A named part of the objective. `value` runs only when the term is asked for and its weight is not 0."""
+    """A named part of the objective. `value` runs only when the term is asked for and its weight is not 0.
+
+    A term whose gradient is known in closed form may say so by `plus_gradient`, and is then not differentiated: that saves the backward
+    pass, and the value where nobody reads it. `value` runs after the step then, if at all, and must tell what it was where
+    `plus_gradient` ran: keep what both need, as `WeightedSquares` does.
+    """
 
     value: Callable[[], Tensor]  # -> scalar
     weight: float = 1.0
-
-
-Gradients = tuple[Tensor | None, ...]  # one for each of `Context.parameters`, None where a parameter is not reached
+    plus_gradient: Callable[[Gradients, float], Gradients] | None = None  # (gradients, factor) -> gradients + factor * value's, all new
 
 
 class Evaluation(Protocol):

@@ -41,10 +41,10 @@ from cl_framework import (
     Strategy,
     Term,
     Traits,
+    WeightedSquares,
     check_choice,
     check_range,
     register,
-    weighted_squares,
 )
 
 HALF = {"paper": 0.5, "released": 1.0}
@@ -97,7 +97,7 @@ class EWC(Strategy):
         importances = [self._fisher[name] for name in context.parameter_names]
         anchors = [self._anchors[name] for name in context.parameter_names]
         weight = HALF[self.config.variant] * self.config.weight
-        return {"penalty": Term(lambda: weighted_squares(context.parameters, anchors, importances), weight)}
+        return {"penalty": WeightedSquares(context.parameters, anchors, importances).term(weight)}
 
     def end(self, context: Context) -> Sequence[Phase]:
         learned = isinstance(context.position.event, Learn)

@@ -41,10 +41,10 @@ from cl_framework import (
     Strategy,
     Term,
     Traits,
+    WeightedSquares,
     check_choice,
     check_range,
     register,
-    weighted_squares,
 )
 
 
@@ -56,17 +56,6 @@ def consolidated(path: Tensor, moved: Tensor, xi: float) -> Tensor:
 def clipped(gradients: Gradients) -> Gradients:
     """Each entry in [-1, 1]."""
     return tuple(None if gradient is None else gradient.clamp(-1, 1) for gradient in gradients)
-
-
-@torch.no_grad()
-def without_penalty(
-    gradients: Sequence[Tensor], parameters: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor], c: float
-) -> list[Tensor]:
-    """`gradients` less those of c * sum importance * (parameter - anchor)^2, as new tensors; no importances: no penalty."""
-    if not importances:
-        return [gradient.clone() for gradient in gradients]  # what is applied may be clipped in place
-    moved = torch._foreach_sub(list(parameters), list(anchors))
-    return list(torch._foreach_addcmul(list(gradients), list(importances), moved, value=-2 * c))
 
 
 @dataclass(frozen=True)
@@ -94,6 +83,7 @@ class SI(Strategy):
         self._start: dict[str, Tensor] = {}  # the weights it began with
         self._importance: dict[str, Tensor] = {}  # Omega of the tasks that have ended
         self._anchors: dict[str, Tensor] = {}  # theta*
+        self._penalty = WeightedSquares((), (), ())  # of the last evaluation: `step` takes its gradient off what is applied
 
     def begin(self, context: Context) -> Sequence[Phase]:
         if self.config.c and isinstance(context.position.event, Learn):
@@ -105,22 +95,25 @@ class SI(Strategy):
         if not self._importance:
             return {}
         importances, anchors = self._of(self._importance, context), self._of(self._anchors, context)
-        return {"penalty": Term(lambda: weighted_squares(context.parameters, anchors, importances), self.config.c)}
+        self._penalty = WeightedSquares(context.parameters, anchors, importances)
+        return {"penalty": self._penalty.term(self.config.c)}
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         if not self._path or not context.parameters:
             return inner
         released = self.config.variant == "released"
         parameters, path = list[Tensor](context.parameters), self._of(self._path, context)
-        importances, anchors = self._of(self._importance, context), self._of(self._anchors, context)
         before = [torch.empty_like(value) for value in path]
         seen: list[Tensor] = []  # the gradients whose path is followed
 
         def look(gradients: Gradients) -> Gradients:
             if released:
-                gradients = clipped(gradients)
-            given = [torch.zeros_like(value) if gradient is None else gradient for gradient, value in zip(gradients, before, strict=True)]
-            seen[:] = given if released else without_penalty(given, parameters, anchors, importances, self.config.c)
+                raw = gradients = clipped(gradients)
+            elif self._importance:
+                raw = self._penalty.plus_gradient(gradients, -self.config.c)
+            else:  # what is applied may be clipped in place
+                raw = tuple(None if gradient is None else gradient.clone() for gradient in gradients)
+            seen[:] = [torch.zeros_like(value) if gradient is None else gradient for gradient, value in zip(raw, before, strict=True)]
             return gradients
 
         def followed(closure: Closure) -> Evaluation:

@@ -13,6 +13,7 @@ from cl_framework.closure import StepClosure
 from cl_framework.cost import Cost
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
+from cl_framework.penalty import WeightedSquares, weighted_squares
 from cl_framework.strategy import Batch, Draw, Rows, Strategy, Term, Traits
 
 CLASSES = 4
@@ -332,6 +333,97 @@ def test_mapped_gradients_reach_only_the_live_evaluation(net: Net) -> None:
     shifted = doubled.with_gradients(lambda gradients: tuple(gradient + 1 for gradient in gradients))
     assert_same(filled(net, shifted.live().gradients), [2 * gradient + 1 for gradient in plain])
     assert_same(filled(net, shifted.gradients().gradients), plain)
+
+
+# --- gradients in closed form ---
+
+
+class Held(Strategy):
+    """Weighted squares of all weights: differentiated, or in closed form whose gradient is `factor` times the right one."""
+
+    traits = Traits(no_neutral="a fixture")
+
+    def __init__(self, model: Net, weight: float, closed: bool, factor: float = 1.0) -> None:
+        super().__init__(None)
+        self.model, self.weight, self.closed, self.factor = model, weight, closed, factor
+        self.values_read = 0
+
+    def loss(self, batch, output, context):  # type: ignore[no-untyped-def]
+        parameters = list(self.model.parameters())
+        fixed = [torch.full_like(parameter, 0.1) for parameter in parameters], [torch.full_like(parameter, 3.0) for parameter in parameters]
+        if not self.closed:
+            return {"squares": Term(lambda: weighted_squares(parameters, *fixed), self.weight)}
+        penalty = WeightedSquares(parameters, *fixed)
+
+        def value() -> Tensor:
+            self.values_read += 1
+            return penalty.value()
+
+        return {"squares": Term(value, self.weight, lambda given, factor: penalty.plus_gradient(given, self.factor * factor))}
+
+
+@pytest.mark.parametrize("names", [(), ("held/squares",), ("far/distance", "held/squares"), ("pull/pull",)])
+@pytest.mark.parametrize("count", [5, 0])
+def test_a_gradient_in_closed_form_is_that_of_the_differentiated_term(net: Net, names: tuple[str, ...], count: int) -> None:
+    """Whatever is asked for, with rows and without; and a wrong closed form would be seen."""
+    net.double()
+    batch = batch_of(count, far=Draw.separate(rows(4, 3)))
+    for part in (batch, batch.draws["far"]["rows"].rows):
+        part.inputs = part.inputs.double()
+    beside = ("pull", Pull(net, 0.25)), ("far", Distance(2.0))
+
+    def closure(closed: bool, factor: float = 1.0) -> StepClosure:
+        return closure_of(net, batch, ("held", Held(net, 0.7, closed, factor)), *beside)
+
+    known, differentiated, wrong = closure(True), closure(False), closure(True, 0.9)
+    pairs = [(known.gradients(*names), differentiated.gradients(*names)), (known.values(*names), differentiated.values(*names))]
+    for one, other in pairs:
+        torch.testing.assert_close(one.loss, other.loss, rtol=1e-10, atol=0)
+        assert set(one.terms) == set(other.terms)
+        for name, value in other.terms.items():
+            torch.testing.assert_close(one.terms[name], value, rtol=1e-10, atol=0)
+    assert torch.equal(pairs[0][0].loss, pairs[1][0].loss)
+    found, expected = filled(net, pairs[0][0].gradients), filled(net, pairs[0][1].gradients)
+    parts, expected_parts = known.gradients_by_term(*names), differentiated.gradients_by_term(*names)
+    assert list(parts) == list(expected_parts) != []
+    for mine, theirs in [(found, expected), *((filled(net, parts[name]), filled(net, expected_parts[name])) for name in parts)]:
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    held = not names or "held/squares" in names
+    others = filled(net, wrong.gradients(*names).gradients)
+    assert all(torch.allclose(one, other, rtol=1e-3) for one, other in zip(others, expected, strict=True)) is not held
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_the_loss_of_a_closed_form_is_read_late_and_is_that_of_before_the_update(net: Net) -> None:
+    held = Held(net, 0.7, closed=True)
+    closure = closure_of(net, batch_of(), ("held", held))
+    eager = closure.values()
+    assert held.values_read == 1
+    evaluations = [closure.live(), closure.live()]
+    assert held.values_read == 1, "nobody has read the loss"
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    for _ in range(2):
+        assert torch.equal(evaluations[0].loss, eager.loss)
+    assert {name: float(value) for name, value in evaluations[1].terms.items()} == {
+        name: float(value) for name, value in eager.terms.items()
+    }
+    assert held.values_read == 3, "once an evaluation"
+    assert not torch.isclose(closure.values().loss, eager.loss)
+
+
+def test_a_closed_form_costs_no_backward_pass_and_nothing_without_weight(net: Net) -> None:
+    closure, without = (closure_of(net, batch_of(), ("held", Held(net, weight, closed=True))) for weight in (0.7, 0.0))
+    counted = []
+    for one, names in ((closure, ()), (closure, ("held/squares",)), (without, ())):
+        before = one._machinery.cost.backward_passes
+        found = one.gradients(*names)
+        counted.append(one._machinery.cost.backward_passes - before)
+    assert counted == [1, 0, 1]
+    assert set(found.terms) == {"task"}
+    assert_same(filled(net, found.gradients), brute_gradients(net, functional.cross_entropy(net(batch_of().inputs), batch_of().targets)))
 
 
 # --- the task term ---

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_framework import bregman_divergence, weighted_squares
+from cl_framework import WeightedSquares, bregman_divergence, weighted_squares
 from cl_framework.unlearning.divergences import kl_divergence
 from strategies.lwf import distillation
 
@@ -67,6 +67,33 @@ def test_some_parameters_may_be_frozen_and_none_is_fine() -> None:
     assert float(weighted_squares([], [], [])) == 0
     with torch.no_grad():
         assert not weighted_squares(tensors(0), tensors(1), tensors(2)).requires_grad
+
+
+def test_the_gradient_in_closed_form_is_autograds() -> None:
+    parameters, anchors, importances, given = ([part.requires_grad_(seed == 0) for part in tensors(seed)] for seed in range(4))
+    expected = torch.autograd.grad(0.7 * weighted_squares(parameters, anchors, importances), parameters)
+    penalty = WeightedSquares(parameters, anchors, importances)
+    found = penalty.plus_gradient((given[0], None, given[2], None), 0.7)
+    swept = 0
+    for place, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert mine is not None and not mine.requires_grad
+        torch.testing.assert_close(mine, theirs if place % 2 else given[place] + theirs, rtol=1e-10, atol=1e-12)
+        assert not torch.allclose(mine, theirs / 2 if place % 2 else given[place] + theirs / 2, rtol=1e-3)
+        swept += 1
+    assert swept == len(SHAPES)
+    assert all(torch.equal(one, other) for one, other in zip(given, tensors(3), strict=True)), "what was given stays what it was"
+    assert WeightedSquares([], [], []).plus_gradient((), 1.0) == () and float(WeightedSquares([], [], []).value()) == 0
+
+
+def test_its_value_is_that_of_where_it_was_first_asked() -> None:
+    parameters = tensors(0)
+    penalty = WeightedSquares(parameters, tensors(1), tensors(2))
+    before = weighted_squares(parameters, tensors(1), tensors(2))
+    penalty.plus_gradient((None,) * len(SHAPES), 1.0)
+    for parameter in parameters:
+        parameter.add_(1.0)
+    assert torch.equal(penalty.value(), before)
+    assert not torch.isclose(WeightedSquares(parameters, tensors(1), tensors(2)).value(), before)
 
 
 # --- Bregman divergences: the unified objective of refresh learning's paper ---
