@@ -170,8 +170,8 @@ def test_it_is_decoded_once_and_again_when_files_change(tmp_path: Path, cache: P
     folder = tmp_path / "cifar10_jpeg"
     write_jpegs(folder)
     decoded = []
-    real = image_files._pixels
-    monkeypatch.setattr(image_files, "_pixels", lambda *rest: decoded.append(1) or real(*rest))
+    real = image_files.pixels
+    monkeypatch.setattr(image_files, "pixels", lambda *rest: decoded.append(1) or real(*rest))
 
     def load() -> Benchmark:
         return split_cifar10_jpeg(SplitCIFAR10Options(), context(tmp_path))

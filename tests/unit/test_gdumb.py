@@ -220,7 +220,7 @@ def test_a_part_in_steps_that_are_never_applied_is_refused_before_the_data_are_r
             allowed.add(name)
         except ConfigurationError as error:
             refused[name] = str(error)
-    assert (len(built_in), len(plug_ins)) == (35, 13)
+    assert (len(built_in), len(plug_ins)) == (36, 13)
     assert allowed == COMPOSE | composing_plug_ins
     for name, parts in {"half": "mask", "refresh": "step", "er": "draw", "er_ace": "draw, loss", "hypernetwork": "mask, loss"}.items():
         assert refused.pop(name) == (

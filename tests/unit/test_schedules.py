@@ -98,15 +98,16 @@ def test_the_rate_falls_at_the_same_epochs_of_each_task(tmp_path: Path, monkeypa
 
 
 def test_milestones_keep_to_epochs_that_are_longer_and_leave_other_phases_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """iCaRL's exemplars lengthen an epoch; GDumb trains in a phase of its own."""
+    """iCaRL's exemplars lengthen an epoch; LwF warms the head up in a phase of its own."""
     lengthened = {"icarl": {"capacity": 12}, "milestones": {"epochs": [1], "factor": 0.5}}
     found = rates(monkeypatch, experiment(tmp_path, lengthened, epochs=2, stream="L0 L1"))
     first = 2 * found.index(0.25)
     second = len(found) - first
     assert second > first and found == [rate for steps in (first, second) for rate in (0.5, 0.25) for _ in range(steps // 2)]
-    gdumb = rates(monkeypatch, experiment(tmp_path, {"gdumb": {"capacity": 12, "epochs": 3}, "milestones": {"epochs": [1]}}, stream="L0"))
-    alone = rates(monkeypatch, experiment(tmp_path, {"gdumb": {"capacity": 12, "epochs": 3}}, stream="L0"))
-    assert gdumb == alone and len(alone) > 0
+    warmed = {"lwf": {"warm_up": 1}, "milestones": {"epochs": [1], "factor": 0.5}}
+    found = rates(monkeypatch, experiment(tmp_path, warmed, epochs=2, stream="L0 L1"))
+    epoch = found.index(0.25)
+    assert found == [rate for rate, epochs in ((0.5, 1), (0.25, 1), (0.5, 2), (0.25, 1)) for _ in range(epochs * epoch)]
 
 
 # --- the infinite schedule ---
