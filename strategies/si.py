@@ -143,6 +143,7 @@ class SI(Strategy):
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self._path, self._start, self._importance, self._anchors = {}, {}, {}, {}
+        self._penalty = WeightedSquares((), (), ())  # it holds all of them
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"path": self._path, "start": self._start, "importance": self._importance, "anchors": self._anchors}
