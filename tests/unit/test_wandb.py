@@ -123,7 +123,10 @@ def test_w_and_b_s_folders_are_given_back(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def read_datastore(path: Path) -> list[Any]:
-    """The records of a .wandb file: LevelDB's log format in blocks of 32 KiB behind a header of seven bytes."""
+    """The records of a .wandb file: LevelDB's log format in blocks of 32 KiB behind a header of seven bytes.
+
+    W&B's service may be writing still: a record whose end has not come yet is left for the next look.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data = path.read_bytes()
@@ -135,6 +138,8 @@ def read_datastore(path: Path) -> list[Any]:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            break
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last of several
