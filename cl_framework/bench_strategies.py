@@ -142,7 +142,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
     from cl_framework.config import load_experiment
 
     torch.set_num_threads(1)
-    counts = [WARM_UP_STEPS * batch, steps * batch]
+    counts = [min(WARM_UP_STEPS, steps) * batch, steps * batch]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (sum(counts), 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = images.flatten(1)[:, :5].int().argmax(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0 if it is done, 1 if it failed, 2 if what was asked for cannot be done as asked."""
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return arguments.function(arguments)
     except FrameworkError as error:
@@ -26,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("clu: interrupted.", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        wanted = re.search(r"tried to allocate [\d.]+ \w+|overflowed?.*", str(error))
+        said = f" ({wanted[0]})" if wanted else ""
+        print(f"clu: memory ran out{said}. Make the batch, the memory of a strategy or the model smaller.", file=sys.stderr)
+        return 1
     except OSError as error:  # a path that no system call takes, as one that is too long
         if error.filename is None:
             raise
@@ -34,30 +42,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not get the memory that was asked for: torch says so in words, and in a class on a GPU alone."""
+    words = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "numel: integer multiplication overflow")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with words that follow an option counted to those before it: argparse takes the first run of words alone."""
+    top = parser()
+    arguments, left = top.parse_known_args(argv)
+    if left and (arguments.words_are is None or any(word.startswith("-") for word in left)):
+        top.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        words = getattr(arguments, arguments.words_are)
+        kind = Path if any(isinstance(word, Path) for word in words) else str
+        setattr(arguments, arguments.words_are, [*words, *map(kind, left)])
+    return arguments
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="clu", description="Train models that learn and unlearn in sequence.")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, function: object, help: str) -> argparse.ArgumentParser:
+    def command(name: str, function: object, help: str, words_are: str | None = None) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help)
-        made.set_defaults(function=function)
+        made.set_defaults(function=function, words_are=words_are)
         return made
 
     part = command("list", list_command, "what there is, and where it comes from")
     part.add_argument("what", choices=("strategies", "benchmarks", "models", "experiments"))
 
-    part = command("show", show, "the resolved configuration, the step as it will run, the schedule; no training")
+    part = command("show", show, "the resolved configuration, the step as it will run, the schedule; no training", "overrides")
     _experiment(part)
     part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw when samples come back")
 
-    part = command("run", run, "run an experiment")
+    part = command("run", run, "run an experiment", "overrides")
     _experiment(part)
 
-    part = command("resume", resume, "continue a stopped run exactly where it stopped")
+    part = command("resume", resume, "continue a stopped run exactly where it stopped", "overrides")
     part.add_argument("run_dir", type=Path)
     part.add_argument("overrides", nargs="*", default=[], help="key=value; only keys that change no numbers")
 
-    part = command("report", report, "tables and plots of runs, over seeds")
+    part = command("report", report, "tables and plots of runs, over seeds", "paths")
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
@@ -74,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     part = command("verify", verify, "re-check the deletion record of a run")
     part.add_argument("run_dir", type=Path)
 
-    part = command("audit", audit, "measure what was unlearned against models that never saw it")
+    part = command("audit", audit, "measure what was unlearned against models that never saw it", "words")
     part.add_argument(
         "words", nargs="+", metavar="RUN_DIR|FILE.csv|key=value", help="finished runs or folders of them, rows of audits, overrides"
     )
@@ -86,17 +113,18 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
     part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw what is lost against what is gone")
 
-    part = command("sweep", sweep, "a grid of runs: skips what is done, resumes what was interrupted")
+    part = command("sweep", sweep, "a grid of runs: skips what is done, resumes what was interrupted", "words")
     part.add_argument("words", nargs="+", metavar="EXPERIMENT|key=a,b,c", help="experiment files, then overrides; seed=0..4 is a range")
     part.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
 
-    part = command("reproduce", reproduce, "published settings: ours beside the paper's number, with the source")
-    part.add_argument("names", nargs="*", default=[], metavar="NAME", help="cells of experiments/papers; all of them by default")
+    part = command("reproduce", reproduce, "published settings: ours beside the paper's number, with the source", "words")
+    part.add_argument(
+        "words", nargs="*", default=[], metavar="NAME|key=value", help="cells of experiments/papers, all of them by default; then overrides"
+    )
     part.add_argument("--seeds", default="0..2", help="seeds, such as 0..2 or 0,3")
     part.add_argument("--jobs", type=int, default=1)
     part.add_argument("--table", type=Path, metavar="FILE", help="also write the table into the block 'papers' of FILE")
     part.add_argument("--record", type=Path, metavar="CSV", help="also write the runs' figures, one row a run")
-    part.add_argument("overrides", nargs="*", default=[], help=argparse.SUPPRESS)
 
     part = command("bench", bench, "cost per step beside a bare PyTorch loop and Avalanche")
     part.add_argument("arguments", nargs=argparse.REMAINDER, help="see `clu bench --help`")
@@ -229,8 +257,8 @@ def sweep(arguments: argparse.Namespace) -> int:
 def reproduce(arguments: argparse.Namespace) -> int:
     from cl_framework.reproduce import reproduce as run_cells
 
-    overrides = [word for word in arguments.names if "=" in word] + arguments.overrides
-    names = [word for word in arguments.names if "=" not in word]
+    overrides = [word for word in arguments.words if "=" in word]
+    names = [word for word in arguments.words if "=" not in word]
     return run_cells(names, arguments.seeds, overrides, arguments.jobs, arguments.table, arguments.record)
 
 

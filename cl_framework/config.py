@@ -162,8 +162,10 @@ def _read(path: Path) -> DictConfig:
         raw = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no experiment file {path}. `clu list experiments` shows what there is.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the experiment file {path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"the experiment file {path} cannot be read: {error.strerror}. Name a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"the experiment file {path} cannot be read: {error}. Write it in UTF-8.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
@@ -250,7 +252,7 @@ def _slot(slot: str, given: Any) -> Slot:
 
 
 def _check_run(run: RunConfig) -> None:
-    if Path(run.experiment).name != run.experiment:
+    if Path(run.experiment).name != run.experiment or run.experiment == "..":
         raise ConfigurationError(f"experiment must be the name of one folder, got {run.experiment!r}. Set out=DIR for where it lies.")
     try:
         check_choice("scenario", run.scenario, ("", "class_il", "task_il", "domain_il"))
@@ -281,6 +283,12 @@ def _check_run(run: RunConfig) -> None:
     except ValueError as error:
         raise ConfigurationError(f"{error}.") from error
     parse_requests(run.without)
+    for figure, given in run.expected.items():
+        for part in given if isinstance(given, list) else [given]:
+            if not isinstance(part, Mapping) or "source" not in part or not {"value", "deviation", "source"}.issuperset(part):
+                raise ConfigurationError(
+                    f"expected.{figure} must be {{value: …, deviation: …, source: …}}, or a list of those, got {part!r}."
+                )
     if run.online and run.epochs != 1:
         raise ConfigurationError(f"online=true shows every sample once, but epochs is {run.epochs}. Set epochs=1 or online=false.")
     if run.optimizer.name != "sgd" and run.optimizer.momentum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,3 +76,11 @@ class Listener:
 
     def on_finish(self, summary: Mapping[str, Any]) -> None:
         """The stream is done."""
+
+
+def warn_listeners(listeners: Sequence[Listener], text: str) -> None:
+    """Tell every listener; where nobody listens, as in a run from Python, it is a Python warning."""
+    for listener in listeners:
+        listener.on_warning(text)
+    if not listeners:
+        warnings.warn(text, stacklevel=3)

@@ -224,7 +224,7 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
     if not events or last != len(events) - 1:
         raise FrameworkError(
             f"the records end with event {last}, but {len(events)} events are done. "
-            "Finish the run with `clu resume`, or start it anew with again=true."
+            "Finish the run with `clu resume`; if it was finished, rows are lost: start it anew with again=true."
         )
     tasks = 1 + max(row["eval_task"] for row in records)
     stream = Stream.parse(" ".join(row["event"] for row in events), None)

@@ -32,7 +32,8 @@ def matrix_figure(summary: Mapping[str, Any]) -> Figure:
 
     matrix, events = summary["accuracy_matrix"], summary["stream"].split()
     values = [[float("nan") if value is None else value for value in row] for row in matrix]
-    figure = Figure(figsize=(1.5 + 0.6 * len(matrix[0]), 1.5 + 0.45 * len(matrix)), layout="constrained")
+    longest = max(map(len, events))
+    figure = Figure(figsize=(1.5 + 0.6 * len(matrix[0]) + 0.08 * longest, 1.5 + 0.45 * len(matrix)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
@@ -55,7 +56,9 @@ def curves_figure(summary: Mapping[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     matrix, events = summary["accuracy_matrix"], summary["stream"].split()
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    longest = max(map(len, events))
+    upright = longest > 6  # as `U0:fraction=0.1@seed7` is: side by side they would overlap
+    figure = Figure(figsize=(7, 3.5 + (0.08 * longest if upright else 0)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for task in range(len(matrix[0])):
@@ -64,7 +67,7 @@ def curves_figure(summary: Mapping[str, Any]) -> Figure:
         for index, event in enumerate(events):
             if event[1:].partition(":")[0].rstrip("!") == str(task):
                 axes.plot(index, values[index], "o" if event.startswith("L") else "X", color=line.get_color())
-    axes.set_xticks(range(len(events)), events)
+    axes.set_xticks(range(len(events)), events, rotation=90 if upright else 0)
     axes.set_ylim(-2, 102)
     axes.set_xlabel("after event")
     axes.set_ylabel("accuracy, percent")

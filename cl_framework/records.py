@@ -27,8 +27,23 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 
 Row = dict[str, Any]
 
-RECORDS = "records.jsonl"  # run, event_index, event, eval_task, split, scenario, metric, value, n, stream_step
-EVENTS = "events.jsonl"  # event_index, event, kind, task, stream_step, cost.cost_row, learning_curve, seconds, bytes, peak memory, status
+RECORDS = "records.jsonl"
+EVENTS = "events.jsonl"  # beside what stands below: kind, task, cost.cost_row, learning_curve, seconds, bytes, peak memory, status
+_COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of a file has
+    RECORDS: {
+        "run": str,
+        "event_index": int,
+        "event": str,
+        "eval_task": int,
+        "split": str,
+        "scenario": str,
+        "metric": str,
+        "value": (int, float),
+        "n": int,
+        "stream_step": int,
+    },
+    EVENTS: {"event_index": int, "event": str, "stream_step": int},
+}
 _PARTIAL = ".partial"  # ends the name of a file that is still being written
 _WRITTEN_BY_A_RUN = (  # in the order in which `clear` removes them: stopped anywhere, it leaves a run that can be resumed or cleared
     "DONE",
@@ -193,10 +208,10 @@ class RunDirectory:
         append_rows(self.path / EVENTS, rows)
 
     def records(self) -> list[Row]:
-        return read_rows(self.path / RECORDS)
+        return read_rows(self.path / RECORDS, _COLUMNS[RECORDS])
 
     def events(self) -> list[Row]:
-        return read_rows(self.path / EVENTS)
+        return read_rows(self.path / EVENTS, _COLUMNS[EVENTS])
 
     def lengths(self) -> dict[str, int]:
         """Bytes of each file of rows."""
@@ -237,21 +252,28 @@ def _truncate(path: Path, length: int) -> None:
         raise cannot_write(path, error) from error
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows; a last line without its end (killed while writing) is left out, any other damage is a FrameworkError."""
+def read_rows(path: Path, columns: Mapping[str, type | tuple[type, ...]] | None = None) -> list[Row]:
+    """All rows; a last line without its end (killed while writing) is left out, any other damage is a FrameworkError.
+
+    `columns` are what every row must have, with the types of their values.
+    """
     if not path.exists():
         return []
     whole_lines = _read(path).split(b"\n")[:-1]
-    return [_parse_row(path, number, line) for number, line in enumerate(whole_lines, start=1)]
+    return [_parse_row(path, number, line, columns or {}) for number, line in enumerate(whole_lines, start=1)]
 
 
-def _parse_row(path: Path, number: int, line: bytes) -> Row:
+def _parse_row(path: Path, number: int, line: bytes, columns: Mapping[str, type | tuple[type, ...]]) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:  # no JSON, or bytes that are no text
         raise FrameworkError(f"{path} is damaged in line {number}: {error}. Restore it, or start anew with again=true.") from error
     if not isinstance(row, dict):
         raise FrameworkError(f"{path} is damaged in line {number}: it holds no row. Restore it, or start anew with again=true.")
+    for column, kind in columns.items():
+        if not isinstance(row.get(column), kind):
+            found = f"{column} is {row[column]!r}" if column in row else f"it has no {column}"
+            raise FrameworkError(f"{path} is damaged in line {number}: {found}. Restore it, or start anew with again=true.")
     return row
 
 
@@ -267,7 +289,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FrameworkError(f"{path} cannot be read: {error.strerror}.") from error
+        raise FrameworkError(f"{path} cannot be read: {error.strerror}. Restore it, or start the run anew with again=true.") from error
 
 
 def _size(path: Path) -> int:

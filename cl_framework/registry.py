@@ -108,9 +108,10 @@ class Registry:
         try:
             loaded = point.load()
             self._check(name, loaded)
-        except Exception as error:  # whatever a stranger's module does at import, it must not stop the others
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does at import, it must not stop the others
             raise FrameworkError(
-                f"{self.kind} {name!r} of {distribution} cannot be loaded ({point.value}): {type(error).__name__}: {error}"
+                f"{self.kind} {name!r} of {distribution} cannot be loaded ({point.value}): {type(error).__name__}: {error}. "
+                f"Mend it, or uninstall {distribution}."
             ) from error
         return loaded
 

@@ -22,11 +22,11 @@ def requested_ids(event: Unlearn, benchmark: Benchmark, shown: Tensor) -> Tensor
         return shown
     if event.classes:
         if benchmark.objective != "classification":
-            raise ConfigurationError(f"stream: {event} names classes, but texts have none. Name samples instead, by ids or fraction.")
+            raise ConfigurationError(f"{event} names classes, but texts have none. Name samples instead, by ids or fraction.")
         held = benchmark.classes[event.task]
         missing = [label for label in event.classes if label not in held]
         if missing:
-            raise ConfigurationError(f"stream: {event} names class {missing[0]}, but task {event.task} has classes {_list(held)}.")
+            raise ConfigurationError(f"{event} names class {missing[0]}, but task {event.task} has classes {_list(held)}.")
         targets = benchmark.read_targets(shown)
         return shown[torch.isin(targets, torch.tensor(event.classes))]
     if event.fraction is not None:
@@ -38,7 +38,7 @@ def requested_ids(event: Unlearn, benchmark: Benchmark, shown: Tensor) -> Tensor
     outside = ids[~torch.isin(ids, shown)]
     if len(outside):
         raise ConfigurationError(
-            f"stream: {event} lists sample {int(outside[0])}, which is not in task {event.task} "
+            f"{event} lists sample {int(outside[0])}, which is not in task {event.task} "
             f"(its ids run from {int(shown.min())} to {int(shown.max())})."
         )
     return ids
@@ -48,15 +48,15 @@ def _read_ids(path: Path, event: Unlearn) -> Tensor:
     try:
         words = path.read_text().split()
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"stream: the file {path} of {event} is no text; it must hold sample ids separated by blanks.") from error
+        raise ConfigurationError(f"the file {path} of {event} is no text; it must hold sample ids separated by blanks.") from error
     except OSError as error:
-        raise ConfigurationError(f"stream: {event} needs the file {path}, which cannot be read ({error.strerror}).") from error
+        raise ConfigurationError(f"{event} needs the file {path}, which cannot be read ({error.strerror}).") from error
     try:
         ids = sorted({int(word) for word in words})
     except ValueError as error:
-        raise ConfigurationError(f"stream: the file {path} of {event} must hold sample ids separated by blanks ({error}).") from error
+        raise ConfigurationError(f"the file {path} of {event} must hold sample ids separated by blanks ({error}).") from error
     if not ids:
-        raise ConfigurationError(f"stream: the file {path} of {event} lists no sample ids.")
+        raise ConfigurationError(f"the file {path} of {event} lists no sample ids.")
     return torch.tensor(ids, dtype=torch.int64)
 
 

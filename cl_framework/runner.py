@@ -26,7 +26,7 @@ from cl_framework.evaluation import Accuracy, evaluate
 from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.learning_curve import points
-from cl_framework.listeners import Listener, Progress, RunInfo
+from cl_framework.listeners import Listener, Progress, RunInfo, warn_listeners
 from cl_framework.metrics import within
 from cl_framework.records import Row, RunDirectory, differences, environment
 from cl_framework.report import rebuild_summary
@@ -111,8 +111,7 @@ def resume(
     experiment = load_experiment(directory.config, overrides, given=object_given)
 
     def warn(text: str) -> None:
-        for listener in listeners:
-            listener.on_warning(text)
+        warn_listeners(listeners, text)
 
     with directory.lock():
         state = CheckpointStore(directory.checkpoints).load_latest(warn)
@@ -241,9 +240,8 @@ class Runner:
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
         if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
-            self._tell(
-                "on_warning", f"weights are not finite after {event}: training has diverged. Lower optimizer.lr or set optimizer.clip."
-            )
+            text = f"weights are not finite after {event}: training has diverged. Lower optimizer.lr or set optimizer.clip."
+            warn_listeners(self.listeners, text)
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
         cost = cost_row(self._walked.tally, learner.cost)  # before the evaluation, which looks at the model too
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])

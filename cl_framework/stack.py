@@ -314,7 +314,8 @@ class Stack:
         terms = ["task", *(f"{member.slot}.loss" for member in self._with("loss"))]
         if any(member.strategy.traits.replaces_task_term for member in self.members):
             terms = terms[1:]
-        lines.append(f"    closure = {' + '.join(terms)}   # joined draws share the task's mean")
+        joined = "   # joined draws share the task's mean" if self._with("draw") else ""
+        lines.append(f"    closure = {' + '.join(terms)}{joined}")
         onion = "apply"
         for member in reversed(self._with("step")):
             onion = f"{member.slot}.step({onion})"

@@ -25,6 +25,7 @@ from cl_framework.stream_presets import spelled_out
 TaskId = int
 
 _EVENT = re.compile(r"^(?P<kind>[LU])(?P<first>\d+)(?:-(?P<last>\d+))?(?P<final>!)?(?::(?P<what>[a-z]+)=(?P<value>.+))?$")
+_MOST_TASKS = 10_000  # more than any benchmark has: beyond it a stream is a slip of the hand, and takes memory before it is refused
 _EXAMPLES = 'Write events like "L0 L1 U0 L2", "L0-4", "U1:class=3,4", "U2:ids=forget.txt" or "U2:fraction=0.1@seed7".'
 
 
@@ -110,22 +111,22 @@ class Stream:
         live: set[TaskId] = set()
         gone: set[TaskId] = set()
         for position, event in enumerate(self.events):
-            where = f"event {position} ({event}) of stream {str(self)!r}"
-            if self.num_tasks is not None and event.task >= self.num_tasks:
-                raise ConfigurationError(f"{where} names task {event.task}, but the benchmark has tasks 0 to {self.num_tasks - 1}.")
+            if fault := self._fault(event, live, gone):
+                raise ConfigurationError(f"event {position} ({event}) of stream {str(self)!r} {fault}")
             if isinstance(event, Learn):
-                if event.task in gone:
-                    raise ConfigurationError(f"{where} learns task {event.task} again after it was unlearned for good (U{event.task}!).")
                 live.add(event.task)
-                continue
-            if event.task not in live:
-                raise ConfigurationError(
-                    f"{where} unlearns task {event.task}, which is not known then. Learn it before: add L{event.task}."
-                )
-            if event.granularity == "task":
+            elif event.granularity == "task":
                 live.discard(event.task)
                 if event.permanent:
                     gone.add(event.task)
+
+    def _fault(self, event: Event, live: set[TaskId], gone: set[TaskId]) -> str:
+        """What is impossible about an event after a history that left `live` known and took `gone` out for good; "" if nothing is."""
+        if self.num_tasks is not None and event.task >= self.num_tasks:
+            return f"names task {event.task}, but the benchmark has tasks 0 to {self.num_tasks - 1}."
+        if isinstance(event, Learn):
+            return f"learns task {event.task} again after it was unlearned for good (U{event.task}!)." if event.task in gone else ""
+        return "" if event.task in live else f"unlearns task {event.task}, which is not known then. Learn it before: add L{event.task}."
 
     @property
     def tasks(self) -> tuple[TaskId, ...]:
@@ -211,6 +212,8 @@ def _parse_token(token: str) -> Sequence[Event]:
     last = int(match["last"]) if match["last"] else first
     if last < first:
         raise ConfigurationError(f"stream: the range in {token!r} runs backwards. {_EXAMPLES}")
+    if last >= _MOST_TASKS:
+        raise ConfigurationError(f"stream: {token!r} names task {last}; a stream has tasks 0 to {_MOST_TASKS - 1}. {_EXAMPLES}")
     tasks = range(first, last + 1)
     if match["kind"] == "L":
         if match["what"] or match["final"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 from cl_framework.config import NOT_RESUMED, load_experiment
 from cl_framework.errors import ConfigurationError
 from cl_framework.records import RunDirectory, cannot_write
+
+_MOST_CELLS = 100_000  # years of runs: a range that long is a slip of the hand
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def expand(override: str) -> list[str]:
         first, last = int(span[1]), int(span[2])
         if last < first:
             raise ConfigurationError(f"the range in {override!r} runs backwards.")
+        if last - first >= _MOST_CELLS:
+            raise ConfigurationError(f"{override!r} has {last - first + 1} values; a sweep runs at most {_MOST_CELLS} cells.")
         return [f"{key}={number}" for number in range(first, last + 1)]
     if key in ("stream", "without"):  # their values hold commas
         return [override]
@@ -84,6 +89,9 @@ def _split_commas(value: str) -> list[str]:
 def cells(experiments: Sequence[Path], overrides: Sequence[str]) -> list[Cell]:
     """Every combination of the values, checked before the first one runs. Refuses two cells that are the same run."""
     grid = [expand(override) for override in overrides]
+    count = len(experiments) * math.prod(map(len, grid))
+    if count > _MOST_CELLS:
+        raise ConfigurationError(f"the grid has {count} cells; a sweep runs at most {_MOST_CELLS}. Split it.")
     found = []
     for experiment in experiments:
         for combination in itertools.product(*grid):
@@ -127,7 +135,7 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
                     _say(f"done: {cell.directory.path} ({seconds:.0f} s)")
                 else:
                     failed.append(cell)
-                    _say(f"not done (exit code {process.returncode}): {cell.name}; see {cell.log}")
+                    _say(f"not done (exit code {process.returncode}): {cell.name}; {cell.log} ends with: {_last_line(cell.log)}")
         if stopping:
             failed.extend(waiting)
     return failed
@@ -141,6 +149,11 @@ def _start(cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
     _say(f"{verb}: {cell.name}")
     with cell.log.open("ab") as log:
         return subprocess.Popen(cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, Scale, Transform
-from cl_framework.benchmarks.sources import as_tensor, check_alike, divide_classes, dtype_name, materialise, split_by_class, targets_of
+from cl_framework.benchmarks.sources import check_alike, divide_classes, dtype_name, item_of, materialise, split_by_class, targets_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 
 
@@ -31,6 +31,8 @@ def from_datasets(
     `in_memory`: auto, always or never (then read by data-loader workers). Raises FrameworkError for labels or samples that make no
     benchmark.
     """
+    if tasks is not None and classes_per_task is not None:
+        raise ConfigurationError(f"{name}: tasks and classes_per_task both say how classes are divided. Give one of them.")
     targets, test_targets = targets_of(train), targets_of(test)
     num_classes = int(targets.max()) + 1
     _check_test_labels(test_targets, num_classes)
@@ -39,9 +41,9 @@ def from_datasets(
     except ValueError as error:
         raise ConfigurationError(f"{name}: {error}.") from error
     _check_no_task_is_empty(classes, {"training": targets, "test": test_targets})
-    first = as_tensor(train[0][0])
-    transform = transform or natural_transform(first)
-    check_alike(as_tensor(test[0][0]), "sample 0 of the test set", first, "sample 0 of the training set")
+    first = item_of(train, 0)
+    transform = checked_transform(transform, first)
+    check_alike(item_of(test, 0), "sample 0 of the test set", first, "sample 0 of the training set")
     return Benchmark(
         name=name,
         num_classes=num_classes,
@@ -75,11 +77,11 @@ def from_task_datasets(
     _check_tested_classes(classes, [labels for _, labels in targets])
     shared = len(set().union(*classes)) < sum(map(len, classes))
     num_classes = max(max(held) for held in classes) + 1
-    first = as_tensor(tasks[0][0][0][0])
-    transform = transform or natural_transform(first)
+    first = item_of(tasks[0][0], 0)
+    transform = checked_transform(transform, first)
     for task, pair in enumerate(tasks):
         for split, part in zip(("training", "test"), pair, strict=True):
-            check_alike(as_tensor(part[0][0]), f"task {task}'s first {split} sample", first, "task 0's first training sample")
+            check_alike(item_of(part, 0), f"task {task}'s first {split} sample", first, "task 0's first training sample")
     return Benchmark(
         name=name,
         num_classes=num_classes,
@@ -124,6 +126,20 @@ class Unchanged:
 
     def __call__(self, items: Any, generator: torch.Generator | None) -> Any:
         return items
+
+
+def checked_transform(given: Transform | None, item: Tensor) -> Transform:
+    """The transform given, or what suits such items. Raises ConfigurationError for one that is none, and for items without a dimension."""
+    if not item.ndim:
+        raise ConfigurationError(f"items are single numbers, such as {item.item()}. Give each at least one dimension, as tensor([x]).")
+    if given is None:
+        return natural_transform(item)
+    if not callable(given) or not isinstance(getattr(given, "random", None), bool):
+        raise ConfigurationError(
+            f"transform must be an object that is called with (items, generator) and says by `random`, True or False, whether it draws; "
+            f"got {given!r}."
+        )
+    return given
 
 
 def natural_transform(item: Tensor) -> Transform:

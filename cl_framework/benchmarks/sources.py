@@ -119,13 +119,15 @@ class DatasetSource:
     @cached_property
     def first(self) -> Tensor:
         """The first item of the whole data set."""
-        return as_tensor(self.dataset[0][0])
+        return item_of(self.dataset, 0)
 
     def read(self, rows: Tensor) -> Tensor:
         items = self.first.new_empty(len(rows), *self.first.shape)
         for place, row in enumerate(self.rows[rows].tolist()):
-            item = as_tensor(self.dataset[row][0])
+            item = item_of(self.dataset, row)
             check_alike(item, f"sample {row}", self.first, "sample 0")
+            if item.is_floating_point() and not bool(item.isfinite().all()):
+                raise FrameworkError(f"sample {row} holds a value that is no finite number. Mend it, or leave the sample out.")
             items[place] = item
         return items
 
@@ -155,6 +157,16 @@ def as_tensor(item: Any) -> Tensor:
     return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
 
+def item_of(dataset: Any, row: int) -> Tensor:
+    """Sample `row` without its label, as a tensor. FrameworkError where a stranger's data set does not give it."""
+    try:
+        return as_tensor(dataset[row][0])
+    except FrameworkError:
+        raise
+    except Exception as error:  # whatever it raises, the sample is what must be known
+        raise FrameworkError(f"sample {row} of {type(dataset).__name__} cannot be read: {type(error).__name__}: {error}.") from error
+
+
 def check_alike(item: Tensor, owner: str, first: Tensor, owner_of_first: str) -> None:
     """Raises FrameworkError where an item has another shape or dtype than the first."""
     if item.shape != first.shape:
@@ -181,7 +193,7 @@ def targets_of(dataset: Any) -> Tensor:
         raise FrameworkError(f"the data set {type(dataset).__name__} has no samples.")
     targets = getattr(dataset, "targets", None)
     if targets is None:
-        targets = [dataset[row][1] for row in range(len(dataset))]
+        targets = [_label_of(dataset, row) for row in range(len(dataset))]
     try:
         labels = targets if isinstance(targets, Tensor) else torch.as_tensor(numpy.asarray(targets))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -196,6 +208,16 @@ def targets_of(dataset: Any) -> Tensor:
     if wrong:
         raise FrameworkError(f"labels must be whole numbers 0 .. C - 1, got {labels[wrong[0]].item()} for sample {wrong[0]}.")
     return whole
+
+
+def _label_of(dataset: Any, row: int) -> Any:
+    try:
+        return dataset[row][1]
+    except Exception as error:  # as for `item_of`
+        name = type(dataset).__name__
+        raise FrameworkError(
+            f"sample {row} of {name} has no label to be read ({type(error).__name__}: {error}): data[i] must be (item, label)."
+        ) from error
 
 
 def fits_in_memory(size: int) -> bool:
@@ -251,6 +273,9 @@ def divide_classes(
     order = list(class_order) if class_order is not None else list(range(num_classes))
     if sorted(order) != list(range(num_classes)):
         raise ValueError(f"class_order must hold each class 0 to {num_classes - 1} once, got {order}")
+    for option, value in (("tasks", tasks), ("classes_per_task", classes_per_task)):
+        if value is not None and type(value) is not int:
+            raise ValueError(f"{option} must be a whole number, got {value!r}")
     if classes_per_task is not None:
         if not 1 <= classes_per_task <= num_classes:
             raise ValueError(f"classes_per_task must be between 1 and the number of classes {num_classes}, got {classes_per_task}")

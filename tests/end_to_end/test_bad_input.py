@@ -39,6 +39,12 @@ REFUSED = [
     ),
     (["device=cuda"], "clu: device=cuda, but torch finds no CUDA device here."),
     (["model.hidden=[0]"], "clu: model.hidden must be >= 1, got 0."),
+    (["stream=L0-99999999999"], "clu: stream: 'L0-99999999999' names task 99999999999; a stream has tasks 0 to 9999."),
+    (["experiment=.."], "clu: experiment must be the name of one folder, got '..'. Set out=DIR for where it lies."),
+    (
+        ["expected.average_accuracy=5"],
+        "clu: expected.average_accuracy must be {value: …, deviation: …, source: …}, or a list of those, got 5.",
+    ),
 ]
 
 REFUSED_WITHOUT_DATA = [
@@ -219,11 +225,48 @@ def test_sweeps_are_checked_before_the_first_cell_runs(experiment: Path, capsys:
     assert "optimizer.lr must be a number, got 'zero'" in said(capsys)
     assert clu("sweep", experiment, "seed=3..1") == 2
     assert "the range in 'seed=3..1' runs backwards" in said(capsys)
+    assert clu("sweep", experiment, "seed=0..99999999") == 2
+    assert "'seed=0..99999999' has 100000000 values; a sweep runs at most 100000 cells" in said(capsys)
+    assert clu("sweep", experiment, "seed=0..999", "batch_size=1,2", "epochs=1..99") == 2
+    assert "the grid has 198000 cells; a sweep runs at most 100000" in said(capsys)
     assert clu("sweep", experiment, "threads=1,2") == 2
     assert "two cells are the same run" in said(capsys)
     assert clu("sweep", "seed=1") == 2
     assert "clu sweep needs an experiment file" in said(capsys)
     assert not (experiment.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("overrides", [["model.hidden=[1000000000000]"], ["batch_size=1000000000", "strategies.er.minibatch=100000000000"]])
+def test_what_does_not_fit_into_memory_ends_in_a_sentence(
+    experiment: Path, capsys: pytest.CaptureFixture[str], overrides: list[str]
+) -> None:
+    assert clu("run", experiment, *overrides) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("clu: memory ran out (tried to allocate ")
+    assert message.endswith("Make the batch, the memory of a strategy or the model smaller.")
+
+
+def test_another_runtime_error_is_not_taken_for_one_of_memory(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **more: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("cl_framework.runner.run", fails)
+    with pytest.raises(RuntimeError, match="something else"):
+        clu("run", experiment)
+
+
+def test_words_may_follow_options(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("sweep", experiment, "--jobs", "1", "seed=3..1") == 2
+    assert "the range in 'seed=3..1' runs backwards" in said(capsys)
+    assert clu("show", experiment, "--plot", "schedule.gif", "sed=1") == 2
+    assert "sed: unknown option" in said(capsys)
+    for words in (["--job", "1", "--seed=1"], ["--jobs", "1", "-x"]):
+        with pytest.raises(SystemExit):
+            clu("sweep", experiment, *words)
+        assert "unrecognized arguments" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        clu("verify", "here", "there")
+    assert "unrecognized arguments: there" in capsys.readouterr().err
 
 
 def test_new_strategies_with_bad_names(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,17 @@ def test_tables_of_audits_are_made_from_the_committed_rows(name: str, tmp_path: 
     assert copy.read_text() == README.read_text() != empty
 
 
+def test_the_sentence_that_a_mistake_ends_with_is_the_one_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = re.findall(r"^    \$ clu (.*)\n    (clu: .*)$", README.read_text(), re.MULTILINE)
+    assert len(shown) == 1
+    monkeypatch.chdir(folder)
+    for command, sentence in shown:
+        assert main(command.split()) == 2
+        assert capsys.readouterr().err == f"{sentence}\n"
+
+
 def test_tables_stand_between_markers() -> None:
     """`clu report` and `clu reproduce` write them; a marker that is lost would leave a table stale."""
     found = re.findall(r"^<!-- table: (\w+) -->\n(.*?)^<!-- end -->$", README.read_text(), re.MULTILINE | re.DOTALL)

@@ -33,6 +33,7 @@ def borrowing(name: str) -> dict[str, dict[str, Any]]:
 STACKS: dict[str, dict[str, dict[str, Any]]] = {
     "finetune": {},
     **{name: borrowing(name) for name in NAMES},
+    "gdumb": {"gdumb": {"epochs": 7}},  # by default 63 after each of the four events
     "two of a kind and an upper bound": {"cumulative": {}, "er": {"capacity": 20}, "second": {"use": "derpp", "capacity": 10}},
 }
 KILLS = 3

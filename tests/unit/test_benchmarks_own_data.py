@@ -220,6 +220,74 @@ def test_what_own_data_must_be() -> None:
         from_datasets(5, 6)
     with pytest.raises(ConfigurationError, match="own_data: tasks must be between 1 and the number of classes 4, got 9"):
         from_datasets(Pairs(8), Pairs(8), tasks=9)
+    for wrong in (2.0, "2", True):
+        with pytest.raises(ConfigurationError, match=f"own_data: classes_per_task must be a whole number, got {wrong!r}"):
+            from_datasets(Pairs(8), Pairs(8), classes_per_task=wrong)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigurationError, match=r"own_data: tasks and classes_per_task both say how classes are divided. Give one of them"
+    ):
+        from_datasets(Pairs(8), Pairs(8), tasks=2, classes_per_task=2)
+
+
+@pytest.mark.parametrize("transform", [3, lambda items, generator: items])
+def test_a_transform_says_whether_it_draws(transform: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"transform must be an object that is called with \(items, generator\) and says by `random`"
+    ):
+        from_datasets(Pairs(8), Pairs(8), transform=transform)
+
+
+class Odd(Pairs):
+    """One sample is not as the others; what is made of it is given."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__(8)
+        self.made = made
+        self.targets = torch.tensor(self.labels)
+
+    def __getitem__(self, row: int) -> Any:
+        item, label = super().__getitem__(row)
+        return (self.made(item), label) if row == 5 else (item, label)
+
+
+def broken(item: torch.Tensor) -> torch.Tensor:
+    raise ValueError("bad jpeg")
+
+
+@pytest.mark.parametrize("in_memory", ["always", "never"])
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (broken, "sample 5 of Odd cannot be read: ValueError: bad jpeg"),
+        (lambda item: None, "sample 5 of Odd cannot be read: "),
+        (lambda item: item.double() / 0, "sample 5 has dtype float32, sample 0 uint8"),
+    ],
+)
+def test_a_sample_that_cannot_be_read_is_named(made: Any, text: str, in_memory: str) -> None:
+    def read_all() -> None:
+        for source in from_datasets(Odd(made), Pairs(8), in_memory=in_memory).train:
+            source.read(torch.arange(len(source)))
+
+    with pytest.raises(FrameworkError, match=text):
+        read_all()
+
+
+def test_what_is_no_finite_number_is_named() -> None:
+    items = torch.rand(6, 1, 2, 2)
+    items[4, 0, 1, 1] = float("nan")
+    whole, broken_set = (torch.utils.data.TensorDataset(one, torch.arange(6) % 2) for one in (torch.rand(6, 1, 2, 2), items))
+    assert len(from_datasets(whole, whole).train) == 2
+    with pytest.raises(FrameworkError, match=r"sample 4 holds a value that is no finite number\. Mend it, or leave the sample out"):
+        from_datasets(broken_set, whole)
+
+
+def test_items_that_have_no_label_or_no_dimension() -> None:
+    alone = torch.utils.data.TensorDataset(torch.rand(6, 1, 2, 2))
+    with pytest.raises(FrameworkError, match=r"sample 0 of TensorDataset has no label to be read .*: data\[i\] must be \(item, label\)"):
+        from_datasets(alone, alone)
+    numbers = torch.utils.data.TensorDataset(torch.rand(6), torch.arange(6) % 2)
+    with pytest.raises(ConfigurationError, match=r"items are single numbers, such as .* Give each at least one dimension"):
+        from_datasets(numbers, numbers)
 
 
 def labelled(labels: Any) -> Pairs:

@@ -47,6 +47,13 @@ def test_a_run_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "warning" not in capsys.readouterr().err
 
 
+def test_from_python_a_run_that_diverges_is_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.warns(UserWarning, match="weights are not finite after L0: training has diverged"):
+        run(load_experiment(BASE, [f"out={tmp_path}", "stream=L0", "optimizer.lr=1e30"]))
+    run(load_experiment(BASE, [f"out={tmp_path}", "stream=L0"]))
+    assert not [one for one in recwarn if "diverged" in str(one.message)]
+
+
 def test_one_bar_over_the_whole_stream_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener, screen = ConsoleListener(), io.StringIO()
     listener._console = Console(file=screen, force_terminal=True, width=120)

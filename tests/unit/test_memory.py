@@ -211,13 +211,14 @@ def test_after_a_forget_what_is_stored_stays_a_uniform_sample() -> None:
     """Task 0 (100 visits) is forgotten, task 1 goes on: its visits before and after are stored equally often."""
     trials, capacity = 1200, 12
     counts = torch.zeros(300)
+    batch = 20
     for seed in range(trials):
         walk = Walk(Memory(capacity), seed)
-        for step in range(40):
-            walk.step(rows(step * BATCH))
+        for step in range(8):
+            walk.step(rows(step * batch, batch))
         walk.memory.forget(torch.arange(100), walk.inserting)
-        for step in range(40, 75):
-            walk.step(rows(step * BATCH))
+        for step in range(8, 15):
+            walk.step(rows(step * batch, batch))
         counts[walk.memory.ids] += 1
     assert int(counts[:100].sum()) == 0
     early, late = counts[100:160].mean(), counts[160:300].mean()

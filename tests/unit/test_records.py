@@ -15,6 +15,12 @@ from cl_framework import ConfigurationError, FrameworkError
 from cl_framework.records import RunDirectory, append_rows, atomic_write, differences, environment, read_rows
 
 
+def row(value: float = 0.5, index: int = 0) -> dict[str, Any]:
+    """A row of records as a run writes it."""
+    names = {"run": "01234567-s7", "event": f"L{index}", "split": "test", "scenario": "class_il", "metric": "accuracy"}
+    return {**names, "event_index": index, "eval_task": 0, "value": value, "n": 3, "stream_step": 8}
+
+
 def full_disk(*arguments: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -60,14 +66,14 @@ def test_where_there_is_no_run_nothing_is_cleared(tmp_path: Path) -> None:
 def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run_directory(tmp_path)
     atomic_write(directory.checkpoints / "old.pt", b"weights")
-    directory.append_records([{"a": 1}])
+    directory.append_records([row()])
     directory.mark_done()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", full_disk)
         with pytest.raises(FrameworkError, match=r"ckpt cannot be removed: No space left on device\. Choose another folder with out=DIR"):
             directory.clear()
     assert directory.status == "unfinished"  # not done, and not absent with an old checkpoint in it
-    assert directory.records() == [{"a": 1}]
+    assert directory.records() == [row()]
     directory.clear()
     assert directory.status == "absent"
     assert not directory.checkpoints.exists()
@@ -75,7 +81,7 @@ def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: 
 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
-    rows = [{"value": 0.1 + 0.2, "n": 3, "task": None}, {"value": 1e-300, "text": "ü"}]
+    rows = [{**row(0.1 + 0.2), "task": None}, {**row(1e-300), "text": "ü"}]
     directory.append_records(rows[:1])
     directory.append_records(rows[1:])
     assert directory.records() == rows
@@ -97,6 +103,28 @@ def test_a_half_written_last_row_is_left_out_and_other_damage_is_named(tmp_path:
             read_rows(path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ({"value": "x"}, "value is 'x'"),
+        ({"eval_task": None}, "eval_task is None"),
+        ({"stream_step": 1.5}, "stream_step is 1.5"),
+    ],
+)
+def test_rows_of_a_run_have_all_that_figures_are_made_of(tmp_path: Path, damage: dict[str, Any], text: str) -> None:
+    directory = run_directory(tmp_path)
+    directory.append_records([row(), {**row(), **damage}])
+    with pytest.raises(FrameworkError, match=rf"records.jsonl is damaged in line 2: {text}\. Restore it, or start anew with again=true"):
+        directory.records()
+
+
+def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    directory.append_events([{"event_index": 0, "event": "L0", "stream_step": 8}, {"event_index": 1, "event": "L1"}])
+    with pytest.raises(FrameworkError, match=r"events.jsonl is damaged in line 2: it has no stream_step\."):
+        directory.events()
+
+
 def test_damaged_or_missing_notes_of_a_run_are_named(tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
     assert directory.read_env() == {"python": "3.11"}
@@ -104,21 +132,21 @@ def test_damaged_or_missing_notes_of_a_run_are_named(tmp_path: Path) -> None:
     with pytest.raises(FrameworkError, match=r"env.json is damaged: "):
         directory.read_env()
     (directory.path / "env.json").unlink()
-    with pytest.raises(FrameworkError, match=r"env.json cannot be read: No such file or directory"):
+    with pytest.raises(FrameworkError, match=r"env.json cannot be read: No such file or directory\. Restore it, or start the run anew"):
         directory.read_env()
 
 
 def test_cut_back_to_what_a_checkpoint_counted_on(tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
-    directory.append_records([{"a": 1}])
+    directory.append_records([row(1.0)])
     lengths = directory.lengths()
-    directory.append_records([{"a": 2}])
+    directory.append_records([row(2.0)])
     directory.append_events([{"event": "L0"}])
     directory.cut_back(lengths)
-    assert directory.records() == [{"a": 1}]
+    assert directory.records() == [row(1.0)]
     assert directory.events() == []
     (directory.path / "records.jsonl").write_text("")
-    with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on 9: rows are lost"):
+    with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on \d+: rows are lost"):
         directory.cut_back(lengths)
 
 

@@ -213,6 +213,13 @@ def test_plots_show_the_matrix(runs: Path) -> None:
     assert "data:image/png;base64," in written[-1].read_text()
 
 
+def test_plots_have_room_for_long_events(recwarn: pytest.WarningsRecorder) -> None:
+    summary = {"stream": "L0 U0:fraction=0.00000001@seed12345", "accuracy_matrix": [[50.0], [40.0]]}
+    for figure in (matrix_figure(summary), curves_figure(summary)):
+        png(figure)
+    assert not [one for one in recwarn if "constrained_layout" in str(one.message)]
+
+
 def test_markdown() -> None:
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
     summary = {"experiment": "x", "seed": 0, "strategies": [], "stream": "L0", "accuracy_matrix": [[None]], "average_accuracy": 12.345}

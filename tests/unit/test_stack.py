@@ -434,4 +434,5 @@ def test_it_reads_as_the_step_it_will_run(journal: list[str]) -> None:
         "evaluate with mean",
     ]
     assert "a.step(b.step(apply))(closure)" in stack_of(a=Everything(journal, "a"), b=Everything(journal, "b")).describe()
-    assert "closure = l2.loss " in stack_of(own=Replacing(None), l2=Pulling(None)).describe()
+    assert "closure = l2.loss\n" in stack_of(own=Replacing(None), l2=Pulling(None)).describe()  # no draws, so no word of them
+    assert "closure = task   # joined draws share" in stack_of(er=Drawing(some_rows(1))).describe()

@@ -57,6 +57,7 @@ def test_an_empty_text_learns_every_task_once() -> None:
         ("L-1", "cannot read event 'L-1'"),
         ("L0,L1", "cannot read event 'L0,L1'"),
         ("L3-1", "the range in 'L3-1' runs backwards"),
+        ("L0-99999999999", "'L0-99999999999' names task 99999999999; a stream has tasks 0 to 9999"),
         ("L0!", "'L0!' has options, but a learn event takes none"),
         ("L0:class=1", "'L0:class=1' has options, but a learn event takes none"),
         ("L0 U0:class=a", "cannot read the request in 'U0:class=a'"),
