@@ -1,0 +1,38 @@
+"""Runs with requests to unlearn, what stands in their deletion records, and what `clu verify` finds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cl_framework import run
+from cl_framework.testing.laboratory import experiment_of
+from cl_framework.unlearning.deletion import DeletionLog
+from cl_framework.unlearning.verify import FAIL, verify
+
+STREAM = "L0 L1 U0 L2 U1:class=3"
+IMAGES = {"name": "split_digits"}  # of the synthetic samples some have too few bytes to be canaries
+
+
+def finished(folder: Path, strategy: str = "rewind", stream: str = STREAM) -> Path:
+    settings: dict[str, Any] = {"stream": stream, "benchmark": IMAGES, "epochs": 1, "batch_size": 64}
+    return run(experiment_of({strategy: {}}, folder, **settings)).path
+
+
+def done_in(path: Path) -> list[dict[str, Any]]:
+    return [entry for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == "done"]
+
+
+def failures(path: Path) -> dict[str, str]:
+    return {finding.claim: finding.why for finding in verify(path) if finding.verdict == FAIL}
+
+
+def edited_rows(name: str, what: str = '"event": "L0"', into: str = '"event": "L1"') -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        file = path / name
+        text = file.read_text()
+        assert what in text
+        file.write_text(into.join(text.rsplit(what, 1)))
+
+    return edit
