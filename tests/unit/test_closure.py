@@ -1,83 +1,30 @@
-"""The objective of a step: terms by name and in sum, lazy passes, no trace but the live one's."""
+"""The objective of a step: terms by name and in sum, lazy passes, the task term and its criterion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from cl_framework.closure import StepClosure
-from cl_framework.cost import Cost
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
-from cl_framework.penalty import WeightedSquares, weighted_squares
-from cl_framework.strategy import Batch, Draw, Rows, Strategy, Term, Traits
-
-CLASSES = 4
-WIDTH = 6
-
-
-class Net(nn.Module):
-    """Linear features with batch norm and dropout where asked; counts its passes."""
-
-    def __init__(self, batch_norm: bool = False, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.body = nn.Linear(3, WIDTH)
-        self.norm = nn.BatchNorm1d(WIDTH) if batch_norm else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(WIDTH, CLASSES)
-        self.passes: list[int] = []
-
-    def features(self, inputs: Tensor) -> Tensor:
-        self.passes.append(len(inputs))
-        return self.dropout(torch.tanh(self.norm(self.body(inputs))))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.features(inputs))
-
-
-class Bench:
-    """What a closure needs of the host."""
-
-    def __init__(self, model: nn.Module, class_mask: Tensor | None = None) -> None:
-        self.model = model
-        self.parameters_in_play = list(model.parameters())
-        self.criterion = Criterion(class_mask)
-        self.cost = Cost()
-
-    def restart_randomness(self, purpose: str = "") -> None:
-        torch.default_generator.manual_seed(7 + sum(purpose.encode()))
-
-
-class Pull(Strategy):
-    """Half the squared norm of the head's weights, times `weight`."""
-
-    traits = Traits(no_neutral="a fixture")
-
-    def __init__(self, model: Net, weight: float) -> None:
-        super().__init__(None)
-        self.model = model
-        self.weight = weight
-
-    def loss(self, batch: Batch, output: object, context: object) -> Mapping[str, Term]:
-        return {"pull": Term(lambda: self.model.head.weight.square().sum() / 2, self.weight)}
-
-
-class Distance(Strategy):
-    """Reads the pass of a separate draw: the mean square of its logits."""
-
-    traits = Traits(no_neutral="a fixture")
-
-    def __init__(self, weight: float) -> None:
-        super().__init__(None)
-        self.weight = weight
-
-    def loss(self, batch, output, context):  # type: ignore[no-untyped-def]
-        draw = batch.draws["far"]["rows"]
-        return {"distance": Term(lambda: output.of(draw).logits.square().mean(), self.weight)}
+from cl_framework.strategy import Draw, Strategy, Term, Traits
+from tests.unit.closures import (
+    CLASSES,
+    Bench,
+    Distance,
+    Net,
+    Pull,
+    assert_same,
+    batch_of,
+    brute_gradients,
+    closure_of,
+    filled,
+    net_of_one_seed,  # noqa: F401 - the fixture `net`
+    rows,
+)
 
 
 class OwnTask(Strategy):
@@ -89,55 +36,6 @@ class OwnTask(Strategy):
 
     def loss(self, batch, output, context):  # type: ignore[no-untyped-def]
         return {"task": Term(lambda: output.logits.mean())}
-
-
-def rows(count: int, seed: int) -> Rows:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 3, generator=generator)
-    targets = torch.randint(CLASSES, (count,), generator=generator)
-    ids = torch.arange(count) + 100 * seed
-    return Rows(inputs, targets, ids, torch.zeros(count, dtype=torch.int64), inputs)
-
-
-def batch_of(count: int = 5, **draws: Draw) -> Batch:
-    """A batch; each draw under its own slot by the name `rows`."""
-    stream = rows(count, 1)
-    batch = Batch(stream.items, stream.targets, stream.ids, stream.task_of_row, stream.inputs)
-    for slot, draw in draws.items():
-        draw.key = f"{slot}/rows"
-        batch.draws[slot] = {"rows": draw}
-    return batch
-
-
-def closure_of(model: Net, batch: Batch, *strategies: tuple[str, Strategy]) -> StepClosure:
-    losses = [(slot, strategy, None) for slot, strategy in strategies]
-    replaces = any(strategy.traits.replaces_task_term for _, strategy in strategies)
-    return StepClosure(Bench(model), batch, losses, replaces)  # type: ignore[arg-type]
-
-
-def brute_gradients(model: Net, loss: Tensor) -> list[Tensor]:
-    """Gradients through `.backward()`; zero where a parameter is not reached."""
-    model.zero_grad()
-    loss.backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    return gradients
-
-
-def filled(model: Net, gradients: tuple[Tensor | None, ...]) -> list[Tensor]:
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients, strict=True)]
-
-
-def assert_same(first: list[Tensor], second: list[Tensor]) -> None:
-    assert len(first) == len(second) > 0
-    for one, other in zip(first, second, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.fixture
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
 
 
 # --- terms ---
@@ -255,175 +153,6 @@ def test_a_model_without_features_says_so() -> None:
     evaluation = StepClosure(Bench(model), batch_of(), [], False).values()
     with pytest.raises(ContractError, match="the model has no `features` method and `head`"):
         _ = evaluation.output.features
-
-
-# --- purity ---
-
-
-def test_dropout_repeats_when_the_closure_is_called_again() -> None:
-    torch.manual_seed(0)
-    model = Net(dropout=0.5)
-    closure = closure_of(model, batch_of())
-    losses = [float(closure.values().loss), float(closure.gradients().loss), float(closure.live().loss)]
-    assert losses[0] == losses[1] == losses[2]
-    torch.manual_seed(8)
-    assert functional.cross_entropy(model(batch_of().inputs), batch_of().targets).item() != losses[0]
-
-
-def test_the_dropout_of_a_draws_pass_does_not_depend_on_the_passes_before_it() -> None:
-    torch.manual_seed(0)
-    model = Net(dropout=0.5)
-    batch = batch_of(far=Draw.separate(rows(4, 3)), near=Draw.separate(rows(4, 3)))
-    alone = closure_of(model, batch, ("far", Distance(1.0))).values("far/distance")
-    together = closure_of(model, batch, ("near", Nearby(None)), ("far", Distance(1.0))).values()
-    assert torch.equal(alone.terms["far/distance"], together.terms["far/distance"])
-    assert not torch.equal(together.terms["near/distance"], together.terms["far/distance"])
-
-
-class Nearby(Strategy):
-    """As `Distance`, on the draw `near`."""
-
-    traits = Traits(no_neutral="a fixture")
-
-    def loss(self, batch, output, context):  # type: ignore[no-untyped-def]
-        draw = batch.draws["near"]["rows"]
-        return {"distance": Term(lambda: output.of(draw).logits.square().mean())}
-
-
-@pytest.mark.parametrize("call", ["values", "gradients", "gradients_by_term", "names"])
-def test_only_the_live_evaluation_leaves_a_trace(call: str) -> None:
-    torch.manual_seed(0)
-    model = Net(batch_norm=True, dropout=0.5)
-    closure = closure_of(model, batch_of(), ("eager", Eager(None)))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    asked = getattr(closure, call)
-    if call != "names":
-        asked()
-    assert model.passes
-    after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    closure.live()
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
-    assert changed == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
-
-
-class Eager(Strategy):
-    """Reads the logits before its term is asked for."""
-
-    traits = Traits(no_neutral="a fixture")
-
-    def loss(self, batch, output, context):  # type: ignore[no-untyped-def]
-        mean = output.logits.mean()
-        return {"mean": Term(lambda: mean)}
-
-
-def test_the_values_of_terms_are_those_before_the_update(net: Net) -> None:
-    evaluation = closure_of(net, batch_of(), ("pull", Pull(net, 0.5))).live()
-    before = net.head.weight.square().sum().detach() / 2
-    with torch.no_grad():
-        net.head.weight.add_(1.0)
-    torch.testing.assert_close(evaluation.terms["pull/pull"], before)
-
-
-def test_mapped_gradients_reach_only_the_live_evaluation(net: Net) -> None:
-    closure = closure_of(net, batch_of())
-    plain = filled(net, closure.gradients().gradients)
-    doubled = closure.with_gradients(lambda gradients: tuple(2 * gradient for gradient in gradients))
-    shifted = doubled.with_gradients(lambda gradients: tuple(gradient + 1 for gradient in gradients))
-    assert_same(filled(net, shifted.live().gradients), [2 * gradient + 1 for gradient in plain])
-    assert_same(filled(net, shifted.gradients().gradients), plain)
-
-
-# --- gradients in closed form ---
-
-
-class Held(Strategy):
-    """Weighted squares of all weights: differentiated, or in closed form whose gradient is `factor` times the right one."""
-
-    traits = Traits(no_neutral="a fixture")
-
-    def __init__(self, model: Net, weight: float, closed: bool, factor: float = 1.0) -> None:
-        super().__init__(None)
-        self.model, self.weight, self.closed, self.factor = model, weight, closed, factor
-        self.values_read = 0
-
-    def loss(self, batch, output, context):  # type: ignore[no-untyped-def]
-        parameters = list(self.model.parameters())
-        fixed = [torch.full_like(parameter, 0.1) for parameter in parameters], [torch.full_like(parameter, 3.0) for parameter in parameters]
-        if not self.closed:
-            return {"squares": Term(lambda: weighted_squares(parameters, *fixed), self.weight)}
-        penalty = WeightedSquares(parameters, *fixed)
-
-        def value() -> Tensor:
-            self.values_read += 1
-            return penalty.value()
-
-        return {"squares": Term(value, self.weight, lambda given, factor: penalty.plus_gradient(given, self.factor * factor))}
-
-
-@pytest.mark.parametrize("names", [(), ("held/squares",), ("far/distance", "held/squares"), ("pull/pull",)])
-@pytest.mark.parametrize("count", [5, 0])
-def test_a_gradient_in_closed_form_is_that_of_the_differentiated_term(net: Net, names: tuple[str, ...], count: int) -> None:
-    """Whatever is asked for, with rows and without; and a wrong closed form would be seen."""
-    net.double()
-    batch = batch_of(count, far=Draw.separate(rows(4, 3)))
-    for part in (batch, batch.draws["far"]["rows"].rows):
-        part.inputs = part.inputs.double()
-    beside = ("pull", Pull(net, 0.25)), ("far", Distance(2.0))
-
-    def closure(closed: bool, factor: float = 1.0) -> StepClosure:
-        return closure_of(net, batch, ("held", Held(net, 0.7, closed, factor)), *beside)
-
-    known, differentiated, wrong = closure(True), closure(False), closure(True, 0.9)
-    pairs = [(known.gradients(*names), differentiated.gradients(*names)), (known.values(*names), differentiated.values(*names))]
-    for one, other in pairs:
-        torch.testing.assert_close(one.loss, other.loss, rtol=1e-10, atol=0)
-        assert set(one.terms) == set(other.terms)
-        for name, value in other.terms.items():
-            torch.testing.assert_close(one.terms[name], value, rtol=1e-10, atol=0)
-    assert torch.equal(pairs[0][0].loss, pairs[1][0].loss)
-    found, expected = filled(net, pairs[0][0].gradients), filled(net, pairs[0][1].gradients)
-    parts, expected_parts = known.gradients_by_term(*names), differentiated.gradients_by_term(*names)
-    assert list(parts) == list(expected_parts) != []
-    for mine, theirs in [(found, expected), *((filled(net, parts[name]), filled(net, expected_parts[name])) for name in parts)]:
-        for one, other in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    held = not names or "held/squares" in names
-    others = filled(net, wrong.gradients(*names).gradients)
-    assert all(torch.allclose(one, other, rtol=1e-3) for one, other in zip(others, expected, strict=True)) is not held
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
-def test_the_loss_of_a_closed_form_is_read_late_and_is_that_of_before_the_update(net: Net) -> None:
-    held = Held(net, 0.7, closed=True)
-    closure = closure_of(net, batch_of(), ("held", held))
-    eager = closure.values()
-    assert held.values_read == 1
-    evaluations = [closure.live(), closure.live()]
-    assert held.values_read == 1, "nobody has read the loss"
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(1.0)
-    for _ in range(2):
-        assert torch.equal(evaluations[0].loss, eager.loss)
-    assert {name: float(value) for name, value in evaluations[1].terms.items()} == {
-        name: float(value) for name, value in eager.terms.items()
-    }
-    assert held.values_read == 3, "once an evaluation"
-    assert not torch.isclose(closure.values().loss, eager.loss)
-
-
-def test_a_closed_form_costs_no_backward_pass_and_nothing_without_weight(net: Net) -> None:
-    closure, without = (closure_of(net, batch_of(), ("held", Held(net, weight, closed=True))) for weight in (0.7, 0.0))
-    counted = []
-    for one, names in ((closure, ()), (closure, ("held/squares",)), (without, ())):
-        before = one._machinery.cost.backward_passes
-        found = one.gradients(*names)
-        counted.append(one._machinery.cost.backward_passes - before)
-    assert counted == [1, 0, 1]
-    assert set(found.terms) == {"task"}
-    assert_same(filled(net, found.gradients), brute_gradients(net, functional.cross_entropy(net(batch_of().inputs), batch_of().targets)))
 
 
 # --- the task term ---
