@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework.errors import ConfigurationError, ContractError
+from cl_framework.errors import ContractError
 from cl_framework.plan import Plan
 from cl_framework.seams import SEAMS, misspelt_seams, seams_of
 from cl_framework.stack import PhaseStack, Stack, intersection, rows_without
-from cl_framework.strategy import Batch, Done, Draw, Forgotten, Phase, Rows, Setting, Strategy, Term, Traits
+from cl_framework.strategy import Batch, Draw, Forgotten, Phase, Rows, Strategy, Term, Traits
 from cl_framework.stream import Stream
-
-NOTHING = Traits(no_neutral="a fixture")
+from tests.unit.small_stacks import NOTHING, Building, Predicting, Replacing, stack_of
 
 
 class Marking(Strategy):
@@ -102,22 +101,6 @@ class Drawing(Strategy):
 
     def draw(self, batch: Batch, context: Any) -> dict[str, Draw]:
         return {"memory": Draw.joined(self.rows)}
-
-
-class Unlearning(Strategy):
-    def __init__(self, *granularities: str, answer: Any = None) -> None:
-        super().__init__(None)
-        self.traits = Traits(unlearns=frozenset(granularities), no_neutral="a fixture")
-        self.answer = answer
-
-    def unlearn(self, event: Any, context: Any) -> Any:
-        return self.answer
-
-
-def stack_of(**strategies: Strategy) -> Stack:
-    stack = Stack(strategies.items())
-    stack.bind({slot: SimpleNamespace(slot=slot) for slot in stack.slots})  # type: ignore[arg-type]
-    return stack
 
 
 def some_rows(*ids: int) -> Rows:
@@ -273,120 +256,6 @@ def test_rows_without_cuts_every_field() -> None:
     left = rows_without(rows, torch.tensor([11, 99]))
     assert left.ids.tolist() == [10, 12] and left.targets.tolist() == [0, 2] and left.task_of_row.tolist() == [3, 5]
     assert left.items["tokens"].tolist() == [[0, 1], [4, 5]] and left.extras["logits"].tolist() == [0.0, 2.0]
-
-
-# --- who answers an Unlearn ---
-
-
-def test_exactly_one_strategy_answers_an_unlearn() -> None:
-    event = Stream.parse("L0 U0").unlearns[0]
-    stack = stack_of(sample=Unlearning("sample"), task=Unlearning("task", answer=[Phase("burn", 3)]))
-    assert [(phase.name, phase.owner) for phase in stack.unlearn(event)] == [("task/burn", "task")]
-    assert stack_of(done=Unlearning("task", answer=Done())).unlearn(event) == []
-
-
-def test_an_unlearn_that_nobody_can_answer_is_refused() -> None:
-    event = Stream.parse("L0 U0:class=1").unlearns[0]
-    with pytest.raises(ConfigurationError) as caught:
-        stack_of(task=Unlearning("task")).unlearner_of(event)
-    text = str(caught.value)
-    assert text.startswith(
-        "stream: event U0:class=1 unlearns at class level, but no strategy of this stack can do that (strategies: task)."
-    )
-    assert "Remove U0:class=1 from the stream or add a strategy that can" in text
-    with pytest.raises(ConfigurationError, match=r"strategies: none \(plain fine-tuning\)"):
-        stack_of().unlearner_of(event)
-
-
-def test_an_unlearn_that_two_could_answer_is_refused() -> None:
-    event = Stream.parse("L0 U0").unlearns[0]
-    with pytest.raises(ConfigurationError, match=r"event U0 could be answered by strategies\.a and strategies\.b; keep one of them"):
-        stack_of(a=Unlearning("task"), b=Unlearning("task", "class")).unlearner_of(event)
-
-
-# --- what can be refused before any data is read ---
-
-
-class Building(Strategy):
-    traits = NOTHING
-
-    def build(self, model: nn.Module, context: Any) -> nn.Module:
-        return nn.Sequential(model)
-
-
-class Predicting(Strategy):
-    traits = NOTHING
-
-    def predict(self, features: Any, logits: Tensor, rows: Rows, context: Any) -> Tensor:
-        return logits + context.bonus
-
-
-class Replacing(Strategy):
-    traits = Traits(replaces_task_term=True, no_neutral="a fixture")
-
-
-class Narrow(Strategy):
-    traits = Traits(
-        needs_boundaries=True, scenarios=("task_il",), modalities=("text",), objectives=("classification",), no_neutral="a fixture"
-    )
-
-
-def setting_of(stack: Stack, scenario: str = "class_il", blurry: float = 0.0, **known: Any) -> Setting:
-    return Setting(scenario, 8, 1, blurry, 1, stack.traits, **known)
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        (
-            Building,
-            "at most one strategy of a stack changes the model's structure, but strategies.a and strategies.b do; remove all but one.",
-        ),
-        (Predicting, "at most one strategy of a stack answers predictions, but strategies.a and strategies.b do; remove all but one."),
-        (Replacing, "at most one strategy of a stack replaces the task term, but strategies.a and strategies.b do; remove all but one."),
-    ],
-)
-def test_seams_for_one_strategy_refuse_a_second(kind: type[Strategy], text: str) -> None:
-    stream, one, two = Stream.parse("L0"), stack_of(a=kind(None)), stack_of(a=kind(None), b=kind(None))
-    one.check(setting_of(one), stream)
-    with pytest.raises(ConfigurationError) as caught:
-        two.check(setting_of(two), stream)
-    assert str(caught.value) == text
-
-
-FITTING: dict[str, Any] = {"scenario": "task_il", "modality": "text", "objective": "classification", "blurry": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("changed", "text"),
-    [
-        ({"scenario": "class_il"}, "strategies.narrow does not work with scenario=class_il; it allows: task_il."),
-        ({"modality": "vision"}, "strategies.narrow does not work on vision benchmarks; it allows: text."),
-        (
-            {"objective": "language_modelling"},
-            "strategies.narrow needs one class a sample, which benchmarks of language modelling do not have. "
-            "Remove it, or choose a benchmark of classification.",
-        ),
-        (
-            {"blurry": 0.2},
-            "strategies.narrow must know when a task ends, which a blurry stream does not tell. Set blurry=0 or remove it.",
-        ),
-    ],
-)
-def test_traits_that_do_not_fit_the_run_are_refused(changed: dict[str, Any], text: str) -> None:
-    stack, stream = stack_of(narrow=Narrow(None)), Stream.parse("L0")
-    unknown = {"scenario": "", "modality": None, "objective": None}
-    for fitting in (FITTING, FITTING | unknown):  # what the benchmark has not told yet is no conflict
-        stack.check(setting_of(stack, **fitting), stream)
-    for known in (FITTING, FITTING | unknown):
-        with pytest.raises(ConfigurationError) as caught:
-            stack.check(setting_of(stack, **known | changed), stream)
-        assert str(caught.value) == text
-
-
-def test_the_check_reads_the_streams_unlearns() -> None:
-    with pytest.raises(ConfigurationError, match="no strategy of this stack can do that"):
-        stack_of().check(setting_of(stack_of()), Stream.parse("L0 U0"))
 
 
 # --- build, predict, seams ---
