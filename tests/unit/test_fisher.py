@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +210,14 @@ CASES = {
     "turned": Case(Turned(), False),
     "aside": Case(Aside(), False),
     "tied": Case(tied(), False),
+    "changed in place": Case(InPlace(), False),
+    "convolutions": Case(
+        convolutional(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 2, padding=(2, 1), dilation=(1, 2), bias=False)),
+        True,
+    ),
+    "convolutions in groups": Case(convolutional(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, groups=2)), False),
+    "batch norms": Case(convolutional(nn.Conv2d(1, 3, 3), moved(nn.BatchNorm2d(3)), nn.ReLU(), moved(nn.BatchNorm2d(3))), True),
+    "norms of the batch itself": Case(convolutional(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)), False),
 }
 
 
@@ -220,9 +229,9 @@ def test_a_model_fits_if_its_parameters_lie_in_modules_apart_that_see_rows_apart
 
 
 @pytest.mark.parametrize("labels", LABELS)
-def test_by_module_it_is_what_it_is_row_by_row(labels: str) -> None:
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.fits])
+def test_by_module_it_is_what_it_is_row_by_row(name: str, labels: str) -> None:
+    model = copy.deepcopy(CASES[name].model).double().eval()
     inputs, targets = data(11, 4, 3)
     names = [name for name, _ in model.named_parameters()]
     modules = modules_apart(model, names, lambda count: model(inputs[:count]))
