@@ -41,6 +41,10 @@ def from_datasets(
     except ValueError as error:
         raise ConfigurationError(f"{name}: {error}.") from error
     _check_no_task_is_empty(classes, {"training": targets, "test": test_targets})
+    if unseen := sorted(set(range(num_classes)) - set(targets.tolist())):
+        raise FrameworkError(
+            f"no training sample has label {unseen[0]}, but labels go up to {num_classes - 1}. Number the labels 0 .. C - 1 without a gap."
+        )
     first = item_of(train, 0)
     transform = checked_transform(transform, first)
     check_alike(item_of(test, 0), "sample 0 of the test set", first, "sample 0 of the training set")

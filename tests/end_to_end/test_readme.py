@@ -67,6 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_every_command_and_every_program_of_the_readme_runs(folder: Path) -> None:
     ran = 0
     for block in blocks_of(README.read_text()):

@@ -29,6 +29,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_it_passes_its_own_suite_and_runs(tmp_path: Path) -> None:
     folder = write_plugin("my_pull", tmp_path)
     made = python(folder, "setup.py", "-q", "egg_info")  # what an editable install leaves: its entry points

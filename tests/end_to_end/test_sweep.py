@@ -56,6 +56,7 @@ def test_what_is_resumed_keeps_its_overrides_and_again_starts_anew(experiment: P
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_a_sweep_skips_resumes_and_reports(experiment: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", str(experiment), "seed=0..1", "strategies.er.capacity=5,10"]
     assert main([*words, "--jobs", "2"]) == 0

@@ -210,6 +210,11 @@ def test_what_own_data_must_be() -> None:
         from_datasets(Pairs(0), Pairs(8))
     with pytest.raises(FrameworkError, match=r"task 0 \(classes 0\) has no training samples. Number the labels 0 .. C - 1 without a gap"):
         from_datasets(Pairs(8, shift=1), Pairs(8, shift=1))
+    gap = labelled([0, 2])
+    with pytest.raises(
+        FrameworkError, match=r"no training sample has label 1, but labels go up to 2\. Number the labels 0 .. C - 1 without"
+    ):
+        from_datasets(gap, gap, tasks=1)
     with pytest.raises(FrameworkError, match=r"task 1 \(classes 2, 3\) has no test samples"):
         from_datasets(Pairs(8), Pairs(8, classes=2), tasks=2)
     with pytest.raises(ConfigurationError, match="in_memory must be one of auto, always, never, got 'perhaps'"):

@@ -51,6 +51,7 @@ def test_the_jpeg_copy_of_cifar10() -> None:
     assert sizes(limited) == ([2_000] * 5, [2_000] * 5)
 
 
+@pytest.mark.longest
 def test_tiny_imagenet_in_32_pixels() -> None:
     benchmark = split_tiny_imagenet_32px(SplitTinyImageNet32Options(), where("tinyimagenet200_32px"))
     assert sizes(benchmark) == ([10_000] * 10, [1_000] * 10) and benchmark.num_classes == 200

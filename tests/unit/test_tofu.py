@@ -210,6 +210,7 @@ def test_npo_takes_the_likelihood_of_a_whole_answer(learner: Learner) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_an_audit_tells_an_unlearner_that_does_nothing_from_one_that_starts_anew(folder: Path, tmp_path: Path) -> None:
     found = {}
     for name in ("do_nothing", "rewind"):
