@@ -116,7 +116,7 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
     assert copy.read_text() == README.read_text() != empty  # the control: a table that is gone is written anew
 
 
-@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist"])
+@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg"])
 def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy, block = tmp_path / "README.md", f"{name}_differences"
     copy.write_text(re.sub(rf"(<!-- table: {block} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL))
@@ -160,6 +160,7 @@ def test_tables_stand_between_markers() -> None:
         "perm_mnist_differences",
         "power_law_grid",
         "online_cifar10_jpeg",
+        "online_cifar10_jpeg_differences",
         "unlearn_perm_mnist",
         "audit_perm_mnist",
         "audit_fashion_mnist",
