@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cl_framework.errors import FrameworkError
+from cl_framework.joining import JoinedRows
 from cl_framework.models.freezing import moving_buffers
 from cl_framework.strategy import Rows
 
 
-def conditioning(model: nn.Module, rows: Rows) -> tuple[Tensor, ...]:
+def conditioning(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Tensor, ...]:
     """What a model is given beside the inputs: the task of each row, if it asks for that; on the host where it is known there."""
     if not getattr(model, "task_conditioned", False):
         return ()
@@ -23,7 +24,7 @@ def conditioning(model: nn.Module, rows: Rows) -> tuple[Tensor, ...]:
     return (tasks if rows.host_tasks is None else rows.host_tasks,)
 
 
-def run_model(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
+def run_model(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Tensor | None, Tensor]:
     """Features (None if the model has no `features` and `head`) and logits of one forward pass.
 
     A task-conditioned model, whose head depends on the task, gives both at once by `features_and_logits`.
@@ -46,7 +47,7 @@ def has_features(model: nn.Module) -> bool:
     return callable(getattr(model, "features", None)) and callable(getattr(model, "head", None))
 
 
-def _features_and_logits(model: nn.Module, rows: Rows) -> tuple[Tensor | None, Tensor]:
+def _features_and_logits(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Tensor | None, Tensor]:
     beside = conditioning(model, rows)
     both = getattr(model, "features_and_logits", None)
     if callable(both):

@@ -18,7 +18,7 @@ from cl_framework.calls import run_model, untouched
 from cl_framework.cost import Cost
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
-from cl_framework.joining import TASK, join
+from cl_framework.joining import TASK, JoinedRows, Part, join
 from cl_framework.strategy import Batch, Context, Draw, Gradients, Rows, Strategy, Term
 
 
@@ -27,7 +27,7 @@ class LazyPass:
 
     __slots__ = ("_features", "_key", "_logits", "_machinery", "_rows")
 
-    def __init__(self, machinery: Machinery, rows: Rows, key: str = "") -> None:
+    def __init__(self, machinery: Machinery, rows: Rows | JoinedRows, key: str = "") -> None:
         self._machinery: Machinery | None = machinery
         self._rows = rows
         self._key = key
@@ -35,7 +35,7 @@ class LazyPass:
         self._logits: Tensor | None = None
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Rows | JoinedRows:
         return self._rows
 
     @property
@@ -97,7 +97,7 @@ class StepOutput:
 
     __slots__ = ("_machinery", "_others", "_parts", "live")
 
-    def __init__(self, machinery: Machinery, joined: Rows, parts: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, machinery: Machinery, joined: Rows | JoinedRows, parts: Mapping[str, Part]) -> None:
         self._machinery: Machinery | None = machinery
         self.live = LazyPass(machinery, joined)
         self._parts = parts
@@ -105,18 +105,18 @@ class StepOutput:
 
     @property
     def logits(self) -> Tensor:
-        first, last = self._parts[TASK]
-        return self.live.logits if last == len(self.live.rows) else self.live.logits[first:last]
+        part = self._parts[TASK]
+        return self.live.logits if part.last == len(self.live.rows) else self.live.logits[part.first : part.last]
 
     @property
     def features(self) -> Tensor:
-        first, last = self._parts[TASK]
-        return self.live.features[first:last]
+        part = self._parts[TASK]
+        return self.live.features[part.first : part.last]
 
     def of(self, draw: Draw) -> LazyPass | RowSlice:
         part = self._parts.get(draw.key)
         if part is not None:
-            return RowSlice(self.live, *part)
+            return RowSlice(self.live, part.first, part.last)
         if draw.key not in self._others:
             if self._machinery is None:
                 raise ContractError(f"the pass of draw {draw.key!r} was read after the step, but no term had run it.")
@@ -288,7 +288,7 @@ class StepClosure:
         rows = self._joined
         if self._without_task_term or not len(rows):
             return None, self._row_terms(output) | strategy_terms
-        return self._machinery.criterion.mean(output.live.logits, rows.targets, rows.task_of_row), strategy_terms
+        return self._machinery.criterion.mean(output.live.logits, rows), strategy_terms
 
     def _terms(self, output: StepOutput) -> dict[str, Term]:
         return self._row_terms(output) | self._reference_terms(output) | self._strategy_terms(output)
@@ -297,14 +297,14 @@ class StepClosure:
         """`task` and one term for each joined draw, each the mean loss of its rows, weighted by its share of all joined rows."""
         total = len(self._joined)
         terms = {}
-        for name, (first, last) in self._parts.items():
-            if last > first and not (name == TASK and self._without_task_term):
-                terms[name] = Term(self._mean_of(output, first, last), (last - first) / total)
+        for name, part in self._parts.items():
+            if len(part.rows) and not (name == TASK and self._without_task_term):
+                terms[name] = Term(self._mean_of(output, part), len(part.rows) / total)
         return terms
 
-    def _mean_of(self, output: StepOutput, first: int, last: int) -> Callable[[], Tensor]:
-        rows, criterion = self._joined, self._machinery.criterion
-        return lambda: criterion.mean(output.live.logits[first:last], rows.targets[first:last], rows.task_of_row[first:last])
+    def _mean_of(self, output: StepOutput, part: Part) -> Callable[[], Tensor]:
+        criterion = self._machinery.criterion
+        return lambda: criterion.mean(output.live.logits[part.first : part.last], part.rows)
 
     def _row_values(self, output: StepOutput, names: tuple[str, ...], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of the rows' terms that were run in one mean, the value of each."""
@@ -315,7 +315,7 @@ class StepClosure:
         criterion = self._machinery.criterion
 
         def mean(draw: Draw) -> Callable[[], Tensor]:
-            return lambda: criterion.mean(output.of(draw).logits, draw.rows.targets, draw.rows.task_of_row)
+            return lambda: criterion.mean(output.of(draw).logits, draw.rows)
 
         draws = [draw for named in self._batch.draws.values() for draw in named.values()]
         return {draw.key: Term(mean(draw), 0.0) for draw in draws if draw.kind == "reference"}

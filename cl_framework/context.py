@@ -241,7 +241,7 @@ class SlotContext:
             self.learner.cost.forward(len(rows))
             self.learner.cost.backward_passes += 1
             _, logits = run_model(self.model, rows)
-            loss = self.learner.criterion.mean(logits, rows.targets, rows.task_of_row)
+            loss = self.learner.criterion.mean(logits, rows)
             return differentiate(loss, self.parameters)
 
     def squared_gradients(self, rows: Rows, labels: str = "given") -> tuple[Tensor, ...]:
@@ -281,4 +281,4 @@ class SlotContext:
         return replace(rows, inputs=self.learner.benchmark.transform(rows.items, None))
 
     def criterion(self, logits: Tensor, rows: Rows) -> Tensor:
-        return self.learner.criterion.rows(logits, rows.targets, rows.task_of_row)
+        return self.learner.criterion.rows(logits, rows)

@@ -6,6 +6,8 @@ target is `IGNORED` asks nothing. A row's loss is the mean over its places, so t
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -50,6 +52,16 @@ def right(logits: Tensor, targets: Tensor, whole_rows: bool = False) -> Tensor:
     return (hits | ~places).all(1) & places.any(1)
 
 
+class Labelled(Protocol):
+    """Rows, as far as the criterion reads them."""
+
+    @property
+    def targets(self) -> Tensor: ...  # (B,) or (B, L) int64
+
+    @property
+    def task_of_row(self) -> Tensor: ...  # (B,) int64; read only where the scenario masks
+
+
 class Criterion:
     """The cross-entropy under a scenario: masked to the classes of a row's task in task-incremental runs."""
 
@@ -62,12 +74,15 @@ class Criterion:
             return logits
         return logits.masked_fill(~self.class_mask[tasks], float("-inf"))
 
-    def mean(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
+    def mean(self, logits: Tensor, rows: Labelled) -> Tensor:
         """The mean over rows, a scalar."""
-        if targets.ndim == 1:
-            return functional.cross_entropy(self.masked(logits, tasks), targets)
-        return self.rows(logits, targets, tasks).mean()
+        if rows.targets.ndim == 1:
+            return functional.cross_entropy(self._masked(logits, rows), rows.targets)
+        return self.rows(logits, rows).mean()
 
-    def rows(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
+    def rows(self, logits: Tensor, rows: Labelled) -> Tensor:
         """The loss of each row, (B,)."""
-        return row_losses(self.masked(logits, tasks), targets)
+        return row_losses(self._masked(logits, rows), rows.targets)
+
+    def _masked(self, logits: Tensor, rows: Labelled) -> Tensor:
+        return logits if self.class_mask is None else self.masked(logits, rows.task_of_row)

@@ -73,6 +73,7 @@ class Host(lightning.LightningModule):
             if self._stop_requested():
                 self.trainer.should_stop = True
                 break
+            evaluation = batch = None  # so that the step works in the memory of the one before, which is in the cache
             batch = self._reader.batch(step, chunk)
             evaluation = self.learner.step(batch)
         if evaluation is not None:

@@ -210,7 +210,6 @@ class Learner:
             stack.lend(batch, self._without)
         if batch.draws:
             self._make_inputs(batch)
-        self._applied = None
         evaluation = stack.step(StepClosure(self, batch, stack.losses, stack.without_task_term))
         if self._partial_masks:
             self._restore_masked()
@@ -220,6 +219,9 @@ class Learner:
                 self._note_answers(batch, self._applied)
         if stack.commits:
             stack.commit(batch, evaluation.output)
+        if self._applied is not None:
+            self._applied.gradients = None  # they are applied, and the next step's can take their memory, which is in the cache
+            self._applied = None
         position.step += 1
         position.stream_step += 1
         return evaluation

@@ -23,7 +23,7 @@ from cl_framework.strategy import Batch, Phase
 T = TypeVar("T")
 
 STEPS_PER_CHUNK = 32  # optimizer steps that Lightning sees as one batch: spreads its cost
-_WINDOW_BYTES = 2 << 20  # raw bytes read at once: stays in cache, and amortises the read
+_WINDOW_BYTES = 1 << 21  # raw bytes read at once: stays in cache, and amortises the read
 _WORKER_BYTES = 64 << 20  # of items a worker hands over at once: some such chunks wait in memory for each worker
 
 
@@ -170,7 +170,8 @@ class StepReader:
         sizes = [end - start for start, end in pairwise(offsets[first : last + 1])]
         self._items = parted(moved, sizes)
         self._targets, self._ids, self._tasks = (column.to(device).split(sizes) for column in (targets, ids, tasks))
-        self._host_targets, self._host_tasks = targets.split(sizes), tasks.split(sizes)
+        on_host = device.type == "cpu"
+        self._host_targets, self._host_tasks = (self._targets, self._tasks) if on_host else (targets.split(sizes), tasks.split(sizes))
         self._columns = {name: column.to(device).split(sizes) for name, column in here.items()}
         self._host_group = here["group"].split(sizes) if "group" in here else None
         transform = learner.benchmark.transform

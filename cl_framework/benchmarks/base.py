@@ -154,7 +154,7 @@ class Scale:
     def scaled(self, items: Inputs) -> Tensor:
         """In [0, 1] (by default), not normalised."""
         assert isinstance(items, Tensor)
-        return items.to(torch.float32).div_(self.maximum)
+        return torch.div(items, self.maximum)
 
     def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
         """As in training, with the strong augmentation."""

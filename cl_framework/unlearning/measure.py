@@ -329,7 +329,7 @@ def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
             rows = samples.read(learner, places)
             model.train()
             _, logits = run_model(model, rows)
-            loss = learner.criterion.mean(logits, rows.targets, rows.task_of_row)
+            loss = learner.criterion.mean(logits, rows)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -10,7 +10,7 @@ from torch.nn import functional
 from cl_framework.closure import StepClosure
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
-from cl_framework.strategy import Draw, Strategy, Term, Traits
+from cl_framework.strategy import Draw, Rows, Strategy, Term, Traits
 from tests.unit.closures import (
     CLASSES,
     Bench,
@@ -189,6 +189,7 @@ def test_task_incremental_runs_mask_the_classes_of_other_tasks() -> None:
     logits = torch.tensor([[1.0, 2.0, 9.0, 9.0], [9.0, 9.0, 0.5, 0.0]])
     targets, tasks = torch.tensor([0, 2]), torch.tensor([0, 1])
     expected = torch.stack([-logits[0, :2].log_softmax(0)[0], -logits[1, 2:].log_softmax(0)[0]])
-    torch.testing.assert_close(Criterion(mask).rows(logits, targets, tasks), expected)
-    torch.testing.assert_close(Criterion(mask).mean(logits, targets, tasks), expected.mean())
-    assert float(Criterion(None).mean(logits, targets, tasks)) > float(expected.mean()) + 1
+    rows = Rows(torch.empty(2, 1), targets, torch.arange(2), tasks)
+    torch.testing.assert_close(Criterion(mask).rows(logits, rows), expected)
+    torch.testing.assert_close(Criterion(mask).mean(logits, rows), expected.mean())
+    assert float(Criterion(None).mean(logits, rows)) > float(expected.mean()) + 1
