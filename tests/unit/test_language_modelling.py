@@ -24,6 +24,7 @@ from cl_framework.evaluation import evaluate
 from cl_framework.fisher import squared_gradients
 from cl_framework.models.decoder import Decoder, DecoderOptions, TokenHead
 from cl_framework.report import markdown_of_run
+from cl_framework.strategy import Rows
 from cl_framework.unlearning.audit import audit
 
 ENGLISH = ["the cat sat on the mat", "the dog ran to the cat", "a mat is on the floor", "the dog sat", "a cat ran"] * 4
@@ -73,7 +74,7 @@ def test_a_rows_loss_is_the_mean_over_the_places_that_ask() -> None:
         logs = [logits[row, :, place].log_softmax(0)[targets[row, place]] for place in places]
         expected.append(-sum(logs) / len(places) if places else torch.zeros(()))
     assert torch.allclose(row_losses(logits, targets), torch.stack([torch.as_tensor(value) for value in expected]))
-    assert torch.equal(Criterion(None).mean(logits, targets, torch.zeros(3)), row_losses(logits, targets).mean())
+    assert torch.equal(Criterion(None).mean(logits, Rows(targets, targets, torch.arange(3), torch.zeros(3))), row_losses(logits, targets).mean())
     # The mean over places differs where rows have unequally many.
     assert not torch.allclose(row_losses(logits, targets).mean(), functional.cross_entropy(logits, targets))
     assert torch.allclose(
