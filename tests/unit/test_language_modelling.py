@@ -74,7 +74,8 @@ def test_a_rows_loss_is_the_mean_over_the_places_that_ask() -> None:
         logs = [logits[row, :, place].log_softmax(0)[targets[row, place]] for place in places]
         expected.append(-sum(logs) / len(places) if places else torch.zeros(()))
     assert torch.allclose(row_losses(logits, targets), torch.stack([torch.as_tensor(value) for value in expected]))
-    assert torch.equal(Criterion(None).mean(logits, Rows(targets, targets, torch.arange(3), torch.zeros(3))), row_losses(logits, targets).mean())
+    rows = Rows(targets, targets, torch.arange(3), torch.zeros(3))
+    assert torch.equal(Criterion(None).mean(logits, rows), row_losses(logits, targets).mean())
     # The mean over places differs where rows have unequally many.
     assert not torch.allclose(row_losses(logits, targets).mean(), functional.cross_entropy(logits, targets))
     assert torch.allclose(
