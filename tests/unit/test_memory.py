@@ -209,9 +209,8 @@ def test_forget_leaves_no_byte(policy: str) -> None:
 @pytest.mark.slow
 def test_after_a_forget_what_is_stored_stays_a_uniform_sample() -> None:
     """Task 0 (100 visits) is forgotten, task 1 goes on: its visits before and after are stored equally often."""
-    trials, capacity = 1200, 12
+    trials, capacity, batch = 300, 48, 20
     counts = torch.zeros(300)
-    batch = 20
     for seed in range(trials):
         walk = Walk(Memory(capacity), seed)
         for step in range(8):
