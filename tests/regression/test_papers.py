@@ -35,6 +35,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 def test_every_cell_is_what_its_name_says() -> None:
     paths = find_cells([])
     assert len(paths) == COUNT

@@ -27,6 +27,7 @@ def images() -> torch.utils.data.TensorDataset:
     return data
 
 
+@pytest.mark.slow
 def test_from_an_avalanche_benchmark_to_a_stream(images: torch.utils.data.TensorDataset) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -100,6 +100,7 @@ def test_a_side_that_fails_is_named(said: str, reason: str, monkeypatch: pytest.
         bench.main(["--quick"])
 
 
+@pytest.mark.slow
 def test_text_is_measured_beside_a_loop_that_does_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     sides = {"text": bench_text.ours, "bare_text": bench_text.bare, "half_text": bench_text.half}

@@ -14,6 +14,7 @@ from cl_framework.cli import main, parser
 HEAVY = ("torch", "pytorch_lightning", "omegaconf", "wandb", "avalanche", "numpy", "rich", "matplotlib", "sklearn")
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy() -> None:
     program = f"""
 import sys

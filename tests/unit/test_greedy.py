@@ -106,6 +106,7 @@ def test_a_batch_larger_than_the_memory_is_balanced_too() -> None:
     assert sorted(filling.counts().values()) == [3, 3, 4]
 
 
+@pytest.mark.slow
 def test_which_samples_are_given_up_is_left_to_chance() -> None:
     """Of the ten first samples of a class five stay: every one equally often (chi-squared, 9 degrees of freedom, 99.9 %)."""
 

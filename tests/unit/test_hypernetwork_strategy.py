@@ -63,6 +63,7 @@ def embedding(outcome: Outcome, task: int) -> Tensor:
 # --- what moves ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replay", [False, True])
 def test_old_embeddings_are_bit_identical_after_later_tasks(tmp_path: Path, replay: bool) -> None:
     """With weight decay and moments that live on, and with old tasks replayed."""
@@ -118,6 +119,7 @@ def test_a_large_weight_holds_old_weights_while_new_ones_move(tmp_path: Path) ->
     assert new > 10 * held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_the_term_is_the_distance_of_a_sampled_subset(tmp_path: Path, reduction: str) -> None:
     """Of `sampled_tasks` old tasks, others in other steps, however often the closure is asked; none in the first task."""

@@ -133,6 +133,7 @@ def test_preconditioners() -> None:
 # --- the noise ---
 
 
+@pytest.mark.slow
 def test_the_noise_has_mean_0_variance_1_and_no_correlations() -> None:
     generator = torch.Generator().manual_seed(1)
     like = [torch.empty(3, 2), torch.empty(5)]

@@ -183,6 +183,7 @@ def test_one_view_is_the_host_alone_bit_for_bit(memory: Mapping[str, Any], tmp_p
     assert_different_weights(host, run("views", with_views({"views": 2, "weight": 0.0}, memory)), "two views")
 
 
+@pytest.mark.slow
 def test_each_option_has_an_effect(tmp_path: Path) -> None:
     def weights(name: str, **options: Any) -> dict[str, Tensor]:
         experiment = experiment_of(with_views(options, MEMORIES[0]), tmp_path / name, epochs=2)

@@ -333,6 +333,7 @@ def test_listening_changes_no_record_and_says_nothing(interrupted: RunResult, tm
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_failure_closes_the_w_and_b_run(tmp_path: Path) -> None:
     experiment = experiment_in(tmp_path)
 
