@@ -20,6 +20,7 @@ from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.schema import LATER, RunConfig
+from cl_framework.settings import flat
 from cl_framework.stream import ids_files_in, parse_requests
 from cl_framework.structured import first_line, structured
 
@@ -103,7 +104,7 @@ class Experiment:
 
     def differing_keys(self, other: Experiment) -> list[str]:
         """Sentences "key is X, was Y" for the values in the fingerprint that differ from `other`'s."""
-        mine, theirs = _flat(self.numbers), _flat(other.numbers)
+        mine, theirs = flat(self.numbers), flat(other.numbers)
         absent = "absent"
         keys = [key for key in (mine | theirs) if mine.get(key, absent) != theirs.get(key, absent)]
         found = [f"{key} is {mine.get(key, absent)!r}, was {theirs.get(key, absent)!r}" for key in keys]
@@ -297,13 +298,3 @@ def _check_run(run: RunConfig) -> None:
 
 def _plain(options: Any) -> dict[str, Any]:
     return {option.name: list(value) if isinstance(value := getattr(options, option.name), tuple) else value for option in fields(options)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

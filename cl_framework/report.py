@@ -19,6 +19,7 @@ from cl_framework.metrics import looks_at_losses, summarise
 from cl_framework.paired import HEADER, differences
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import CRITERION, kept_figures, living_figures
+from cl_framework.settings import name_settings
 from cl_framework.stream import Stream
 from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 from cl_framework.unlearning.deletion import DeletionLog
@@ -51,11 +52,6 @@ CURVES = ("retention", "steps_to_criterion")  # columns of a .csv that hold a li
 _EARLIER = {"learning_accuracy_slope": "facilitation"}  # what a column is called in older files
 _COUNTS = ("steps", "samples_new", "samples_replayed")  # whole numbers
 _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
-# Keys of a configuration in which two runs may differ without being of different settings; a test holds them to the fingerprint's.
-# Reports are made without the plug-ins that a run needed, so configurations are read as they stand.
-OUTSIDE_SETTINGS = frozenset(
-    {"experiment", "seed", "logger", "wandb", "data", "out", "again", "device", "threads", "checkpoint", "expected"}
-)
 
 
 def read_config(directory: RunDirectory) -> dict[str, Any]:
@@ -205,7 +201,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
             add(summary_of(directory), read_config(directory), shown)
         except FrameworkError as error:
             left_out.append(str(error).rstrip("."))
-    _name_settings(summaries, configs)
+    name_settings(summaries, configs)
     return Collected(summaries, left_out)
 
 
@@ -231,28 +227,6 @@ def runs_in(path: Path) -> Iterator[Path]:
 def _shown(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _name_settings(summaries: Sequence[dict[str, Any]], configs: Sequence[Mapping[str, Any]]) -> None:
-    """Write into each summary in which options its configuration differs from others of the same experiment and strategies."""
-    alike: dict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, str]]]] = {}
-    for summary, config in zip(summaries, configs, strict=True):
-        if config:  # runs read from a CSV have none, and bring their settings
-            options = dict(_flat({key: value for key, value in config.items() if key not in OUTSIDE_SETTINGS}))
-            alike.setdefault((summary["experiment"], *summary["strategies"]), []).append((summary, options))
-    for runs in alike.values():
-        keys = dict.fromkeys(key for _, options in runs for key in options)
-        differing = [key for key in keys if len({options.get(key) for _, options in runs}) > 1]
-        for summary, options in runs:
-            summary["settings"] = " ".join(f"{key}={options[key]}" for key in differing if key in options)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def grouped(summaries: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

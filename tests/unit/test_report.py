@@ -12,7 +12,8 @@ import pytest
 from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
-from cl_framework.report import OUTSIDE_SETTINGS, collect, comparison, markdown_of_run, read_csv, rebuild_summary, report, to_csv
+from cl_framework.report import collect, comparison, markdown_of_run, read_csv, rebuild_summary, report, runs_in, to_csv
+from cl_framework.settings import OUTSIDE_SETTINGS
 from cl_framework.tables import markdown, replace_block, spread, terminal_table
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 2}, "batch_size": 20}
@@ -137,6 +138,13 @@ def test_settings_tell_rows_apart_that_would_look_alike(runs: Path, tmp_path: Pa
     path = tmp_path / "records.csv"
     path.write_text(to_csv(found.summaries))
     assert comparison(collect([path]).summaries) == (header, rows)
+    # A run beside records of others is named by the options that they are named by, also where it has no equal to differ from.
+    kept = [summary for summary in found.summaries if summary["settings"].endswith("20")]
+    path.write_text(to_csv(kept))
+    (other,) = (summary["fingerprint"] for summary in found.summaries if summary not in kept)
+    beside = next(place for place in runs_in(tmp_path) if other in place.name)
+    assert comparison(collect([path, beside]).summaries) == (header, rows)
+    assert [summary["settings"] for summary in collect([beside]).summaries] == [""]
     unnamed = [{**summary, "settings": ""} for summary in found.summaries]  # as in files written before there were settings
     assert {row[3] for row in comparison(unnamed)[1]} == {summary["fingerprint"] for summary in unnamed}
     assert "settings" not in comparison(collect([runs]).summaries)[0]
