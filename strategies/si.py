@@ -84,6 +84,7 @@ class SI(Strategy):
         self._importance: dict[str, Tensor] = {}  # Omega of the tasks that have ended
         self._anchors: dict[str, Tensor] = {}  # theta*
         self._penalty = WeightedSquares((), (), ())  # of the last evaluation: `step` takes its gradient off what is applied
+        self._added: tuple[Gradients, Gradients] = ((), ())  # gradients before and after the penalty's was added last
 
     def begin(self, context: Context) -> Sequence[Phase]:
         if self.config.c and isinstance(context.position.event, Learn):
@@ -96,7 +97,15 @@ class SI(Strategy):
             return {}
         importances, anchors = self._of(self._importance, context), self._of(self._anchors, context)
         self._penalty = WeightedSquares(context.parameters, anchors, importances)
-        return {"penalty": self._penalty.term(self.config.c)}
+        return {"penalty": Term(self._penalty.value, self.config.c, self._plus_penalty)}
+
+    def _plus_penalty(self, gradients: Gradients, factor: float) -> Gradients:
+        self._added = (gradients, self._penalty.plus_gradient(gradients, factor))
+        return self._added[1]
+
+    def _without_penalty(self, gradients: Gradients) -> Gradients:
+        before, after = self._added
+        return before if gradients is after else self._penalty.plus_gradient(gradients, -self.config.c)
 
     def step(self, inner: StepFn, context: Context) -> StepFn:
         if not self._path or not context.parameters:
@@ -110,7 +119,7 @@ class SI(Strategy):
             if released:
                 raw = gradients = clipped(gradients)
             elif self._importance:
-                raw = self._penalty.plus_gradient(gradients, -self.config.c)
+                raw = self._without_penalty(gradients)
             else:  # what is applied may be clipped in place
                 raw = tuple(None if gradient is None else gradient.clone() for gradient in gradients)
             seen[:] = [torch.zeros_like(value) if gradient is None else gradient for gradient, value in zip(raw, before, strict=True)]
@@ -121,6 +130,7 @@ class SI(Strategy):
             with torch.no_grad():
                 torch._foreach_copy_(before, parameters)
             evaluation = inner(closure.with_gradients(look))
+            self._added = ((), ())
             with torch.no_grad():
                 if seen and released:
                     torch._foreach_addcmul_(path, seen, seen, value=context.learning_rate)
@@ -144,6 +154,7 @@ class SI(Strategy):
     def forget(self, forgotten: Forgotten, context: Context) -> None:
         self._path, self._start, self._importance, self._anchors = {}, {}, {}, {}
         self._penalty = WeightedSquares((), (), ())  # it holds all of them
+        self._added = ((), ())
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"path": self._path, "start": self._start, "importance": self._importance, "anchors": self._anchors}
