@@ -12,12 +12,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
 
+SIDES = ("ours", "bare", "avalanche")
 CAPACITY = 500
 SAMPLES = 60_000  # of the measured event: MNIST's size
 QUICK_STEPS = 300
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bench_step(options: argparse.Namespace) -> int:
-    sides = ["ours", "bare"] + ([] if options.without_avalanche else ["avalanche"])
+    sides = SIDES[:2] if options.without_avalanche else SIDES
     results: list[dict[str, Any]] = []
     same = True
     for batch in options.batch:
@@ -90,6 +91,15 @@ def _bench_step(options: argparse.Namespace) -> int:
         same &= row["loss_difference"] <= LOSS_TOLERANCE and row["ours_samples"] == row["bare_samples"]
         same &= abs(row.get("avalanche_samples", row["ours_samples"]) / row["ours_samples"] - 1) <= FEWER
         results.append(row)
+    finish(*step_table(results), results, options)
+    if not same:
+        print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)
+    return 0 if same else 1
+
+
+def step_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the sides' times and ratios, from the results that `--json` keeps."""
+    sides = [side for side in SIDES if f"{side}_us" in results[0]]
     header = [
         "batch",
         *(f"{side} µs a step" for side in sides),
@@ -99,14 +109,11 @@ def _bench_step(options: argparse.Namespace) -> int:
     ]
     rows = []
     for row in results:
-        bounds = dict(zip(("bare", "avalanche"), TARGETS.get(row["batch"], (None, None)), strict=True))
+        bounds = dict(zip(SIDES[1:], TARGETS.get(row["batch"], (None, None)), strict=True))
         ratios = [_ratio(row["ours_us"] / row[f"{side}_us"], bounds[side]) for side in sides[1:]]
         times = [f"{row[f'{side}_us']:.0f}" for side in sides]
         rows.append([str(row["batch"]), *times, *ratios, f"{row['loss_difference']:.1e}", str(row["ours_samples"])])
-    finish(header, rows, results, options)
-    if not same:
-        print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)
-    return 0 if same else 1
+    return header, rows
 
 
 def _ratio(value: float, bound: float | None) -> str:

@@ -6,17 +6,21 @@ Blocks run one after another, as a reader would run them, in a temporary folder 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from cl_framework.bench import step_table
 from cl_framework.cli import main
 from cl_framework.report import report
+from cl_framework.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -126,6 +130,17 @@ def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Pa
     assert len(pairs) >= 7 and copy.read_text() != README.read_text()
     report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{block}", pairs=pairs)
     assert copy.read_text() == README.read_text()
+
+
+def test_the_cost_of_a_step_is_the_committed_records() -> None:
+    record = json.loads((ROOT / "experiments" / "results" / "bench_step.json").read_text())
+    header, rows = step_table(record["results"])
+    shown = re.search(r"<!-- table: bench_step -->\n(.*?)\n<!-- end -->", README.read_text(), re.DOTALL)
+    assert shown is not None and shown[1] == markdown(header, rows)
+    slower = [{**row, "ours_us": 2 * row["ours_us"]} for row in record["results"]]
+    assert shown[1] != markdown(*step_table(slower))
+    medians = [median(row["ours_us_of_each"]) / median(row["bare_us_of_each"]) for row in record["results"]]
+    assert "{:.2f}, {:.2f} and {:.2f} of the bare".format(*medians) in README.read_text()
 
 
 @pytest.mark.parametrize("name", ["audit_fashion_mnist", "audit_perm_mnist"])
