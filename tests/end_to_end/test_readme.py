@@ -169,6 +169,7 @@ def test_tables_stand_between_markers() -> None:
     assert [name for name, _ in found] == [
         "digits",
         "papers",
+        "bench_step",
         "seq_mnist",
         "seq_mnist_differences",
         "perm_mnist",
