@@ -1,18 +1,22 @@
-"""Grids of runs: one cell after another or side by side; what is done is skipped, what was interrupted is resumed."""
+"""Grids of runs: one cell after another or side by side; what is done is skipped, what was interrupted is resumed.
+
+Every cell is a process of its own, forked from one that has imported what all of them need, which would take each longer than a small run.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from cl_framework.config import NOT_RESUMED, load_experiment
@@ -48,12 +52,11 @@ class Cell:
         return self.directory.path.with_name(self.directory.path.name + ".log")
 
     def command(self) -> list[str]:
-        """Start the run, or resume it if there is something to resume."""
-        base = [sys.executable, "-m", "cl_framework"]
+        """The words after `clu` that start the run, or resume it if there is something to resume."""
         if self.resumed:
             kept = [override for override in self.overrides if override.partition("=")[0] not in NOT_RESUMED]
-            return [*base, "resume", str(self.directory.path), *kept]
-        return [*base, "run", str(self.experiment), *self.overrides]
+            return ["resume", str(self.directory.path), *kept]
+        return ["run", str(self.experiment), *self.overrides]
 
 
 def expand(override: str) -> list[str]:
@@ -115,12 +118,13 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
     for cell in waiting:  # all of them before the first starts
         try:
             cell.log.parent.mkdir(parents=True, exist_ok=True)
+            cell.log.touch()
         except OSError as error:
             raise cannot_write(cell.log.parent, error) from error
     for cell in grid:
         if cell not in waiting:
             _say(f"done before: {cell.directory.path}")
-    running: dict[subprocess.Popen[bytes], tuple[Cell, float]] = {}
+    running: dict[ForkServerProcess, tuple[Cell, float]] = {}
     failed: list[Cell] = []
     with _passing_signals(running) as stopping:
         while (waiting and not stopping) or running:
@@ -128,27 +132,46 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
                 cell = waiting.pop(0)
                 running[_start(cell, jobs)] = (cell, time.monotonic())
             time.sleep(0.05)
-            for process in [process for process in running if process.poll() is not None]:
+            for process in [process for process in running if process.exitcode is not None]:
                 cell, started = running.pop(process)
                 seconds = time.monotonic() - started
-                if process.returncode == 0:
+                if process.exitcode == 0:
                     _say(f"done: {cell.directory.path} ({seconds:.0f} s)")
                 else:
                     failed.append(cell)
-                    _say(f"not done (exit code {process.returncode}): {cell.name}; {cell.log} ends with: {_last_line(cell.log)}")
+                    _say(f"not done (exit code {process.exitcode}): {cell.name}; {cell.log} ends with: {_last_line(cell.log)}")
         if stopping:
             failed.extend(waiting)
     return failed
 
 
-def _start(cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = "1"
+def _start(cell: Cell, jobs: int) -> ForkServerProcess:
     verb = "resuming" if cell.resumed else "running"
     _say(f"{verb}: {cell.name}")
-    with cell.log.open("ab") as log:
-        return subprocess.Popen(cell.command(), stdout=log, stderr=log, env=environment, start_new_session=True)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["cl_framework.host", "cl_framework.plots"])  # with Lightning and matplotlib
+    process = server.Process(target=_run, args=(cell.command(), cell.log.absolute(), Path.cwd(), dict(os.environ), jobs))
+    process.start()
+    return process
+
+
+def _run(words: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str], jobs: int) -> None:
+    """`clu WORDS` as if it had been started there: what it was forked from may have been started elsewhere, by an earlier sweep."""
+    import torch
+
+    from cl_framework.cli import main
+
+    os.setsid()  # a Ctrl-C reaches the sweep alone, which passes it on once
+    with log.open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+    sys.exit(main(list(words)))
 
 
 def _last_line(log: Path) -> str:
@@ -157,13 +180,13 @@ def _last_line(log: Path) -> str:
 
 
 @contextmanager
-def _passing_signals(running: dict[subprocess.Popen[bytes], tuple[Cell, float]]) -> Iterator[list[int]]:
+def _passing_signals(running: Mapping[ForkServerProcess, tuple[Cell, float]]) -> Iterator[list[int]]:
     stopping: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         stopping.append(number)
         for process in running:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
