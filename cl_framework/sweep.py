@@ -150,13 +150,13 @@ def _start(cell: Cell, jobs: int) -> ForkServerProcess:
     _say(f"{verb}: {cell.name}")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["cl_framework.host", "cl_framework.plots"])  # with Lightning and matplotlib
-    process = server.Process(target=_run, args=(cell.command(), cell.log.absolute(), Path.cwd(), dict(os.environ), jobs))
+    process = server.Process(target=_run, args=(cell.command(), cell.log.absolute(), dict(os.environ), jobs))
     process.start()
     return process
 
 
-def _run(words: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str], jobs: int) -> None:
-    """`clu WORDS` as if it had been started there: what it was forked from may have been started elsewhere, by an earlier sweep."""
+def _run(words: Sequence[str], log: Path, environment: Mapping[str, str], jobs: int) -> None:
+    """`clu WORDS` in this environment: what it is forked from may have been started in another, by an earlier sweep of the same process."""
     import torch
 
     from cl_framework.cli import main
@@ -165,7 +165,6 @@ def _run(words: Sequence[str], log: Path, folder: Path, environment: Mapping[str
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     if jobs > 1:
