@@ -35,8 +35,8 @@ def run_model(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Tensor | None,
         if "more than 1 value per channel" not in str(error):
             raise
         raise FrameworkError(
-            "a batch of one sample reached a BatchNorm layer, which needs two to normalise. Choose a batch_size that leaves no single "
-            "sample over, or a model without BatchNorm."
+            "a batch of one sample reached a BatchNorm layer, which needs two to normalise. Choose a batch_size "
+            "(and where a strategy draws rows, a minibatch and a capacity) that leaves no single sample over, or a model without BatchNorm."
         ) from error
 
 

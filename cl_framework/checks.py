@@ -25,6 +25,8 @@ def check_range(
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds if bound is not None)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # tensors hold no larger ones
+        raise ValueError(f"{name} must be a number of 64 bits, got {value!r}")
     if not all(holds for _, _, holds in bounds):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 

@@ -240,7 +240,8 @@ class Runner:
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
         if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
-            text = f"weights are not finite after {event}: training has diverged. Lower optimizer.lr or set optimizer.clip."
+            remedy = "Lower optimizer.lr or a strategy's weight, or set optimizer.clip."
+            text = f"weights are not finite after {event}: training has diverged. {remedy}"
             warn_listeners(self.listeners, text)
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
         cost = cost_row(self._walked.tally, learner.cost)  # before the evaluation, which looks at the model too

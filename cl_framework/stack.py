@@ -88,7 +88,10 @@ class Stack:
         traits = member.strategy.traits
         if setting.scenario and setting.scenario not in traits.scenarios:
             allowed = ", ".join(traits.scenarios)
-            raise ConfigurationError(f"strategies.{member.slot} does not work with scenario={setting.scenario}; it allows: {allowed}.")
+            raise ConfigurationError(
+                f"strategies.{member.slot} does not work with scenario={setting.scenario}; it allows: {allowed}. "
+                f"Set scenario={traits.scenarios[0]}."
+            )
         if setting.modality is not None and setting.modality not in traits.modalities:
             allowed = ", ".join(traits.modalities)
             raise ConfigurationError(f"strategies.{member.slot} does not work on {setting.modality} benchmarks; it allows: {allowed}.")

@@ -13,7 +13,8 @@ Differs: g is the gradient of the objective at the weights where it is applied, 
 Interacts: terms of other strategies (replay) are part of the loss whose path is followed. A wrapper that moves weights before it calls
     inward (refresh) belongs outside of this one, where its movement is not counted; inside of it the movement is. A wrapper that maps
     gradients (A-GEM) belongs inside of it, where the path is that of the loss and not of the mapped gradient; one that steps several
-    times belongs outside, since only the last gradient of a call inward is followed.
+    times belongs outside, since only the last gradient of a call inward is followed. What a neighbour's phase before the event's own
+    moves (LwF's warm-up) counts as displacement and not as path.
     After an Unlearn nothing is held: Omega is a sum over tasks that cannot be taken apart, and the weights that it held the others to
     would pull the unlearned task back. The next Learn begins anew.
 """

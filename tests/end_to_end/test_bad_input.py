@@ -58,12 +58,16 @@ REFUSED_WITHOUT_DATA = [
         "remove all but one.",
     ),
     (
+        ["strategies.er.minibatch=99999999999999999999"],
+        "clu: strategies.er.minibatch must be a number of 64 bits, got 99999999999999999999.",
+    ),
+    (
         ["strategies.icarl={}", "strategies.analytic={}"],
         "clu: at most one strategy of a stack answers predictions, but strategies.icarl and strategies.analytic do; remove all but one.",
     ),
     (
         ["strategies.hypernetwork={}", "scenario=class_il"],
-        "clu: strategies.hypernetwork does not work with scenario=class_il; it allows: task_il.",
+        "clu: strategies.hypernetwork does not work with scenario=class_il; it allows: task_il. Set scenario=task_il.",
     ),
     (
         ["strategies.ewc={}", "blurry=0.2"],

@@ -90,7 +90,7 @@ FITTING: dict[str, Any] = {"scenario": "task_il", "modality": "text", "objective
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"scenario": "class_il"}, "strategies.narrow does not work with scenario=class_il; it allows: task_il."),
+        ({"scenario": "class_il"}, "strategies.narrow does not work with scenario=class_il; it allows: task_il. Set scenario=task_il."),
         ({"modality": "vision"}, "strategies.narrow does not work on vision benchmarks; it allows: text."),
         (
             {"objective": "language_modelling"},
