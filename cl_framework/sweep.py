@@ -148,9 +148,14 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
 def _start(cell: Cell, jobs: int) -> ForkServerProcess:
     verb = "resuming" if cell.resumed else "running"
     _say(f"{verb}: {cell.name}")
+    return forked(cell.command(), cell.log, jobs)
+
+
+def forked(words: Sequence[str], log: Path, jobs: int = 1) -> ForkServerProcess:
+    """`clu WORDS` as a process that has imported everything already; what it says is appended to `log`. One of `jobs` side by side."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["cl_framework.host", "cl_framework.plots"])  # with Lightning and matplotlib
-    process = server.Process(target=_run, args=(cell.command(), cell.log.absolute(), dict(os.environ), jobs))
+    process = server.Process(target=_run, args=(words, log.absolute(), dict(os.environ), jobs))
     process.start()
     return process
 
