@@ -9,6 +9,8 @@ Differs: a bias goes with its matrix, a fused projection counts as one. Norms ou
     networks without attention the categories are convolutions, linear layers and norms; a layer is a block, in an MLP each hidden layer.
     Half of an odd number is rounded down, as published; a category of a single matrix has it learn at every second task on average.
     `matrix` draws every matrix by itself, so that the share holds in the mean only; the publication compares `model` and `layer`.
+    balance=params halves entries, not matrices: each matrix learns at `share` of the tasks, the largest are drawn first and smaller ones
+    make up for them. Until 2026-11-27 it drew at ties alone: with a share other than 0.5 some matrices never learned, others always.
 Interacts: whatever else acts, a frozen tensor is bit-identical after the event. With optimizer.reset=never the moments of a tensor wait
     until it learns again. Phases that others ask for (Fisher, a classifier's training) are theirs and not halved.
 """
@@ -44,16 +46,25 @@ def chosen_by_count(layers: Sequence[Sequence[Matrix]], share: float, generator:
 
 
 def chosen_by_size(layers: Sequence[Sequence[Matrix]], share: float, generator: torch.Generator) -> list[Matrix]:
-    """Matrices with `share` of all entries, as near as whole ones allow: each, the largest of a layer first, goes where most is lacking."""
+    """Matrices with `share` of all entries, as near as whole ones allow, where each has the chance `share` over draws.
+
+    The largest are drawn first, equal ones in random order. What a draw has too many or too few of changes the chances of those after it,
+    as far as these stay chances: the change is 0 in the mean, so that each keeps its share.
+    """
+    ordered = sorted(_shuffled(layers, generator), key=lambda layer: -sum(matrix.size for matrix in layer))
+    units = [matrix for layer in ordered for matrix in sorted(_shuffled(layer, generator), key=lambda one: -one.size)]
+    chances = [share] * len(units)
     chosen: list[Matrix] = []
-    trained = total = 0
-    for layer in layers:
-        for matrix in sorted(_shuffled(layer, generator), key=lambda one: -one.size):
-            total += matrix.size
-            short = share * total - trained
-            if short > matrix.size / 2 or (short == matrix.size / 2 and bool(torch.rand(1, generator=generator) < 0.5)):
-                chosen.append(matrix)
-                trained += matrix.size
+    for place, matrix in enumerate(units):
+        chance, owed = chances[place], float(matrix.size)  # entries by which all chances to come would move between learning and not
+        learns = bool(torch.rand(1, generator=generator) < chance)
+        if learns:
+            chosen.append(matrix)
+        if 0 < chance < 1:
+            for later in range(place + 1, len(units)):
+                step = min(owed / units[later].size, chances[later] / (1 - chance), (1 - chances[later]) / chance)
+                chances[later] -= step * (learns - chance)
+                owed -= step * units[later].size
     return chosen
 
 

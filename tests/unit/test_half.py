@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from cl_framework import Matrix, matrices, trained_share
 from cl_framework.models.mlp import MLP
+from cl_framework.models.resnet import ResNet18
 from cl_framework.parameters import SELECTABLE as CATEGORIES
 from cl_framework.strategy import Batch, Context, Output
 from cl_framework.testing.laboratory import beside, experiment_of, finish
 from cl_framework.testing.neighbours import Neighbour, slot
-from strategies.half import GRANULARITIES, SELECTABLE, select
+from strategies.half import GRANULARITIES, SELECTABLE, chosen_by_size, select
 
 
 class Attention(nn.Module):
@@ -137,6 +139,66 @@ def test_grouped_queries_by_parameters_and_by_count() -> None:
         assert abs(balanced - total / 2) <= largest
         counted.add(sum(matrix.size for matrix in chosen(model, seed=seed) if matrix.category == "attention") / total)
     assert max(counted) > 0.55 or min(counted) < 0.45  # the control: by count the share of the parameters wanders
+
+
+def greedy(layers: Sequence[Sequence[Matrix]], share: float, generator: torch.Generator) -> list[Matrix]:
+    """The control, and what stood here before: each matrix, the largest first, learns where that brings the share nearer."""
+    picked: list[Matrix] = []
+    trained = total = 0
+    for matrix in sorted((one for layer in layers for one in layer), key=lambda one: -one.size):
+        total += matrix.size
+        if share * total - trained > matrix.size / 2:
+            picked.append(matrix)
+            trained += matrix.size
+    return picked
+
+
+def each_alone(layers: Sequence[Sequence[Matrix]], share: float, generator: torch.Generator) -> list[Matrix]:
+    return [matrix for layer in layers for matrix in layer if bool(torch.rand(1, generator=generator) < share)]
+
+
+SIZES = ((100, 64), (40, 40, 20, 9), (300, 30, 30), (7,))  # of the matrices of each layer; the largest is 47 percent of all
+
+
+def drawn(choose: Callable[..., list[Matrix]], sizes: Sequence[Sequence[int]], share: float, draws: int) -> tuple[list[float], list[float]]:
+    """How often each matrix was chosen, and in each draw the share of the entries."""
+    layers = [[Matrix(f"{i}.{j}", (), size, "linear", str(i)) for j, size in enumerate(layer)] for i, layer in enumerate(sizes)]
+    one, often, shares = generator(), Counter[str](), []
+    for _ in range(draws):
+        picked = choose(layers, share, one)
+        often.update(matrix.module for matrix in picked)
+        shares.append(sum(matrix.size for matrix in picked) / sum(map(sum, sizes)))
+    return [often[matrix.module] / draws for layer in layers for matrix in layer], shares
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize("sizes", [SIZES, ((6400, 10000),)], ids=["layers", "two"])
+def test_by_size_each_matrix_learns_at_the_share_of_the_draws(sizes: Sequence[Sequence[int]], share: float) -> None:
+    frequencies, shares = drawn(chosen_by_size, sizes, share, draws=500)
+    assert len(frequencies) == sum(map(len, sizes))
+    assert all(abs(frequency - share) < 0.09 for frequency in frequencies)  # 4 standard errors
+    assert abs(sum(shares) / 500 - share) < 0.05
+    if share != 0.5:
+        assert {0.0, 1.0} & set(drawn(greedy, sizes, share, draws=5)[0])  # the control: some never learn or always do
+
+
+def test_by_size_the_share_of_a_draw_is_as_near_as_sizes_allow() -> None:
+    sizes = [[64, 64, 32, 32, 8, 8, 4, 4, 2, 2, 1, 1]] * 2
+    misses = [abs(share - 0.3) for share in drawn(chosen_by_size, sizes, 0.3, draws=100)[1]]
+    assert sum(misses) / 100 < 0.02
+    misses = [abs(share - 0.3) for share in drawn(each_alone, sizes, 0.3, draws=100)[1]]
+    assert sum(misses) / 100 > 0.08  # the control: each drawn by itself
+
+
+@pytest.mark.parametrize("granularity", ["category", "layer", "model"])
+@pytest.mark.parametrize("share", [0.3, 0.75])
+def test_by_size_every_matrix_of_a_network_learns_at_some_tasks_and_rests_at_others(granularity: str, share: float) -> None:
+    found = [matrix for matrix in matrices(ResNet18(3, 10, width=4)) if matrix.category in SELECTABLE]
+    often: Counter[str] = Counter()
+    for seed in range(60):
+        often.update(matrix.module for matrix in select(found, granularity, share, "params", generator(seed)))
+    assert len(often) == len(found) == 40
+    assert all(abs(count / 60 - share) < 0.25 for count in often.values())  # 4 standard errors
 
 
 def test_the_share_that_learns() -> None:
