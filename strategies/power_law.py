@@ -27,6 +27,23 @@ from torch import Tensor
 from cl_framework import Context, Forgotten, Plan, Strategy, TaskId, Traits, check_choice, check_range, register
 
 ENVIRONMENTS = ("power_law", "exponential", "uniform", "recency", "none", "joint")
+_COUNTED = ("power_law", "exponential", "uniform", "recency")
+_SHOWN = (*_COUNTED, "joint")
+# Option -> {other option: its values with which the first is read}; with others it would change nothing.
+READ_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+    "lag": {"environment": ("power_law", "exponential", "recency")},
+    "exponent": {"environment": ("power_law",)},
+    "rate": {"environment": ("exponential",)},
+    "recency": {"environment": ("recency",)},
+    "counts": {"environment": _COUNTED},
+    "budget": {"environment": _COUNTED, "counts": ("budget",)},
+    "fraction": {"environment": _COUNTED, "counts": ("absolute", "encounter")},
+    "encounter_samples": {"environment": _COUNTED, "counts": ("encounter",)},
+    "rounding": {"environment": _COUNTED, "counts": ("budget", "absolute")},
+    "source": {"environment": _SHOWN},
+    "capacity": {"environment": _SHOWN, "source": ("buffer",)},
+    "keeps": {"environment": _SHOWN},
+}
 
 
 # --- how often: pure functions of lags ---
@@ -152,6 +169,14 @@ class PowerLawConfig:
         check_range("fraction", self.fraction, low=0, high=1)
         check_range("encounter_samples", self.encounter_samples, low=1)
         check_range("capacity", self.capacity, low=1)
+        for name, wanted in READ_WITH.items():
+            value = getattr(self, name)
+            for other, values in wanted.items():
+                if value != getattr(type(self), name) and getattr(self, other) not in values:
+                    allowed = " or ".join(filter(None, (", ".join(values[:-1]), values[-1])))
+                    raise ValueError(
+                        f"{name}={value} would change nothing with {other}={getattr(self, other)}; leave it out, or set {other}={allowed}"
+                    )
 
 
 def rehearsal_counts(config: PowerLawConfig, lags: Tensor, sizes: Tensor, new: int, generator: torch.Generator) -> Tensor:

@@ -185,6 +185,35 @@ def test_a_task_is_met_as_often_as_its_weight_says(fraction: float, exponent: fl
     assert often == pytest.approx([min(1.0, fraction * lag**-exponent) for lag in range(1, 9)], abs=0.03)
 
 
+def modes() -> list[dict[str, Any]]:
+    """Every environment and way of counting that can stand together."""
+    counted = [{"environment": name, "counts": counts} for name in ENVIRONMENTS[:4] for counts in ("budget", "absolute", "encounter")]
+    several = [mode | ({"recency": 3} if mode["environment"] == "recency" else {}) for mode in counted]  # one task has nothing to round
+    return [*several, {"environment": "none"}, {"environment": "joint"}]
+
+
+def test_what_changes_no_count_in_a_mode_is_refused_there_and_nothing_else() -> None:
+    lags = lags_of_phase(20)
+    sizes = torch.full_like(lags, 400)
+    others = {"exponent": 0.5, "rate": 0.2, "recency": 7, "budget": 0.2, "fraction": 0.2, "encounter_samples": 90, "rounding": "randomised"}
+    swept = refused = 0
+    for mode in modes():
+        for name, value in others.items():
+            as_is, changed = PowerLawConfig(**mode), PowerLawConfig(**mode)
+            object.__setattr__(changed, name, value)  # past what refuses it
+            found = [[rehearsal_counts(config, lags, sizes, 1003, seeded(seed)) for seed in range(20)] for config in (as_is, changed)]
+            if any(not torch.equal(one, other) for one, other in zip(*found, strict=True)):
+                assert getattr(PowerLawConfig(**mode | {name: value}), name) == value
+            else:
+                with pytest.raises(
+                    ValueError, match=rf"^{name}={value} would change nothing with (environment|counts)=\w+; leave it out, or"
+                ):
+                    PowerLawConfig(**mode | {name: value})
+                refused += 1
+            swept += 1
+    assert (swept, refused) == (14 * 7, 65)
+
+
 # --- mixing ---
 
 

@@ -63,7 +63,8 @@ def shown(plan: Plan) -> list[int]:
 def test_a_phase_shows_all_of_its_task_and_nothing_of_the_future(tmp_path: Path) -> None:
     swept = 0
     for environment in ENVIRONMENTS:
-        for phase, plan in enumerate(plans_of(tmp_path, environment=environment, budget=0.5)):
+        budget = {} if environment in ("none", "joint") else {"budget": 0.5}
+        for phase, plan in enumerate(plans_of(tmp_path, environment=environment, **budget)):
             counts = shown(plan)
             assert counts[phase] == A_TASK
             assert not any(counts[phase + 1 :])
@@ -118,7 +119,7 @@ def test_encounters_in_a_stream_follow_the_lag(lag: str, tmp_path: Path) -> None
 
 
 def test_the_same_seed_gives_the_same_schedule(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"counts": "encounter", "fraction": 1.0, "source": "buffer", "capacity": 9, "rounding": "randomised"}
+    options: dict[str, Any] = {"counts": "encounter", "fraction": 1.0, "source": "buffer", "capacity": 9}
     one, again, other = (plans_of(tmp_path, seed=seed, **options) for seed in (3, 3, 4))
     assert all(torch.equal(a.ids, b.ids) and torch.equal(a.offsets, b.offsets) for a, b in zip(one, again, strict=True))
     assert not all(torch.equal(a.ids, b.ids) for a, b in zip(one, other, strict=True))
@@ -128,7 +129,7 @@ def test_a_buffer_gives_the_same_few_samples_of_a_task(tmp_path: Path) -> None:
     options: dict[str, Any] = {"environment": "uniform", "counts": "absolute", "fraction": 1.0}
     past = {source: [] for source in ("whole", "buffer")}
     for source, seen in past.items():
-        for plan in plans_of(tmp_path, source=source, capacity=6, **options)[1:]:
+        for plan in plans_of(tmp_path, source=source, **{"capacity": 6} if source == "buffer" else {}, **options)[1:]:
             seen.append(set(plan.ids[plan.ids < A_TASK].tolist()))
     assert all(len(seen) == 6 for seen in past["buffer"])
     assert len(set(map(frozenset, past["buffer"]))) == 1
@@ -167,9 +168,8 @@ def test_budgets_stand_in_the_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["whole", "buffer"])
 def test_an_unlearned_task_never_comes_back(source: str, tmp_path: Path) -> None:
     """The plan of a later phase would be refused if it did; the budget goes to the tasks that remain."""
-    experiment = experiment_of(
-        {"power_law": {"budget": 0.5, "source": source, "capacity": 30}}, tmp_path, stream="L0 L1 U0 L2", evaluate="seen"
-    )
+    options = {"budget": 0.5, "source": source} | ({"capacity": 30} if source == "buffer" else {})
+    experiment = experiment_of({"power_law": options}, tmp_path, stream="L0 L1 U0 L2", evaluate="seen")
     outcome = finish(beside(experiment, after=[slot(Oblivious)]))
     assert rows_of(outcome.path) == [(36, 0), (36, 18), (36, 18)]
     state = outcome.learner["strategies"]["power_law"]
@@ -276,3 +276,19 @@ def test_bad_options_are_refused_by_name(option: str, text: str, tmp_path: Path)
     key, value = option.split(": ")
     with pytest.raises(ConfigurationError, match=text):
         experiment_of({"power_law": {}}, tmp_path, overrides=[f"strategies.power_law.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("rate=0.5", "rate=0.5 would change nothing with environment=power_law; leave it out, or set environment=exponential"),
+        ("environment=uniform exponent=2", "exponent=2.0 would change nothing with environment=uniform; leave it out, or set"),
+        ("environment=joint budget=0.5", "set environment=power_law, exponential, uniform or recency."),
+        ("environment=none keeps=steps", "keeps=steps would change nothing with environment=none; leave it out, or set"),
+        ("fraction=0.2", "fraction=0.2 would change nothing with counts=budget; leave it out, or set counts=absolute or encounter."),
+        ("capacity=9", "capacity=9 would change nothing with source=whole; leave it out, or set source=buffer."),
+    ],
+)
+def test_an_option_that_is_not_read_is_refused(options: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"strategies.power_law.*{text}"):
+        experiment_of({"power_law": {}}, tmp_path, overrides=[f"strategies.power_law.{option}" for option in options.split()])
