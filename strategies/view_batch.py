@@ -159,6 +159,11 @@ class ViewBatch(Strategy):
             )
         if config.strong and config.views > 1 and setting.strongly is False:
             raise ConfigurationError("strong=true needs a strong augmentation, but this benchmark has none; set strong=false.")
+        if config.views > 1 and config.weight and config.warm_up >= setting.epochs:
+            raise ConfigurationError(
+                f"warm_up={config.warm_up} is not below epochs={setting.epochs}, so that the consistency term would never start. "
+                "Lower it, raise epochs, or set weight=0."
+            )
 
     def plan(self, plan: Plan, context: Context) -> Plan:
         if self.config.views == self.config.stretch == 1:

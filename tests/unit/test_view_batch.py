@@ -358,6 +358,12 @@ def asking(batch_size: int, strongly: bool | None) -> Setting:
             r"interval: 4 does not divide batch_size 10, .* interval to one of 1, 2, 5, 10, or .* of 4\.",
         ),
         ({"strong": True}, 8, False, r"strong=true needs a strong augmentation, but this benchmark has none; set strong=false\."),
+        (
+            {"warm_up": 1},
+            8,
+            None,
+            r"^warm_up=1 is not below epochs=1, so that the consistency term would never start\. Lower it, .* set weight=0\.$",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], batch_size: int, strongly: bool | None, message: str) -> None:
