@@ -81,7 +81,7 @@ class HypernetworkConfig:
     variant: str = "sound"  # sound or released
     gamma: float | None = None  # weight of the alignment with noise, > 0, default: 0.1, released: 0.01; what is preserved has weight 1
     noise: str = "fresh"  # another z in each step (fresh), or one for a whole request (fixed)
-    draws: int = 10  # sets of noise a step, >= 1
+    draws: int = 10  # fresh: sets of noise a step, >= 1
     unlearning_steps: int = 100  # >= 1
     unlearning_lr: float | None = None  # of Adam, > 0, default: 0.01, released: 0.001
 
@@ -103,6 +103,8 @@ class HypernetworkConfig:
         for name in ("gamma", "unlearning_lr"):
             check_range(name, getattr(self, name), above=0)
         check_range("draws", self.draws, low=1)
+        if self.noise == "fixed" and self.draws != type(self).draws:
+            raise ValueError(f"draws={self.draws} belongs to noise=fresh; with noise=fixed one set is drawn for a request, leave draws out")
         check_range("unlearning_steps", self.unlearning_steps, low=1)
 
     @property

@@ -330,6 +330,7 @@ def test_another_embedding_answers_meanwhile_and_its_own_again_after_an_error() 
         ({"gamma": 0}, "hypernetwork.gamma must be > 0, got 0.0"),
         ({"noise": "loud"}, "hypernetwork.noise must be one of fresh, fixed, got 'loud'"),
         ({"unlearning_steps": 0}, "hypernetwork.unlearning_steps must be >= 1, got 0"),
+        ({"noise": "fixed", "draws": 2}, "hypernetwork.draws=2 belongs to noise=fresh; with noise=fixed one set is .*, leave draws out"),
     ],
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], text: str, tmp_path: Path) -> None:
