@@ -79,6 +79,11 @@ class MIR(Strategy):
                 f"candidates={self.config.candidates} are not more than the {count} rows replayed a step, so that none would be chosen. "
                 f"Set candidates above {count}, or use er."
             )
+        if 0 < self.config.capacity <= count:
+            raise ConfigurationError(
+                f"capacity={self.config.capacity} holds no more than the {count} rows replayed a step, so that none would be chosen. "
+                f"Set capacity above {count}, or use er."
+            )
 
     def draw(self, batch: Batch, context: Context) -> Mapping[str, Draw]:
         count = self.config.minibatch or context.batch_size

@@ -130,6 +130,13 @@ def test_candidates_are_five_times_as_many_as_are_replayed_and_never_as_few(tmp_
             run_spied(tmp_path / str(candidates), {"minibatch": 12, "candidates": candidates})
 
 
+def test_a_memory_that_is_replayed_whole_is_refused(tmp_path: Path) -> None:
+    for options, count in (({"capacity": 8}, 8), ({"capacity": 3, "minibatch": 5}, 5)):
+        with pytest.raises(ConfigurationError, match=f"mir.capacity={options['capacity']} holds no more than the {count} rows replayed a"):
+            run_spied(tmp_path / str(count), options)
+    assert any(entry["draw"] for entry in run_spied(tmp_path / "more", {"capacity": 9}))
+
+
 def test_a_choice_among_many_is_not_a_draw_at_random(tmp_path: Path) -> None:
     chosen = finish(experiment_of({"replay": {"use": "mir", "minibatch": 5}}, tmp_path / "mir", stream="L0 L1 L2"))
     random = finish(experiment_of({"replay": {"use": "er", "minibatch": 5}}, tmp_path / "all", stream="L0 L1 L2"))
