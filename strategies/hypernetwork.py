@@ -24,8 +24,8 @@ stream's tasks; chunk embeddings are not trained; the embedding of what is unlea
 later, and each request has 9 / 10 of the steps of the one before. The layout is ours (that code's head writes layers out of order), and
 so are statistics a task. In neither is the last live task a special case: nothing is preserved then, where that code divides 0 by 0.
 Interacts: needs the task of every row, in evaluation as well, so scenario=task_il: on permuted and rotated digits that is knowing which
-permutation it is. Replay of old tasks trains what is shared, never their embeddings. joint and cumulative show old tasks again while
-the regulariser holds them: use beta=0 there.
+permutation it is. Replay of old tasks trains what is shared, never their embeddings. cumulative shows old tasks again while the
+regulariser holds them: use beta=0 there.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Differs: one softmax over all classes learned before; heads=task has one for eac
     augmented nor normalised, so that its answers are the same in every epoch (computed once there, at each step here, which keeps
     nothing); the warm-up runs for the run's epochs, by plain SGD on features of evaluation mode, its softmax over the task's own
     classes. That code leaves classes to come out of the task's softmax; here the scenario decides. Its default weight is 0.5.
-Interacts: looks at the stream's rows alone, not at what others replay, but at past samples that joint, cumulative or power_law show.
+Interacts: looks at the stream's rows alone, not at what others replay, but at past samples that cumulative or power_law show.
     A wrapper that calls the closure often pays for the teacher once. On a task-conditioned model (hypernetwork) teacher and student
     both answer as the network of the rows' own task, as which the teacher had learned nothing: the old tasks' networks are held
     by what they share with it alone.
