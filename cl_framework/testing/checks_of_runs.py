@@ -130,7 +130,7 @@ def memory_is_bounded(subject: Subject, folder: Path) -> None:
     sizes = []
     for count in (_MANY, 2 * _MANY):
         benchmark = {"name": "synthetic", "tasks": 2, "classes_per_task": 2, "train_per_class": count, "test_per_class": 10}
-        experiment = subject.experiment(folder / str(count), subject.traits.stores_with, benchmark=benchmark, batch_size=500)
+        experiment = subject.experiment(folder / str(count), subject.traits.stores_with, benchmark=benchmark, batch_size=400)
         outcome = finish(experiment)
         sizes.append(size_of(outcome.learner["strategies"][subject.name]))
     assert sizes[1] <= sizes[0], f"its state grew from {sizes[0]} to {sizes[1]} bytes when the samples doubled"
