@@ -23,7 +23,7 @@ from cl_framework.strategy import Batch, Phase
 T = TypeVar("T")
 
 STEPS_PER_CHUNK = 32  # optimizer steps that Lightning sees as one batch: spreads its cost
-_WINDOW_BYTES = 1 << 21  # raw bytes read at once: stays in cache, and amortises the read
+_WINDOW_BYTES = 2 << 20  # raw bytes read at once: stays in cache, and amortises the read
 _WORKER_BYTES = 64 << 20  # of items a worker hands over at once: some such chunks wait in memory for each worker
 
 
