@@ -10,7 +10,7 @@ Differs: a bias goes with its matrix, a fused projection counts as one. Norms ou
     Half of an odd number is rounded down, as published; a category of a single matrix has it learn at every second task on average.
     `matrix` draws every matrix by itself, so that the share holds in the mean only; the publication compares `model` and `layer`.
     balance=params halves entries, not matrices: each matrix learns at `share` of the tasks, the largest are drawn first and smaller ones
-    make up for them. Until 2026-11-27 it drew at ties alone: with a share other than 0.5 some matrices never learned, others always.
+    make up for them.
 Interacts: whatever else acts, a frozen tensor is bit-identical after the event. With optimizer.reset=never the moments of a tensor wait
     until it learns again. Phases that others ask for (Fisher, a classifier's training) are theirs and not halved.
 """
