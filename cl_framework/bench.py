@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_framework.errors import FrameworkError
+from cl_framework.errors import ConfigurationError, FrameworkError
 
 SIDES = ("ours", "bare", "avalanche")
 CAPACITY = 500
@@ -33,11 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.quick:
         options.steps, options.repeats = QUICK_STEPS, 1
+    if options.model is not None and options.strategies is None:
+        raise ConfigurationError("--model says what --strategies trains: add --strategies, or leave --model out.")
     if options.strategies is not None:
         from cl_framework.bench_strategies import table
 
         batches = options.batch if options.batch != DEFAULT_BATCHES else DEFAULT_BATCHES[1:]
-        table(options.strategies, batches, options.steps, options.repeats, options.json)
+        table(options.strategies, options.model or "mlp", batches, options.steps, options.repeats, options.json)
         return 0
     if options.text:
         from cl_framework.bench_text import compare
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--capacity", type=count, default=CAPACITY, help="samples in memory")
     parser.add_argument("--without-avalanche", action="store_true", help="leave Avalanche out")
     parser.add_argument("--strategies", nargs="*", metavar="NAME", help="instead: cost a step of these strategies, by default of all")
+    parser.add_argument("--model", metavar="NAME", help="with --strategies: the model they train (default: mlp)")
     parser.add_argument("--text", action="store_true", help="instead: tokens a second in language modelling")
     parser.add_argument("--memory", action="store_true", help="instead: cost a step for memories of 1e3 to 1e6 samples")
     parser.add_argument("--evaluation", action="store_true", help="instead: time of evaluating 1 to 20 tasks")

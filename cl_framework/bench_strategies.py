@@ -31,15 +31,19 @@ WIDE = (1000, 1000)  # hidden units of the model on which half fine-tuning is se
 SLACK = {"view_batch": {"weight": 1.0}}  # options beside the defaults
 
 
-def table(names: Sequence[str], batches: Sequence[int], steps: int | None, repeats: int, json_path: Path | None) -> None:
-    """Measure, print, and write the results to `json_path` if there is one. Without names: every strategy there is."""
+def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int | None, repeats: int, json_path: Path | None) -> None:
+    """Measure on a registered model, print, and write the results to `json_path` if there is one. Without names: every strategy there is.
+
+    Raises ConfigurationError if there is no such strategy or model.
+    """
     from cl_framework import registry
 
     known = [entry.name for entry in registry.strategies.entries() if entry.status == "ok"]
     for name in names:
         registry.strategies.get(name)
+    registry.models.get(model)
     wanted = [FINE_TUNING, *(names or known)]
-    results = [_fastest(name, batch, steps or SAMPLES // batch, repeats) for batch in batches for name in wanted]
+    results = [_fastest(name, model, batch, steps or SAMPLES // batch, repeats) for batch in batches for name in wanted]
     header = [
         "batch",
         "strategy",
@@ -75,14 +79,14 @@ def _shown(row: dict[str, Any], unit: float) -> list[str]:
     ]
 
 
-def _fastest(name: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
-    runs = [_child("strategy", batch, steps, name) for _ in range(repeats)]
+def _fastest(name: str, model: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
+    runs = [_child("strategy", batch, steps, name, model) for _ in range(repeats)]
     return runs[0] | {key: min(run[key] for run in runs) for key in ("us", "passes_us", "phases_ms")}
 
 
-def _child(what: str, amount: float, steps: int, name: str = "") -> dict[str, Any]:
+def _child(what: str, amount: float, steps: int, name: str = "", model: str = "mlp") -> dict[str, Any]:
     """Run one measurement in a process of its own, on one thread."""
-    words = [what, "--amount", str(amount), "--steps", str(steps), "--name", name]
+    words = [what, "--amount", str(amount), "--steps", str(steps), "--name", name, "--model", model]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "cl_framework.bench_strategies", *words], capture_output=True, text=True, env=environment, check=False
@@ -207,10 +211,11 @@ def _event(learner: Any, index: int) -> tuple[float, float, int, Any]:
 def strategy(options: argparse.Namespace) -> dict[str, Any]:
     """A strategy's step, and a bare loop with the same passes."""
     batch = int(options.amount)
-    learner = _learner(options.name, {}, batch, options.steps)
+    learner = _learner(options.name, {}, batch, options.steps, model={"name": options.model})
     _event(learner, 0)
     seconds, phases, steps, cost = _event(learner, 1)
-    row: dict[str, Any] = {"strategy": options.name, "batch": batch, "steps": steps, "phases_ms": 1e3 * phases, "us": 0.0, "passes_us": 0.0}
+    row: dict[str, Any] = {"strategy": options.name, "model": options.model, "batch": batch, "steps": steps}
+    row |= {"phases_ms": 1e3 * phases, "us": 0.0, "passes_us": 0.0}
     if not steps:
         return row
     row |= {"us": 1e6 * seconds / steps, "forward": cost.forward_passes / steps, "backward": cost.backward_passes / steps}
@@ -257,7 +262,7 @@ def _bare(model: Any, cost: Any, steps: int, measured: int) -> float:
 
     if not cost.forward_passes:
         return 0.0
-    for _ in range(20):
+    for _ in range(min(20, measured)):
         step()
     started = time.process_time()
     for _ in range(measured):
@@ -291,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--amount", type=float, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--name", default="")
+    parser.add_argument("--model", default="mlp")
     options = parser.parse_args(argv)
     print(json.dumps({"strategy": strategy, "half_saving": half_saving}[options.what](options)))
     return 0

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -302,12 +303,6 @@ _MATTERS = ("python", "platform", "processor", "device", "threads", "determinist
 
 def environment(device: str, threads: int, deterministic: bool) -> dict[str, Any]:
     """What bit-exactness depends on: machine, versions, threads, device."""
-    versions: dict[str, Any] = {}
-    for name in _PACKAGES:
-        try:
-            versions[f"version {name}"] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[f"version {name}"] = None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -315,8 +310,16 @@ def environment(device: str, threads: int, deterministic: bool) -> dict[str, Any
         "device": device,
         "threads": threads,
         "deterministic": deterministic,
-        **versions,
+        **{f"version {name}": _version(name) for name in _PACKAGES},
     }
+
+
+@cache  # the search through all that is installed takes longer than the start of a small run
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -136,6 +136,8 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     object_given = experiment.benchmark if isinstance(experiment.benchmark.options, GivenOptions) else None
     if object_given is not None and state["config"]["benchmark"].get(GIVEN) != object_given.options.given:
         raise ConfigurationError(f"{directory.path} was started on other data than the benchmark given now. {remedy}")
+    if state["fingerprint"] == experiment.fingerprint and state["config"]["seed"] == experiment.run.seed:
+        return
     started = load_experiment(state["config"], given=object_given)
     keys = experiment.differing_keys(started)
     if experiment.run.seed != started.run.seed:

@@ -31,6 +31,9 @@ def structured(schema: type, given: Mapping[Any, Any], path: str) -> Any:
         raise ConfigurationError(_explain(error, schema, path, given)) from error
 
 
+_hints = cache(typing.get_type_hints)  # of a dataclass: name -> type
+
+
 @cache
 def _defaults(schema: type) -> DictConfig:
     """The dataclass `schema` for OmegaConf, which takes longer over it than over merging a copy with what is given."""
@@ -41,7 +44,7 @@ def _defaults(schema: type) -> DictConfig:
 
 def _tuples(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """OmegaConf knows lists only: give tuples where the dataclass says so."""
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
 
     def wants_tuple(hint: Any) -> bool:
         return typing.get_origin(hint) is tuple or any(typing.get_origin(part) is tuple for part in typing.get_args(hint))
@@ -79,7 +82,7 @@ def _unfit(schema: type, given: Mapping[Any, Any]) -> str:
 def _kind_of(schema: Any, key: str) -> str:
     """In words what the option `key` of a dataclass holds; "" if there is no such option."""
     for part in key.split("."):
-        hints = typing.get_type_hints(schema) if is_dataclass(schema) else {}
+        hints = _hints(schema) if isinstance(schema, type) and is_dataclass(schema) else {}
         if part not in hints:
             return ""
         schema = hints[part]
@@ -98,7 +101,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _refuse_lists_of_options(schema: type, given: Mapping[Any, Any], path: str) -> None:
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     for key, value in given.items():
         if isinstance(value, list | ListConfig) and typing.get_origin(hints[key]) is dict:
             where = ".".join(part for part in (path, str(key)) if part)
@@ -106,7 +109,7 @@ def _refuse_lists_of_options(schema: type, given: Mapping[Any, Any], path: str) 
 
 
 def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     for key in given:
         where = ".".join(part for part in (path, str(key)) if part)
         if key not in hints:
@@ -114,7 +117,5 @@ def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
         if is_dataclass(hints[key]) and isinstance(given, DictConfig):
             value = given[key]
             if not isinstance(value, DictConfig):
-                raise ConfigurationError(
-                    f"{where}: expected options, got {value!r}. Known: {', '.join(typing.get_type_hints(hints[key]))}."
-                )
+                raise ConfigurationError(f"{where}: expected options, got {value!r}. Known: {', '.join(_hints(hints[key]))}.")
             _refuse_unknown(hints[key], value, where)

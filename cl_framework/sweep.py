@@ -13,11 +13,12 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from cl_framework.config import NOT_RESUMED, load_experiment
 from cl_framework.errors import ConfigurationError
@@ -148,34 +149,51 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
 def _start(cell: Cell, jobs: int) -> ForkServerProcess:
     verb = "resuming" if cell.resumed else "running"
     _say(f"{verb}: {cell.name}")
-    return forked(cell.command(), cell.log, jobs)
+    return forked(clu, (cell.command(),), cell.log, jobs)
 
 
-def forked(words: Sequence[str], log: Path, jobs: int = 1) -> ForkServerProcess:
-    """`clu WORDS` as a process that has imported everything already; what it says is appended to `log`. One of `jobs` side by side."""
+def clu(words: Sequence[str]) -> None:
+    """`clu WORDS`, as a process does it."""
+    from cl_framework.cli import main
+
+    sys.exit(main(list(words)))
+
+
+def forked(target: Callable[..., None], arguments: Sequence[Any], log: Path, jobs: int = 1) -> ForkServerProcess:
+    """`target(*arguments)` in a process that has imported everything already and is otherwise as if this one had started it.
+
+    What it says is appended to `log`. One of `jobs` side by side.
+    """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["cl_framework.host", "cl_framework.plots"])  # with Lightning and matplotlib
-    process = server.Process(target=_run, args=(words, log.absolute(), dict(os.environ), jobs))
+    surroundings = (dict(os.environ), multiprocessing.get_start_method())
+    process = server.Process(target=_run, args=(target, tuple(arguments), log.absolute(), surroundings, jobs))
     process.start()
     return process
 
 
-def _run(words: Sequence[str], log: Path, environment: Mapping[str, str], jobs: int) -> None:
-    """`clu WORDS` in this environment: what it is forked from may have been started in another, by an earlier sweep of the same process."""
+def _run(
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+    log: Path,
+    surroundings: tuple[dict[str, str], str],
+    jobs: int,
+) -> None:
+    """In the child: what it is forked from may have been started in other surroundings, by an earlier sweep of the same process."""
     import torch
-
-    from cl_framework.cli import main
 
     os.setsid()  # a Ctrl-C reaches the sweep alone, which passes it on once
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
+    environment, start_method = surroundings
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(start_method, force=True)  # of its readers: it would be the child's own, which imports anew
     if jobs > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
-    sys.exit(main(list(words)))
+    target(*arguments)
 
 
 def _last_line(log: Path) -> str:

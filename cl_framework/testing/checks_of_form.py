@@ -28,7 +28,7 @@ _NUMBERS = (-1e9, 1e9, float("nan"))
 @check()
 def constructs_from_defaults_and_survives_yaml(subject: Subject, folder: Path) -> None:
     """Default options make a strategy, and written to YAML and read again they are the same."""
-    experiment = subject.experiment(folder)
+    experiment = Subject(subject.name, subject.strategy).experiment(folder)
     file = folder / "contract.yaml"
     file.write_text(experiment.to_yaml())
     again = load_experiment(file)

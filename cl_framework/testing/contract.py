@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ class Subject:
 
     name: str
     strategy: type[Strategy]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its slot, wherever a check asks for no others
 
     @classmethod
-    def named(cls, name: str) -> Subject:
+    def named(cls, name: str, options: Mapping[str, Any] | None = None) -> Subject:
         """Raises ConfigurationError if no strategy is registered under `name`, FrameworkError if it cannot be loaded."""
-        return cls(name, registry.strategies.get(name))
+        return cls(name, registry.strategies.get(name), options or {})
 
     @property
     def traits(self) -> Traits:
@@ -40,7 +41,7 @@ class Subject:
     def experiment(self, folder: Path, options: Mapping[str, Any] | None = None, **settings: Any) -> Experiment:
         """It alone, in the first scenario it allows; see `experiment_of` for the rest. Who borrows to unlearn has a memory beside it."""
         settings.setdefault("scenario", self.traits.scenarios[0])
-        strategies = {self.name: dict(options or {})}
+        strategies = {self.name: {**self.options, **(options or {})}}
         if "memory" in self.traits.unlearning_reads and "U" in settings.get("stream", ""):
             strategies["lender"] = {"use": "er", "capacity": 24, "minibatch": 8}
         return experiment_of(strategies, folder, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.testing import checks_of_forgetting, checks_of_form, checks_of_runs, checks_of_steps
@@ -51,11 +52,14 @@ def check_strategy(name: str) -> Report:
     return Report(name, tuple(passed), failed, excluded)
 
 
-def contract_suite(name: str, *, known_failures: Mapping[str, str] = _NONE) -> Callable[..., None]:
+def contract_suite(
+    name: str, *, options: Mapping[str, Any] | None = None, known_failures: Mapping[str, str] = _NONE
+) -> Callable[..., None]:
     """A pytest test of the strategy registered as `name`, one case for each check that applies.
 
-    Checks of many runs carry the marker `slow`. `known_failures` names checks that fail and why; one that passes after all is then an
-    error. A stranger's whole test::
+    `options` are the strategy's in every run, over its defaults: fewer epochs than it needs on real data, say. Checks of many runs carry
+    the marker `slow`. `known_failures` names checks that fail and why; one that passes after all is then an error. A stranger's whole
+    test::
 
         from cl_framework.testing import contract_suite
 
@@ -63,7 +67,7 @@ def contract_suite(name: str, *, known_failures: Mapping[str, str] = _NONE) -> C
     """
     import pytest
 
-    subject = Subject.named(name)
+    subject = Subject.named(name, options)
     names, excluded = applicable(subject)
     for known in known_failures:
         if known in excluded:

@@ -12,6 +12,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 from cl_framework.bench import step_table
 from cl_framework.cli import main
 from cl_framework.report import report
-from cl_framework.sweep import forked
+from cl_framework.sweep import clu, forked
 from cl_framework.tables import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -71,11 +73,32 @@ def run_forked(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
     log = folder / "log.txt"
     for line in runnable(block).splitlines():
         words = [sorted(glob(word)) or [word] for word in shlex.split(line)]
-        process = forked([word for some in words for word in some][1:], log)
+        process = forked(clu, ([word for some in words for word in some][1:],), log)
         process.join(300)
         if process.exitcode != 0:
             break
     return subprocess.CompletedProcess(runnable(block), process.exitcode or 0, log.read_text(), "")
+
+
+def run_program_forked(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A program, likewise."""
+    log = folder / "log.txt"
+    process = forked(execute, (block.text,), log)
+    process.join(300)
+    return subprocess.CompletedProcess(block.text, process.exitcode or 0, log.read_text(), "")
+
+
+def execute(program: str) -> None:
+    """As `python -c PROGRAM`."""
+    exec(compile(program, "<README>", "exec"), {"__name__": "__main__"})
+
+
+def how_to_run(block: Block, begun: set[str]) -> Callable[[Block, Path], subprocess.CompletedProcess[str]]:
+    """The first program in a new interpreter and commands that stand alone in the shell, as a reader runs them; the others forked."""
+    if block.language == "python":
+        return run_program_forked if "python" in begun else run_block
+    lines = runnable(block).splitlines()
+    return run_forked if len(lines) > 1 and all(line.startswith("clu ") for line in lines) else run_block
 
 
 @pytest.fixture
@@ -89,16 +112,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.longest
 def test_every_command_and_every_program_of_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    ran = blocks_forked = 0
+    ways = []
+    begun: set[str] = set()
     for block in blocks_of(README.read_text()):
         if runnable(block).strip():
-            lines = runnable(block).splitlines()
-            several = len(lines) > 1 and all(line.startswith("clu ") for line in lines)  # one alone is run by the shell
-            result = (run_forked if several else run_block)(block, folder)
-            blocks_forked += several
+            way = how_to_run(block, begun)
+            result = way(block, folder)
             assert result.returncode == 0, f"README.md:{block.line}\n{block.text}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-            ran += 1
-    assert (ran, blocks_forked) == (10, 3)
+            ways.append(way.__name__)
+            begun.add(block.language)
+    assert Counter(ways) == {"run_block": 4, "run_forked": 3, "run_program_forked": 3}
     assert len(list(folder.glob("runs/*/*/DONE"))) >= 8, "the runs were not written where they are looked for"
 
 
@@ -120,7 +143,10 @@ def test_a_command_that_fails_would_be_seen(folder: Path) -> None:
     (left_out,) = blocks_of("```bash\nfalse  # long: never ends\necho reached\n```\n")
     assert run_block(left_out, folder).stdout == "reached\n"
     (program,) = blocks_of("```python\nraise SystemExit(3)\n```\n")
-    assert run_block(program, folder).returncode == 3
+    assert run_block(program, folder).returncode == run_program_forked(program, folder).returncode == 3
+    (unknown,) = blocks_of("```python\nimport no_such_module\n```\n")
+    told = run_program_forked(unknown, folder)
+    assert told.returncode == 1 and "No module named 'no_such_module'" in told.stdout
 
 
 def test_every_file_the_readme_links_to_exists() -> None:

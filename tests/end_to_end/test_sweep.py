@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from cl_framework import ConfigurationError
 from cl_framework.cli import main
-from cl_framework.sweep import cells, expand, run_cells
+from cl_framework.sweep import cells, expand, forked, run_cells
 
 EXPERIMENT = """
 benchmark: {name: synthetic, tasks: 2, train_per_class: 20}
@@ -53,6 +55,23 @@ def test_what_is_resumed_keeps_its_overrides_and_again_starts_anew(experiment: P
     assert not anew.resumed and anew.command() == ["run", str(experiment), *words, "again=true"]
     cell.directory.mark_done()
     assert cell.done and not anew.done
+
+
+def tell() -> None:
+    print(multiprocessing.get_start_method(), os.environ.get("CL_TOLD"), Path.cwd())
+
+
+@pytest.mark.slow
+def test_a_forked_process_is_in_all_else_as_if_it_had_been_started_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, method = tmp_path / "log.txt", multiprocessing.get_start_method()
+    for told in ("one", "another"):  # the second is forked from the process that the first one started
+        folder = tmp_path / told
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("CL_TOLD", told)
+        forked(tell, (), log).join()
+    assert log.read_text().splitlines() == [f"{method} {told} {tmp_path / told}" for told in ("one", "another")]
+    assert method != "forkserver"  # which is what a process made by one takes for its own otherwise
 
 
 @pytest.mark.slow

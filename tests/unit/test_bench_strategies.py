@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cl_framework import bench, bench_strategies
 from cl_framework.bench_strategies import half_saving, strategy
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, FrameworkError
 
 PASSES = {  # forward passes, rows and backward passes of a step at batches of 8
     "fine-tuning": (1, 8, 1),
@@ -22,8 +23,8 @@ PASSES = {  # forward passes, rows and backward passes of a step at batches of 8
 }
 
 
-def measured(name: str, batch: int = 8, steps: int = 4) -> dict[str, float]:
-    return strategy(Namespace(name=name, amount=float(batch), steps=steps))
+def measured(name: str, model: str = "mlp", batch: int = 8, steps: int = 4) -> dict[str, float]:
+    return strategy(Namespace(name=name, model=model, amount=float(batch), steps=steps))
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -33,6 +34,14 @@ def test_passes_are_those_of_the_method(name: str, monkeypatch: pytest.MonkeyPat
     assert (row["forward"], row["rows"], row["backward"]) == PASSES[name]
     assert row["steps"] == 4
     assert row["us"] > 0 and row["passes_us"] > 0
+
+
+@pytest.mark.slow
+def test_another_model_takes_the_same_passes_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_strategies, "WARM_UP_STEPS", 1)
+    row = measured("si", "slim_resnet18", steps=1)
+    assert (row["model"], row["forward"], row["rows"], row["backward"]) == ("slim_resnet18", *PASSES["si"])
+    assert row["passes_us"] > measured("si", steps=1)["passes_us"]  # thirty times; no timing of ours
 
 
 def test_phases_around_an_event_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +67,19 @@ def test_half_the_matrices_have_half_the_state(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_the_table_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement_has_a_process_of_its_own() -> None:
+    row = bench_strategies._child("strategy", 8, 4, "er")
+    assert (row["strategy"], row["model"], row["steps"], row["rows"]) == ("er", "mlp", 4, 16)
+    with pytest.raises(FrameworkError, match=r"the measurement of 'no_such_one' failed: .*no_such_one"):
+        bench_strategies._child("strategy", 8, 4, "no_such_one")
+
+
+def test_the_table_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(what: str, amount: float, steps: int, name: str = "", model: str = "mlp") -> dict[str, Any]:
+        options = Namespace(name=name, model=model, amount=amount, steps=steps)
+        return {"strategy": strategy, "half_saving": half_saving}[what](options)
+
+    monkeypatch.setattr(bench_strategies, "_child", here)  # in this process, which has imported everything
     file = tmp_path / "bench.json"
     assert bench.main(["--strategies", "er", "--batch", "32", "--steps", "4", "--repeats", "1", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
@@ -71,3 +92,7 @@ def test_the_table_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_an_unknown_strategy_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigurationError, match="there is no strategy named 'err'"):
         bench.main(["--strategies", "err"])
+    with pytest.raises(ConfigurationError, match="there is no model named 'mpl'"):
+        bench.main(["--strategies", "er", "--model", "mpl"])
+    with pytest.raises(ConfigurationError, match=r"--model says what --strategies trains: add --strategies, or leave --model out\."):
+        bench.main(["--model", "mlp"])
