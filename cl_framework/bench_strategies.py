@@ -1,25 +1,25 @@
 """`clu bench --strategies`: what each strategy costs a step, beside what its forward and backward passes cost in a bare loop.
 
-Every strategy runs in a process of its own, on one thread: an event to fill memories and take snapshots, then a measured one, then a
-plain PyTorch loop with as many passes over as many rows. The ratio of the two is what the framework and the method's own bookkeeping
-add. Phases before and after an event (a Fisher pass, a classifier's training) are reported apart. All times are the processor's, not the
-clock's: machines are shared, and one thread that computes without a pause is alone with its processor then.
+Every strategy runs in a process of its own, forked from one that has imported what it needs, on one thread: an event to fill memories and
+take snapshots, then a measured one, then a plain PyTorch loop with as many passes over as many rows. The ratio of the two is what the
+framework and the method's own bookkeeping add. Phases before and after an event (a Fisher pass, a classifier's training) are reported
+apart. All times are the processor's, not the clock's: machines are shared, and one thread that computes without a pause is alone with its
+processor then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
+from cl_framework.sweep import forked
 
 SAMPLES = 60_000  # of the measured event, unless told otherwise: the start of a fit, some 35 ms, is spread over its steps
 TARGET = 1.15  # most times the cost of its passes that a strategy may take, at batches of 32 and more
@@ -28,7 +28,7 @@ CAPACITY = 500
 FINE_TUNING = "fine-tuning"
 HALF_BATCH = 128
 WIDE = (1000, 1000)  # hidden units of the model on which half fine-tuning is set beside full
-SLACK = {"view_batch": {"weight": 1.0}}  # options beside the defaults
+SLACK: dict[str, dict[str, Any]] = {"view_batch": {"weight": 1.0}, "power_law": {"source": "buffer"}}  # options beside the defaults
 
 
 def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int | None, repeats: int, json_path: Path | None) -> None:
@@ -44,6 +44,12 @@ def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int |
     registry.models.get(model)
     wanted = [FINE_TUNING, *(names or known)]
     results = [_fastest(name, model, batch, steps or SAMPLES // batch, repeats) for batch in batches for name in wanted]
+    halves = [_child("half_saving", share, steps or SAMPLES // HALF_BATCH) for share in (1.0, 0.5)]
+    _finish(results, halves, repeats, json_path)
+
+
+def strategies_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what strategies cost, from the results that `--json` keeps."""
     header = [
         "batch",
         "strategy",
@@ -56,12 +62,10 @@ def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int |
         "phases, ms an event",
     ]
     units = {row["batch"]: row["passes_us"] for row in results if row["strategy"] == FINE_TUNING}
-    rows = [_shown(row, units[row["batch"]]) for row in results]
-    halves = [_child("half_saving", share, steps or SAMPLES // HALF_BATCH) for share in (1.0, 0.5)]
-    _finish(header, rows, results, halves, repeats, json_path)
+    return header, [_shown(row, units[row["batch"]]) for row in results]
 
 
-def _shown(row: dict[str, Any], unit: float) -> list[str]:
+def _shown(row: Mapping[str, Any], unit: float) -> list[str]:
     if not row["steps"]:
         return [str(row["batch"]), row["strategy"], "no steps", "", "", "", "", "", f"{row['phases_ms']:.0f}"]
     ratio = row["us"] / row["passes_us"] if row["passes_us"] else None
@@ -85,33 +89,26 @@ def _fastest(name: str, model: str, batch: int, steps: int, repeats: int) -> dic
 
 
 def _child(what: str, amount: float, steps: int, name: str = "", model: str = "mlp") -> dict[str, Any]:
-    """Run one measurement in a process of its own, on one thread."""
+    """Run one measurement in a process of its own."""
     words = [what, "--amount", str(amount), "--steps", str(steps), "--name", name, "--model", model]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "cl_framework.bench_strategies", *words], capture_output=True, text=True, env=environment, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.txt"
+        process = forked(main, (words,), log)
+        process.join()
+        said = log.read_text().strip().splitlines() or [f"exit code {process.exitcode}"]
+    if process.exitcode:
         raise FrameworkError(f"the measurement of {name or what!r} failed: {said[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(said[-1])
 
 
-def _finish(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    results: Sequence[Any],
-    halves: Sequence[dict[str, Any]],
-    repeats: int,
-    json_path: Path | None,
-) -> None:
+def _finish(results: Sequence[dict[str, Any]], halves: Sequence[dict[str, Any]], repeats: int, json_path: Path | None) -> None:
     from rich.console import Console
 
     from cl_framework.records import atomic_write, environment
     from cl_framework.tables import terminal_table
 
     console = Console(width=160)
-    console.print(terminal_table(header, rows))
+    console.print(terminal_table(*strategies_table(results)))
     whole, half = halves
     columns = ["share that learns", "µs a step", "of full", "optimizer state MiB", "gradients MiB"]
     shown = [
@@ -289,7 +286,7 @@ def half_saving(options: argparse.Namespace) -> dict[str, Any]:
     return {"share": options.amount, "us": 1e6 * seconds / steps, **seen}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> None:
     """One measurement, printed as JSON: what the parent's processes run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("strategy", "half_saving"))
@@ -299,8 +296,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="mlp")
     options = parser.parse_args(argv)
     print(json.dumps({"strategy": strategy, "half_saving": half_saving}[options.what](options)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -159,7 +159,7 @@ def clu(words: Sequence[str]) -> None:
     sys.exit(main(list(words)))
 
 
-def forked(target: Callable[..., None], arguments: Sequence[Any], log: Path, jobs: int = 1) -> ForkServerProcess:
+def forked(target: Callable[..., object], arguments: Sequence[Any], log: Path, jobs: int = 1) -> ForkServerProcess:
     """`target(*arguments)` in a process that has imported everything already and is otherwise as if this one had started it.
 
     What it says is appended to `log`. One of `jobs` side by side.
@@ -173,7 +173,7 @@ def forked(target: Callable[..., None], arguments: Sequence[Any], log: Path, job
 
 
 def _run(
-    target: Callable[..., None],
+    target: Callable[..., object],
     arguments: tuple[Any, ...],
     log: Path,
     surroundings: tuple[dict[str, str], str],

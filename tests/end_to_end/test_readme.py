@@ -133,6 +133,7 @@ def test_only_bash_and_python_are_fenced_and_only_the_long_commands_are_left_out
     assert [line.split("#")[0].strip() for line in left_out] == long
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_would_be_seen(folder: Path) -> None:
     (failing,) = blocks_of("text\n```bash\nfalse\necho reached\n```\n")
     assert failing == Block("bash", "false\necho reached\n", 2)

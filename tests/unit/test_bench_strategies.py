@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cl_framework import bench, bench_strategies
+from cl_framework import bench, bench_strategies, registry
 from cl_framework.bench_strategies import half_saving, strategy
 from cl_framework.errors import ConfigurationError, FrameworkError
 
@@ -64,6 +64,15 @@ def test_half_the_matrices_have_half_the_state(monkeypatch: pytest.MonkeyPatch) 
     assert whole["state_mib"] == pytest.approx(2 * whole["gradient_mib"], rel=1e-3)  # Adam's two moments
     assert half["state_mib"] == pytest.approx(2 * half["gradient_mib"], rel=1e-3)
     assert half["gradient_mib"] < 0.7 * whole["gradient_mib"]
+
+
+@pytest.mark.slow
+def test_every_strategy_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_strategies, "WARM_UP_STEPS", 1)
+    names = [entry.name for entry in registry.strategies.entries() if entry.origin.startswith("cl-framework")]
+    found = {name: measured(name, batch=32, steps=1) for name in names}
+    assert all(row["us"] > 0 and row["passes_us"] > 0 and row["forward"] >= 1 for row in found.values())
+    assert {name for name, row in found.items() if not row["backward"]} == {"analytic", "gdumb"}  # they train in a phase after the event
 
 
 @pytest.mark.slow
