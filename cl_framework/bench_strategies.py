@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ def _shown(row: Mapping[str, Any], unit: float) -> list[str]:
 
 
 def _fastest(name: str, model: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
+    print(f"measuring {name}, batches of {batch}", file=sys.stderr, flush=True)
     runs = [_child("strategy", batch, steps, name, model) for _ in range(repeats)]
     return runs[0] | {key: min(run[key] for run in runs) for key in ("us", "passes_us", "phases_ms")}
 
