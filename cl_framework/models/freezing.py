@@ -20,6 +20,16 @@ def give_up_training(module: nn.Module, kept: Iterable[nn.Parameter] = ()) -> No
                 setattr(part, _GIVEN_UP, getattr(part, _GIVEN_UP, frozenset()) | {name})
 
 
+def take_up_training(module: nn.Module) -> None:
+    """The reverse: all that was given up is parameters again."""
+    for part in module.modules():
+        for name in getattr(part, _GIVEN_UP, ()):
+            value = part.get_buffer(name)
+            delattr(part, name)
+            part.register_parameter(name, nn.Parameter(value))
+        setattr(part, _GIVEN_UP, frozenset())
+
+
 def moving_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that a forward pass may write, such as statistics, by name; not what `give_up_training` made of parameters."""
     return {

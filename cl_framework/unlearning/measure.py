@@ -19,6 +19,7 @@ from cl_framework.digests import digest_of
 from cl_framework.evaluation import candidates
 from cl_framework.inputs import each
 from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.models.freezing import take_up_training
 from cl_framework.optimizers import build_optimizer
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Rows
@@ -311,6 +312,8 @@ def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
         return ()
     texts = learner.benchmark.objective == "language_modelling"  # all of one kind
     labels = torch.zeros(len(samples), dtype=torch.int64) if texts else samples.targets(learner)
+    if not any(True for _ in model.parameters()):  # its strategy trains nothing (analytic); who relearns is not bound by that
+        take_up_training(model)
     named = dict(model.named_parameters())
     for parameter in named.values():
         parameter.requires_grad_(True)

@@ -16,6 +16,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.cli import main
 from cl_framework.testing.laboratory import Outcome, assert_different_weights, beside, experiment_of, finish, first_difference
 from cl_framework.testing.neighbours import Neighbour, slot
+from cl_framework.unlearning.audit import audit
 from strategies import analytic
 from strategies.analytic import solved, statistics
 
@@ -120,6 +121,14 @@ def test_fifty_cycles_of_unlearning_and_relearning(tmp_path: Path) -> None:
     never = outcome(tmp_path / "never", "L1 L0")
     assert relative(head(found), head(never)) < EQUAL
     assert relative(head(found), head(outcome(tmp_path / "other", "L1 L2"))) > 1e-3
+
+
+@pytest.mark.slow
+def test_it_is_audited_though_nothing_of_the_model_is_trained(tmp_path: Path) -> None:
+    (request,) = audit(outcome(tmp_path, "L0 L1 U0 L2").path, seeds=2)["requests"]
+    assert request["unlearned"] and {figure["verdict"] for figure in request["figures"]} <= {"PASS", "NOT RUN"}
+    curves = request["relearning"]  # whoever relearns trains the network, which no data has touched
+    assert curves["unlearned"] == curves["oracle"] == curves["before"] and curves["unlearned"][-1] > curves["unlearned"][0]
 
 
 def test_samples_are_taken_back_whatever_stood_beside_them(tmp_path: Path) -> None:

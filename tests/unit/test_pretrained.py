@@ -21,7 +21,7 @@ from cl_framework.benchmarks.base import Scale
 from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
 from cl_framework.calls import untouched
 from cl_framework.config import Experiment
-from cl_framework.models.freezing import give_up_training, moving_buffers
+from cl_framework.models.freezing import give_up_training, moving_buffers, take_up_training
 from cl_framework.models.pretrained import Pretrained, PretrainedOptions, pretrained
 from cl_framework.testing.laboratory import assert_different_weights, assert_equal_outcomes, experiment_of, finish, finish_in_pieces
 
@@ -78,6 +78,9 @@ def test_giving_up_training_keeps_the_state_dict_and_the_function() -> None:
     assert not list(module.parameters())
     assert set(module.state_dict()) == set(state)
     assert torch.equal(module(inputs), before)
+    take_up_training(module)
+    assert {name for name, _ in module.named_parameters()} == set(state) and not list(module.buffers())
+    assert torch.equal(module(inputs), before) and module(inputs).requires_grad
 
 
 def test_only_buffers_that_a_pass_may_write_are_put_back_after_a_look() -> None:
