@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,8 +173,12 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
     return assemble(load_experiment(experiment), benchmark)
 
 
-def _run(learner: Any, phases: Sequence[Any]) -> float:
-    """Run phases as the runner does; returns seconds of the processor, from the plan to the end of the fit."""
+def _nothing(learner: Any) -> None:
+    pass
+
+
+def _run(learner: Any, phases: Sequence[Any], at_end: Callable[[Any], None] = _nothing) -> float:
+    """Run phases as the runner does; returns seconds of the processor, from the plan to the end of the fit. `at_end` of each looks on."""
     from cl_framework.host import Host
 
     host = Host(learner, lambda evaluation, batch: None, lambda: False)
@@ -186,13 +190,14 @@ def _run(learner: Any, phases: Sequence[Any]) -> float:
         phase = position.phase = learner.plan_phase(phase)
         learner.begin_phase(phase)
         host.fit_phase(phase, 0)
+        at_end(learner)
         learner.end_phase(phase)
         position.phase, position.step = None, 0
         learner.new_streams()
     return time.process_time() - started
 
 
-def _event(learner: Any, index: int) -> tuple[float, float, int, Any]:
+def _event(learner: Any, index: int, at_end: Callable[[Any], None] = _nothing) -> tuple[float, float, int, Any]:
     """Run one Learn: seconds of its own phase, of the phases around it, its steps, and what its own phase cost."""
     from cl_framework.cost import Cost
 
@@ -202,7 +207,7 @@ def _event(learner: Any, index: int) -> tuple[float, float, int, Any]:
     learner.new_streams()
     around = _run(learner, learner.stack.begin())
     before, learner.cost = position.stream_step, Cost()
-    own = _run(learner, [learner.learn_phase(event)])
+    own = _run(learner, [learner.learn_phase(event)], at_end)
     cost, steps = replace(learner.cost), position.stream_step - before  # a copy: the phases that follow count on
     return own, around + _run(learner, learner.stack.end()), steps, cost
 
@@ -274,17 +279,14 @@ def half_saving(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"model": {"name": "mlp", "hidden": list(WIDE)}, "optimizer": {"name": "adam", "lr": 0.001}}
     learner = _learner("half", {"share": options.amount}, HALF_BATCH, options.steps, **settings)
     seen: dict[str, Any] = {}
-    end_phase = learner.end_phase
 
-    def noting(phase: Any) -> None:
+    def note(learner: Any) -> None:
         state = [value for values in learner.optimizer.state.values() for value in values.values()]
         seen["state_mib"] = sum(value.numel() * value.element_size() for value in state) / 2**20
         seen["gradient_mib"] = sum(p.numel() * p.element_size() for p in learner.parameters_in_play) / 2**20
-        end_phase(phase)
 
-    learner.end_phase = noting
     _event(learner, 0)
-    seconds, _, steps, _ = _event(learner, 1)
+    seconds, _, steps, _ = _event(learner, 1, note)
     return {"share": options.amount, "us": 1e6 * seconds / steps, **seen}
 
 

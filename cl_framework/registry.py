@@ -110,8 +110,8 @@ class Registry:
             self._check(name, loaded)
         except (Exception, SystemExit) as error:  # whatever a stranger's module does at import, it must not stop the others
             raise FrameworkError(
-                f"{self.kind} {name!r} of {distribution} cannot be loaded ({point.value}): {type(error).__name__}: {error}. "
-                f"Mend it, or uninstall {distribution}."
+                f"{self.kind} {name!r} of {distribution} cannot be loaded ({point.value}): "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Mend it, or uninstall {distribution}."
             ) from error
         return loaded
 

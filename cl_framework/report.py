@@ -56,12 +56,15 @@ _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "
 
 def read_config(directory: RunDirectory) -> dict[str, Any]:
     """The resolved configuration of a run, as it stands. FrameworkError if it cannot be read or is damaged."""
+    remedy = "Restore it, or start the run anew with again=true."
     try:
         config = yaml.safe_load(directory.config.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise FrameworkError(f"{directory.config} cannot be read: {error}.") from error
+    except OSError as error:
+        raise FrameworkError(f"{directory.config} cannot be read: {error.strerror}. {remedy}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise FrameworkError(f"{directory.config} is damaged: it is no valid YAML. {remedy}") from error
     if not isinstance(config, dict):
-        raise FrameworkError(f"{directory.config} is damaged: it holds no configuration.")
+        raise FrameworkError(f"{directory.config} is damaged: it holds no configuration. {remedy}")
     return config
 
 

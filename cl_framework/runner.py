@@ -131,7 +131,10 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     if state is None:
         here = RunDirectory.create("", "", experiment.fingerprint, experiment.run.seed).path.name
         if directory.path.name != here:
-            raise ConfigurationError(f"{directory.path} was started under another configuration (this one's is {here}). {remedy}")
+            raise ConfigurationError(
+                f"{directory.path} has no checkpoint to compare with, and its configuration belongs in a folder named {here}: "
+                f"it was renamed, or started under another configuration. {remedy}"
+            )
         return
     object_given = experiment.benchmark if isinstance(experiment.benchmark.options, GivenOptions) else None
     if object_given is not None and state["config"]["benchmark"].get(GIVEN) != object_given.options.given:
@@ -142,10 +145,9 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     keys = experiment.differing_keys(started)
     if experiment.run.seed != started.run.seed:
         keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
-    if not keys and state["fingerprint"] != experiment.fingerprint:  # both read the files as they are now
+    if not keys:  # both read the files as they are now
         keys = ["a file of ids in the stream has changed or is gone, or what the options mean in this version of the package"]
-    if keys:
-        raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
+    raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
 
 
 @contextmanager

@@ -18,7 +18,9 @@ TEMPLATES = Path(__file__).parent / "templates" / "strategy"
 def write_plugin(name: str, into: Path) -> Path:
     """Write the package of a strategy `name` into a new folder of `into`, whole or not at all; returns the folder."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise ConfigurationError(f"{name!r} is no strategy name: use lower-case letters, digits and underscores, such as my_replay.")
+        raise ConfigurationError(
+            f"{name!r} is no strategy name: use lower-case letters, digits and underscores, such as my_replay, and no word of Python's own."
+        )
     if name in {entry.name for entry in registry.strategies.entries()}:
         raise ConfigurationError(f"there is a strategy named {name!r} already (see `clu list strategies`). Choose another name.")
     distribution = f"clu-{name.replace('_', '-')}"

@@ -24,7 +24,7 @@ from cl_framework.stream_presets import spelled_out
 
 TaskId = int
 
-_EVENT = re.compile(r"^(?P<kind>[LU])(?P<first>\d+)(?:-(?P<last>\d+))?(?P<final>!)?(?::(?P<what>[a-z]+)=(?P<value>.+))?$")
+_EVENT = re.compile(r"^(?P<kind>[LU])(?P<first>\d+)(?:-(?P<last>\d+))?(?P<final>!)?(?::(?P<what>[a-z]+)=(?P<value>.+))?$", re.ASCII)
 _MOST_TASKS = 10_000  # more than any benchmark has: beyond it a stream is a slip of the hand, and takes memory before it is refused
 _EXAMPLES = 'Write events like "L0 L1 U0 L2", "L0-4", "U1:class=3,4", "U2:ids=forget.txt" or "U2:fraction=0.1@seed7".'
 
@@ -223,15 +223,16 @@ def _parse_token(token: str) -> Sequence[Event]:
 
 
 def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value: str | None) -> Unlearn:
-    bad = ConfigurationError(f"stream: cannot read the request in {token!r}. {_EXAMPLES}")
+    allowed = " A fraction lies between 0 and 1." if what == "fraction" else ""
+    bad = ConfigurationError(f"stream: cannot read the request in {token!r}.{allowed} {_EXAMPLES}")
     if what is None:
         return Unlearn(task, permanent=permanent)
     assert value is not None
-    if what == "class" and re.fullmatch(r"\d+(,\d+)*", value):
+    if what == "class" and re.fullmatch(r"\d+(,\d+)*", value, re.ASCII):
         return Unlearn(task, classes=tuple(int(part) for part in value.split(",")), permanent=permanent)
     if what == "ids":
         return Unlearn(task, ids_file=value, permanent=permanent)
-    fraction = re.fullmatch(r"(0?\.\d+)(?:@seed(\d+))?", value) if what == "fraction" else None
+    fraction = re.fullmatch(r"(0?\.\d+)(?:@seed(\d+))?", value, re.ASCII) if what == "fraction" else None
     if fraction is None or float(fraction[1]) == 0:
         raise bad
     return Unlearn(task, fraction=float(fraction[1]), fraction_seed=int(fraction[2] or 0), permanent=permanent)

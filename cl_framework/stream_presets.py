@@ -26,7 +26,7 @@ PRESETS = {
     "uncle_20c": "L2 L7 U2 L18 L12 U7 U18 L16 L0 U16 U0 L13 L4 U12 U13 L9 L19 U19 U4 L10 L14 L5 U5 U10 L11 L1 U1 L17 L6 L3",
 }
 _NAME = re.compile(r"^[a-z]{2}\w*(?::|$)")
-_RANDOM = re.compile(r"^random:tasks=(\d+),unlearn=(\d+)(?:,seed=(\d+))?$")
+_RANDOM = re.compile(r"^random:tasks=(\d+),unlearn=(\d+)(?:,seed=(\d+))?$", re.ASCII)
 
 
 def spelled_out(text: str) -> str:

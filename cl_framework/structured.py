@@ -113,7 +113,10 @@ def _refuse_unknown(schema: type, given: Mapping[Any, Any], path: str) -> None:
     for key in given:
         where = ".".join(part for part in (path, str(key)) if part)
         if key not in hints:
-            raise ConfigurationError(f"{where}: unknown option. {nearest(str(key), hints)}")
+            sections = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+            within = [f"{name}.{key}" for name, section in sections.items() if key in _hints(section)]
+            meant = f"Did you mean {' or '.join(within)}?" if within else nearest(str(key), hints)
+            raise ConfigurationError(f"{where}: unknown option. {meant}")
         if is_dataclass(hints[key]) and isinstance(given, DictConfig):
             value = given[key]
             if not isinstance(value, DictConfig):

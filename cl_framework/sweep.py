@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -127,11 +127,16 @@ def run_cells(grid: Sequence[Cell], jobs: int) -> list[Cell]:
             _say(f"done before: {cell.directory.path}")
     running: dict[ForkServerProcess, tuple[Cell, float]] = {}
     failed: list[Cell] = []
-    with _passing_signals(running) as stopping:
+    passed_on = 0
+    with _noting_signals() as stopping:
         while (waiting and not stopping) or running:
             while waiting and len(running) < jobs and not stopping:
                 cell = waiting.pop(0)
                 running[_start(cell, jobs)] = (cell, time.monotonic())
+            for _ in stopping[passed_on:]:
+                passed_on += 1
+                for process in running:
+                    process.terminate()
             time.sleep(0.05)
             for process in [process for process in running if process.exitcode is not None]:
                 cell, started = running.pop(process)
@@ -202,17 +207,12 @@ def _last_line(log: Path) -> str:
 
 
 @contextmanager
-def _passing_signals(running: Mapping[ForkServerProcess, tuple[Cell, float]]) -> Iterator[list[int]]:
-    stopping: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        stopping.append(number)
-        for process in running:
-            process.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+def _noting_signals() -> Iterator[list[int]]:
+    """The signals that came meanwhile: passed on by whoever waits, since a process that is being started is not there yet to be told."""
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopping
+        yield noted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# How fast a machine draws examples is no finding about the code.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub: no test may ask it
+# How fast a machine draws examples is no finding about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 

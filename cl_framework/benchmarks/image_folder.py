@@ -24,11 +24,11 @@ from cl_framework.rng import RandomStream
 
 @dataclass(frozen=True)
 class ImageFolderOptions:
-    path: str = ""  # folder of images; relative ones lie in data.root
+    path: str = ""  # folder of images; relative ones are looked for here, then in data.root
     size: int = 32  # images are resized to size x size pixels, >= 1
     channels: int = 3  # 1 (grey) or 3 (colour)
-    tasks: int = 5  # number of tasks
-    classes_per_task: int | None = None  # instead of `tasks`
+    tasks: int = 5  # number of tasks, unless classes_per_task is set
+    classes_per_task: int | None = None
     class_order: tuple[int, ...] | None = None  # default: names in alphabetical order
     test_fraction: float = 0.2  # of each class, where there is no test folder; (0, 1)
     augmentation: str = "none"  # standard: in training moved by up to an eighth of a side and flipped; strong views are possible
@@ -73,7 +73,7 @@ def image_folder(options: ImageFolderOptions, context: BenchmarkContext) -> Benc
     datasets: list[Any] = [ImageFiles(*part, options.size, options.channels) for part in (train, test)]
     benchmark = from_datasets(
         *datasets,
-        tasks=options.tasks,
+        tasks=options.tasks if options.classes_per_task is None else None,
         classes_per_task=options.classes_per_task,
         class_order=options.class_order,
         name="image_folder",

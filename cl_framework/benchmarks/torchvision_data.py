@@ -37,7 +37,7 @@ def open_data(name: str, context: BenchmarkContext) -> list[Any]:
     folder = context.root / getattr(kind, "base_folder", f"{name}/raw")
     try:
         return [kind(str(context.root), train=train, download=context.download) for train in (True, False)]
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:  # the last of a file that is no such file
         raise ConfigurationError(_remedy(name, folder, context, error)) from error
 
 
@@ -48,6 +48,6 @@ def _remedy(name: str, folder: Path, context: BenchmarkContext, error: Exception
     if context.download:
         return f"{name} could not be downloaded to {context.root}: {error}."
     if unpacked:
-        return f"{name} in {folder} cannot be read: {error}. Remove it and load it again."
+        return f"{name} in {folder} cannot be read: {str(error) or 'a file is damaged'}. Remove it and load it again."
     where = folder.relative_to(context.root)
     return f"{name} is not in {folder}. Set data.download=true to fetch it, or data.root=DIR (or CL_DATA) to where {where} lies."

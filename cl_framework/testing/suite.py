@@ -35,12 +35,12 @@ def applicable(subject: Subject) -> tuple[list[str], dict[str, str]]:
     return [name for name, why in reasons.items() if not why], {name: why for name, why in reasons.items() if why}
 
 
-def check_strategy(name: str) -> Report:
-    """Run every check that applies to the strategy registered as `name`.
+def check_strategy(name: str, *, options: Mapping[str, Any] | None = None) -> Report:
+    """Run every check that applies to the strategy registered as `name`, with these options over its defaults.
 
     Raises ConfigurationError if there is no such strategy, FrameworkError if it cannot be loaded.
     """
-    subject = Subject.named(name)
+    subject = Subject.named(name, options)
     names, excluded = applicable(subject)
     passed, failed = [], {}
     for check in names:

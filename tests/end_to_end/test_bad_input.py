@@ -208,6 +208,19 @@ def test_resuming_under_another_configuration_names_the_key(experiment: Path, ca
     assert clu("resume", path) == 0
 
 
+def test_a_renamed_run_without_checkpoints_is_told_from_one_of_other_settings(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clu("run", experiment) == 0
+    path = only_run(experiment.parent / "runs")
+    (path / "DONE").unlink()
+    for checkpoint in (path / "ckpt").glob("*.pt"):
+        checkpoint.unlink()
+    renamed = path.rename(path.with_name("kept"))
+    capsys.readouterr()
+    assert clu("resume", renamed) == 2
+    assert f"has no checkpoint to compare with, and its configuration belongs in a folder named {path.name}: it was renamed" in said(capsys)
+    assert clu("resume", renamed.rename(path)) == 0
+
+
 def test_a_place_that_cannot_be_written(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (experiment.parent / "taken").write_text("a file, not a folder")
     assert clu("run", experiment, "out=taken") == 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
-from cl_framework import ConfigurationError
+from cl_framework import ConfigurationError, sweep
 from cl_framework.cli import main
-from cl_framework.sweep import cells, expand, forked, run_cells
+from cl_framework.sweep import Cell, cells, expand, forked, run_cells
 
 EXPERIMENT = """
 benchmark: {name: synthetic, tasks: 2, train_per_class: 20}
@@ -92,6 +94,20 @@ def test_a_sweep_skips_resumes_and_reports(experiment: Path, capfd: pytest.Captu
     again = capfd.readouterr().err
     assert (again.count("done before: "), again.count("resuming: ")) == (2, 2)
     assert [path.read_bytes() for path in runs] == before
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_cell_is_being_started_reaches_it(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = sweep._start
+
+    def signalled(cell: Cell, jobs: int) -> ForkServerProcess:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(cell, jobs)
+
+    grid = cells([experiment], ["seed=0..1", "epochs=100000"])  # hours, if nobody is told
+    monkeypatch.setattr(sweep, "_start", signalled)
+    assert run_cells(grid, 1) == grid
+    assert [cell.directory.status for cell in grid] in (["absent", "absent"], ["unfinished", "absent"])
 
 
 @pytest.mark.slow

@@ -252,9 +252,10 @@ def test_packed_data_says_how_to_unpack_it(mnist: Path) -> None:
         split_mnist(SplitMNISTOptions(), context(mnist))
 
 
-def test_broken_data_is_named(mnist: Path) -> None:
-    (mnist / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03nonsense")
-    with pytest.raises(ConfigurationError, match=r"MNIST in .*raw cannot be read: .*Remove it and load it again"):
+@pytest.mark.parametrize(("content", "why"), [(b"\0\0\x08\x03nonsense", ".+"), (b"junk", "a file is damaged")])
+def test_broken_data_is_named(content: bytes, why: str, mnist: Path) -> None:
+    (mnist / "MNIST/raw/train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=rf"MNIST in .*raw cannot be read: {why}\. Remove it and load it again"):
         split_mnist(SplitMNISTOptions(), context(mnist))
 
 

@@ -1,16 +1,13 @@
-"""A user's own data: any map-style data set, folders of images; memory and workers alike, errors that help."""
+"""A user's own data: any map-style data set; memory and workers alike, errors that help."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cl_framework import (
-    Benchmark,
-    BenchmarkContext,
     ConfigurationError,
     FrameworkError,
     from_datasets,
@@ -19,12 +16,9 @@ from cl_framework import (
     run,
 )
 from cl_framework.assembly import given
-from cl_framework.augment import Augmented, strong_colour
 from cl_framework.benchmarks import sources
-from cl_framework.benchmarks.image_folder import ImageFolderOptions, image_folder
 from cl_framework.benchmarks.own_data import Unchanged
 from cl_framework.benchmarks.sources import DatasetSource, fits_in_memory, materialise, targets_of
-from tests.unit.made_up import write_images
 
 
 def all_rows(source: Any) -> torch.Tensor:
@@ -319,95 +313,6 @@ def test_tasks_of_different_shapes_are_refused() -> None:
 
     with pytest.raises(FrameworkError, match=r"task 1's first training sample has shape \(1, 3, 6\), task 0's .* \(1, 3, 3\)"):
         from_task_datasets([(Pairs(4), Pairs(4)), (Wide(4), Wide(4))])
-
-
-# --- folders of images ---
-
-
-def folder_of(root: Path, in_memory: str = "auto", **options: Any) -> Benchmark:
-    return image_folder(ImageFolderOptions(path=str(root), size=6, tasks=2, **options), BenchmarkContext(root, False, 0, "", in_memory))
-
-
-def test_a_folder_with_a_split(tmp_path: Path) -> None:
-    write_images(tmp_path / "train", ["ant", "bee", "cat", "dog"], 3)
-    write_images(tmp_path / "test", ["ant", "bee", "cat", "dog"], 2)
-    benchmark = folder_of(tmp_path)
-    assert benchmark.classes == ((0, 1), (2, 3))
-    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [6, 6, 4, 4]
-    assert all_rows(benchmark.train[0]).shape == (6, 3, 6, 6)
-    assert folder_of(tmp_path, channels=1).input_shape == (1, 6, 6)
-    assert benchmark.notes["classes"] == "ant, bee | cat, dog"
-    read = folder_of(tmp_path, in_memory="never")
-    assert not read.train[0].in_memory
-    assert torch.equal(all_rows(read.train[1]), all_rows(benchmark.train[1]))
-
-
-def test_an_image_that_needs_no_resizing_is_its_file(tmp_path: Path) -> None:
-    from PIL import Image
-
-    write_images(tmp_path, ["ant", "bee"], 4, size=6)
-    benchmark = folder_of(tmp_path, test_fraction=0.25)
-    compared = [(*pair, name) for pair, name in zip(zip(benchmark.train, benchmark.test, strict=True), ("ant", "bee"), strict=True)]
-    for train, test, name in compared:
-        ours = {bytes(item.permute(1, 2, 0).flatten().tolist()) for item in torch.cat([all_rows(train), all_rows(test)])}
-        assert ours == {Image.open(path).tobytes() for path in (tmp_path / name).iterdir()}
-        assert len(ours) == 4
-
-
-def test_a_folder_without_a_split_holds_out_a_seeded_share(tmp_path: Path) -> None:
-    write_images(tmp_path, ["ant", "bee"], 10)
-    benchmark = folder_of(tmp_path, test_fraction=0.3)
-    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [7, 7, 3, 3]
-    assert torch.equal(all_rows(benchmark.test[0]), all_rows(folder_of(tmp_path, test_fraction=0.3).test[0]))
-
-
-def test_a_folder_is_augmented_if_asked_to(tmp_path: Path) -> None:
-    write_images(tmp_path, ["ant", "bee"], 10)
-    plain, augmented = folder_of(tmp_path), folder_of(tmp_path, augmentation="standard")
-    assert not plain.transform.random and augmented.transform == Augmented(0, True, strengthen=strong_colour)
-    items = all_rows(plain.train[0])
-    assert torch.equal(plain.transform(items, None), augmented.transform(items, None))
-    generator = torch.Generator().manual_seed(0)
-    assert not torch.equal(augmented.transform(items, generator), augmented.transform(items, None))
-    wide = image_folder(ImageFolderOptions(str(tmp_path), 16, tasks=2, augmentation="standard"), BenchmarkContext(tmp_path, False, 0, ""))
-    assert isinstance(wide.transform, Augmented) and wide.transform.padding == 2
-    with pytest.raises(ValueError, match="augmentation must be one of none, standard, got 'strong'"):
-        ImageFolderOptions(str(tmp_path), augmentation="strong")
-
-
-def test_a_train_folder_alone_is_no_class(tmp_path: Path) -> None:
-    write_images(tmp_path / "train", ["ant", "bee"], 10)
-    benchmark = folder_of(tmp_path)
-    assert benchmark.notes["classes"] == "ant | bee"
-    assert [len(source) for source in [*benchmark.train, *benchmark.test]] == [8, 8, 2, 2]
-
-
-def test_a_class_in_one_split_only_is_named(tmp_path: Path) -> None:
-    write_images(tmp_path / "train", ["ant", "bee"], 2)
-    write_images(tmp_path / "test", ["ant", "bee", "cow"], 2)
-    with pytest.raises(ConfigurationError, match=r"hold different classes: cow is in one of them only. Add or remove it"):
-        folder_of(tmp_path)
-
-
-def test_bad_folders_and_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"nowhere holds no class folders. Expected"):
-        folder_of(tmp_path / "nowhere")
-    write_images(tmp_path, ["ant", "bee"], 2)
-    (tmp_path / "cow").mkdir()
-    with pytest.raises(ConfigurationError, match=r"cow holds no images"):
-        folder_of(tmp_path)
-    (tmp_path / "cow" / "0.png").write_bytes((tmp_path / "ant" / "0.png").read_bytes())
-    with pytest.raises(ConfigurationError, match=r"cow holds one image, but needs one to train and one to test. Add images"):
-        folder_of(tmp_path)
-    (tmp_path / "cow" / "1.png").write_text("no image")
-    with pytest.raises(ConfigurationError, match=r"cow/1.png is no readable image .*Remove or replace it"):
-        folder_of(tmp_path)
-    (tmp_path / "cow" / "1.png").unlink()
-    (tmp_path / "cow" / "2.ppm").write_bytes(b"P6 9 9 255 cut short")  # Pillow raises ValueError here, not OSError
-    with pytest.raises(ConfigurationError, match=r"cow/2.ppm is no readable image .*Remove or replace it"):
-        folder_of(tmp_path)
-    with pytest.raises(ValueError, match="path is missing: name the folder of images"):
-        ImageFolderOptions()
 
 
 def test_dataset_source_selects_rows() -> None:

@@ -127,6 +127,7 @@ def test_differing_keys_are_named() -> None:
 
 REFUSED = [
     (["sed=1"], "sed: unknown option. Did you mean 'seed'?"),
+    (["lr=1"], "lr: unknown option. Did you mean optimizer.lr?"),
     (["optimizer.lrr=1"], "optimizer.lrr: unknown option. Did you mean 'lr'?"),
     (["strategies.er.capasity=1"], "strategies.er.capasity: unknown option of 'er'. Did you mean 'capacity'?"),
     (["strategies.erx={}"], "there is no strategy named 'erx'. Did you mean 'er'?"),

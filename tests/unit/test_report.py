@@ -109,7 +109,7 @@ def test_a_damaged_run_is_named_and_hides_no_other(runs: Path, tmp_path: Path) -
     for name, text, reason in (
         ("records.jsonl", "{\n", r"records.jsonl is damaged in line 1"),
         ("events.jsonl", whole[0], r"the records end with event 1, but 1 events are done"),
-        ("config.yaml", "a: [", r"config.yaml cannot be read"),
+        ("config.yaml", "a: [", r"config.yaml is damaged: it is no valid YAML. Restore it, or start the run anew with again=true\.$"),
         ("config.yaml", "", r"config.yaml is damaged: it holds no configuration"),
     ):
         before = (path / name).read_text()

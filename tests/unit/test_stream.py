@@ -56,6 +56,7 @@ def test_an_empty_text_learns_every_task_once() -> None:
         ("L", "cannot read event 'L'"),
         ("L-1", "cannot read event 'L-1'"),
         ("L0,L1", "cannot read event 'L0,L1'"),
+        ("L\u0663", "cannot read event 'L\u0663'"),  # a digit, but none that the stream would be written with again
         ("L3-1", "the range in 'L3-1' runs backwards"),
         ("L0-99999999999", "'L0-99999999999' names task 99999999999; a stream has tasks 0 to 9999"),
         ("L0!", "'L0!' has options, but a learn event takes none"),
@@ -65,7 +66,7 @@ def test_an_empty_text_learns_every_task_once() -> None:
         ("L0 U0:klass=1", "cannot read the request in 'U0:klass=1'"),
         ("L0 U0:fraction=0", "cannot read the request in 'U0:fraction=0'"),
         ("L0 U0:fraction=0.0", "cannot read the request in 'U0:fraction=0.0'"),
-        ("L0 U0:fraction=1.0", "cannot read the request in 'U0:fraction=1.0'"),
+        ("L0 U0:fraction=1.0", "cannot read the request in 'U0:fraction=1.0'. A fraction lies between 0 and 1."),
         ("L0 U0:fraction=0.1@7", "cannot read the request in 'U0:fraction=0.1@7'"),
     ],
 )
