@@ -104,12 +104,11 @@ def _child(what: str, amount: float, steps: int, name: str = "", model: str = "m
 
 
 def _finish(results: Sequence[dict[str, Any]], halves: Sequence[dict[str, Any]], repeats: int, json_path: Path | None) -> None:
-    from rich.console import Console
 
     from cl_framework.records import atomic_write, environment
-    from cl_framework.tables import terminal_table
+    from cl_framework.tables import table_console, terminal_table
 
-    console = Console(width=160)
+    console = table_console()
     console.print(terminal_table(*strategies_table(results)))
     whole, half = halves
     columns = ["share that learns", "µs a step", "of full", "optimizer state MiB", "gradients MiB"]

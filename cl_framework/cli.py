@@ -146,10 +146,10 @@ def _experiment(part: argparse.ArgumentParser) -> None:
 
 
 def list_command(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from cl_framework import registry
+    from cl_framework.tables import table_console
 
     table = Table()
     if arguments.what == "experiments":
@@ -166,7 +166,7 @@ def list_command(arguments: argparse.Namespace) -> int:
             table.add_column(title, overflow="fold")
         for entry in getattr(registry, arguments.what).entries():
             table.add_row(entry.name, entry.origin, entry.status, entry.summary)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    table_console().print(table)
     return 0
 
 
@@ -208,13 +208,12 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from cl_framework import report as reports
+    from cl_framework.tables import table_console
 
     pairs = [(one, other) for one, other in arguments.difference]
     shown, notes = reports.report(arguments.paths, arguments.out, arguments.into, pairs, arguments.plot)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     console.print(shown)
     for note in notes:
         console.print(note, soft_wrap=True)
@@ -222,22 +221,20 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from cl_framework.tables import table_console
     from cl_framework.unlearning.verify import FAIL, shown
     from cl_framework.unlearning.verify import verify as check
 
     findings = check(arguments.run_dir)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown(findings))
+    table_console().print(shown(findings))
     return 1 if any(finding.verdict == FAIL for finding in findings) else 0
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from cl_framework.tables import table_console
     from cl_framework.unlearning.audits import audits
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     options = (arguments.tier, arguments.seeds, arguments.orders, arguments.again, arguments.out, arguments.into, arguments.plot)
     for shown in audits(arguments.words, *options, tell=lambda text: print(text, file=sys.stderr)):
         console.print(shown, soft_wrap=isinstance(shown, str))

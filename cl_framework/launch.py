@@ -27,13 +27,13 @@ def listening(experiment: Experiment) -> Iterator[tuple[Sequence[Listener], Call
 
 def finish(result: RunResult) -> int:
     """Print how a run ended; returns the exit code."""
-    from rich.console import Console
 
     from cl_framework.plots import write_plots
     from cl_framework.records import RunDirectory
     from cl_framework.report import table_of_run
+    from cl_framework.tables import table_console
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     if result.status == "stopped" or result.summary is None:
         console.print(f"stopped at a checkpoint; continue with: clu resume {result.path}", soft_wrap=True)
         return 1

@@ -220,16 +220,15 @@ def _noting_signals() -> Iterator[list[int]]:
 
 def sweep(experiments: Sequence[Path], overrides: Sequence[str], jobs: int) -> int:
     """What `clu sweep` does: run the grid, then print the table over seeds. Exit code 1 if a cell is not done."""
-    from rich.console import Console
 
     from cl_framework.report import collect, comparison
-    from cl_framework.tables import terminal_table
+    from cl_framework.tables import table_console, terminal_table
 
     grid = cells(experiments, overrides)
     failed = run_cells(grid, jobs)
     done = [cell.directory.path for cell in grid if cell.directory.status == "done"]
     if done:
-        Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(*comparison(collect(done).summaries)))
+        table_console().print(terminal_table(*comparison(collect(done).summaries)))
     for cell in failed:
         _say(f"not done: {cell.name}" + (f"; see {cell.log}" if cell.log.exists() else ""))
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,17 @@ from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import atomic_write
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+
+
+_WIDE = 400  # columns where there is no terminal: more than any table of ours has
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal; into a file or a pipe no cell is broken."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _WIDE)
 
 
 def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
