@@ -159,7 +159,6 @@ def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
 
 
 def finish(header: Sequence[str], rows: Sequence[Sequence[str]], results: Sequence[Any], options: argparse.Namespace) -> None:
-
     from cl_framework.records import atomic_write, environment
     from cl_framework.tables import table_console, terminal_table
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.sweep import forked
+from cl_framework.forking import forked
 
 SAMPLES = 60_000  # of the measured event, unless told otherwise: the start of a fit, some 35 ms, is spread over its steps
 TARGET = 1.15  # most times the cost of its passes that a strategy may take, at batches of 32 and more
@@ -96,7 +96,10 @@ def _child(what: str, amount: float, steps: int, name: str = "", model: str = "m
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
         process = forked(main, (words,), log)
-        process.join()
+        try:
+            process.join()
+        finally:  # an interrupt reaches this process alone
+            process.terminate()
         said = log.read_text().strip().splitlines() or [f"exit code {process.exitcode}"]
     if process.exitcode:
         raise FrameworkError(f"the measurement of {name or what!r} failed: {said[-1]}")
@@ -104,7 +107,6 @@ def _child(what: str, amount: float, steps: int, name: str = "", model: str = "m
 
 
 def _finish(results: Sequence[dict[str, Any]], halves: Sequence[dict[str, Any]], repeats: int, json_path: Path | None) -> None:
-
     from cl_framework.records import atomic_write, environment
     from cl_framework.tables import table_console, terminal_table
 

@@ -23,8 +23,9 @@ import pytest
 
 from cl_framework.bench import step_table
 from cl_framework.cli import main
+from cl_framework.forking import forked
 from cl_framework.report import report
-from cl_framework.sweep import clu, forked
+from cl_framework.sweep import clu
 from cl_framework.tables import markdown
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cl_framework.forking import forked
 from cl_framework.scaffold import write_plugin
-from cl_framework.sweep import forked
 
 
 def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

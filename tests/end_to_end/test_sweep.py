@@ -12,7 +12,8 @@ import pytest
 
 from cl_framework import ConfigurationError, sweep
 from cl_framework.cli import main
-from cl_framework.sweep import Cell, cells, expand, forked, run_cells
+from cl_framework.forking import forked
+from cl_framework.sweep import Cell, cells, expand, run_cells
 
 EXPERIMENT = """
 benchmark: {name: synthetic, tasks: 2, train_per_class: 20}
