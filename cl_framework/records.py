@@ -298,16 +298,17 @@ def _size(path: Path) -> int:
 
 
 _PACKAGES = ("cl-framework", "torch", "torchvision", "pytorch-lightning", "numpy", "avalanche-lib", "wandb")
-_MATTERS = ("python", "platform", "processor", "device", "threads", "deterministic", *(f"version {name}" for name in _PACKAGES[:5]))
+_MATTERS = ("python", "platform", "processor", "device", "accelerator", "threads", "deterministic", *(f"version {name}" for name in _PACKAGES[:5]))
 
 
-def environment(device: str, threads: int, deterministic: bool) -> dict[str, Any]:
-    """What bit-exactness depends on: machine, versions, threads, device."""
+def environment(device: str, threads: int, deterministic: bool, accelerator: str | None = None) -> dict[str, Any]:
+    """What bit-exactness depends on: machine, versions, threads, device; the accelerator's name if there is one."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "device": device,
+        "accelerator": accelerator,
         "threads": threads,
         "deterministic": deterministic,
         **{f"version {name}": _version(name) for name in _PACKAGES},

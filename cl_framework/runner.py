@@ -7,6 +7,7 @@ for event in stream:
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cl_framework.assembly import assemble, given
+from cl_framework.assembly import assemble, choose_device, given
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
@@ -74,8 +75,7 @@ def run(
             if finished is not None:
                 return finished
             directory.clear()
-            env = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
-            directory.write_start(experiment.to_yaml(), command, env)
+            directory.write_start(experiment.to_yaml(), command, _environment_of(learner))
             return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
 
 
@@ -118,8 +118,7 @@ def resume(
         check_same(experiment, state, directory)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
-            here = environment(learner.device.type, torch.get_num_threads(), experiment.run.deterministic)
-            for difference in differences(directory.read_env(), here):
+            for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
             directory.unmark_failed()
             return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
@@ -150,17 +149,34 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
 
 
+def _environment_of(learner: Learner) -> dict[str, Any]:
+    device = learner.device
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return environment(device.type, torch.get_num_threads(), learner.run.deterministic, accelerator)
+
+
 @contextmanager
 def torch_as_configured(experiment: Experiment) -> Iterator[None]:
-    """Threads and determinism as the run wants them; afterwards as the caller had them."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(experiment.run.threads or threads)
-    torch.use_deterministic_algorithms(experiment.run.deterministic)
+    """Threads and determinism as the run wants them; afterwards as the caller had them.
+
+    On an accelerator algorithms that give the same bits each time are used wherever torch has them, so that a resume is exact there
+    too; `deterministic=true` refuses, there and on a CPU, what has none.
+    """
+    run = experiment.run
+    threads, filling = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(run.threads or threads)
+    accelerated = choose_device(run.device).type == "cuda"
+    if accelerated:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products of matrices are not among them
+    torch.use_deterministic_algorithms(run.deterministic or accelerated, warn_only=not run.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 class Runner:

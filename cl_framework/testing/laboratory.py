@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ def experiment_of(
 ) -> Experiment:
     """Slots and their options on the synthetic benchmark: three tasks of two classes, `STEPS_A_TASK` steps a task and epoch.
 
-    `settings` replace keys of the run, `overrides` are those of the command line. Runs go to `folder`.
+    `settings` replace keys of the run, `overrides` are those of the command line. Runs go to `folder`. They run on the device that
+    the environment variable CL_TEST_DEVICE names, else on the CPU.
     """
     base: dict[str, Any] = {
         "experiment": "contract",
@@ -40,7 +42,7 @@ def experiment_of(
         "batch_size": 8,
         "strategies": dict(strategies),
         "out": str(folder),
-        "device": "cpu",
+        "device": os.environ.get("CL_TEST_DEVICE", "cpu"),
         "threads": 1,
         "checkpoint": {"every_seconds": 1e9},
     }
