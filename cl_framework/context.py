@@ -18,7 +18,7 @@ from cl_framework.closure import differentiate
 from cl_framework.errors import ContractError
 from cl_framework.fisher import squared_gradients
 from cl_framework.fisher_by_module import squared_gradients_by_module
-from cl_framework.inputs import Inputs, at, each
+from cl_framework.inputs import Inputs, at, each, host
 from cl_framework.rng import RandomStream
 from cl_framework.strategy import Gradients, Position, Rows, Traits
 from cl_framework.stream import Learn, TaskId, Unlearn
@@ -257,12 +257,15 @@ class SlotContext:
             return self.learner.criterion.masked(logits, tasks).log_softmax(1)
 
         totals = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
-        tasks = rows.task_of_row.unique().tolist()  # a pass for each: in a pass over one task's data, one
+        on_host = host(rows.host_tasks, rows.task_of_row)
+        tasks = on_host.unique().tolist()  # a pass for each: in a pass over one task's data, one
         with evaluation_mode(model), untouched(model):
             modules = self.learner.modules_apart(rows)
             for task in tasks:
-                mine = rows.task_of_row == task
-                some, targets, one_task = at(given, mine), rows.targets[mine], rows.task_of_row[mine][:1]
+                some, targets, one_task = given, rows.targets, rows.task_of_row[:1]
+                if len(tasks) > 1:
+                    mine = (on_host == task).nonzero().flatten().to(targets.device, non_blocking=True)
+                    some, targets, one_task = at(given, mine), targets[mine], rows.task_of_row[mine[:1]]
                 if modules is None:
                     part = squared_gradients(log_probabilities, self.parameters, some, targets, one_task, labels)
                 else:

@@ -16,10 +16,23 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.loading import Chunk, PhaseLoader, StepReader
 from cl_framework.strategy import Evaluation, Phase
+
+
+class _StaysThere(SingleDeviceStrategy):
+    """The model stays where the learner has put it: after each fit Lightning would take it to the host, away from what a learner keeps."""
+
+    def model_to_device(self) -> None:
+        pass
+
+    def teardown(self) -> None:
+        self.precision_plugin.teardown()
+        assert self.accelerator is not None
+        self.accelerator.teardown()
 
 
 class Host(lightning.LightningModule):
@@ -43,8 +56,10 @@ class Host(lightning.LightningModule):
         self._reader = StepReader(learner, phase)
         self._sigterm = signal.getsignal(signal.SIGTERM)
         with quiet_lightning(), global_randomness_kept(learner.device):
+            accelerated = learner.device.type == "cuda"
             trainer = lightning.Trainer(
-                accelerator="gpu" if learner.device.type == "cuda" else "cpu",
+                accelerator="gpu" if accelerated else "cpu",
+                strategy=_StaysThere(learner.device if accelerated else "cpu"),
                 devices=1,
                 precision=learner.run.precision,
                 max_epochs=1,

@@ -26,6 +26,11 @@ def device_of(inputs: Inputs) -> torch.device:
     return next(iter(inputs.values())).device if isinstance(inputs, dict) else inputs.device
 
 
+def host(copy: Tensor | None, values: Tensor) -> Tensor:
+    """Values on the host: the copy that came with the batch, so that no step waits for the device."""
+    return values.cpu() if copy is None else copy
+
+
 def combined(function: Callable[[Tensor, Tensor], Tensor], one: Inputs, other: Inputs) -> Inputs:
     """`function` of both tensors, or of both tensors of each name."""
     if isinstance(one, dict) and isinstance(other, dict):

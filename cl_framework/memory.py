@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.greedy import GreedyBalance
-from cl_framework.inputs import Inputs, each
+from cl_framework.inputs import Inputs, each, host
 from cl_framework.rng import BLOCK
 from cl_framework.shares import ClassShares
 from cl_framework.slots import floyd, last_wins, rank_within, reservoir_slots
@@ -363,11 +363,6 @@ def first_views(batch: Rows, extras: Mapping[str, Tensor]) -> tuple[Rows, Mappin
         host_tasks=None if batch.host_tasks is None else batch.host_tasks[here],
     )
     return rows, {name: value[first] for name, value in extras.items()}
-
-
-def host(copy: Tensor | None, values: Tensor) -> Tensor:
-    """Values on the host: the copy that came with the batch, so that no step waits for the device."""
-    return values.cpu() if copy is None else copy
 
 
 def _columns(batch: Rows, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:

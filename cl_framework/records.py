@@ -298,7 +298,16 @@ def _size(path: Path) -> int:
 
 
 _PACKAGES = ("cl-framework", "torch", "torchvision", "pytorch-lightning", "numpy", "avalanche-lib", "wandb")
-_MATTERS = ("python", "platform", "processor", "device", "accelerator", "threads", "deterministic", *(f"version {name}" for name in _PACKAGES[:5]))
+_MATTERS = (
+    "python",
+    "platform",
+    "processor",
+    "device",
+    "accelerator",
+    "threads",
+    "deterministic",
+    *(f"version {name}" for name in _PACKAGES[:5]),
+)
 
 
 def environment(device: str, threads: int, deterministic: bool, accelerator: str | None = None) -> dict[str, Any]:

@@ -139,13 +139,17 @@ class ChunkedHypernetwork(nn.Module):
 
     def raw_noise(self, generator: torch.Generator, draws: int = 1) -> Tensor:
         """(N * chunk_size,): the mean of `draws` sets of normal numbers in the place of all that is written."""
-        return torch.randn(self.chunks.shape[0] * self.output.out_features, generator=generator).to(self.scales) / draws**0.5
+        return (
+            torch.randn(self.chunks.shape[0] * self.output.out_features, generator=generator).to(self.scales, non_blocking=True)
+            / draws**0.5
+        )
 
     def fresh_weights(self, generator: torch.Generator, draws: int = 1) -> Tensor:
         """(d,): the mean of `draws` sets of weights that owe nothing to any data, spread as those a target starts with."""
-        normal = torch.randn(self.layout.total, generator=generator).to(self.scales)
-        sizes = torch.tensor(self.layout.sizes, device=self.scales.device)
-        offsets, scales = self.offsets.repeat_interleave(sizes), self.scales.repeat_interleave(sizes)
+        total = self.layout.total
+        normal = torch.randn(total, generator=generator).to(self.scales, non_blocking=True)
+        sizes = torch.tensor(self.layout.sizes).to(self.scales.device, non_blocking=True)
+        offsets, scales = (each.repeat_interleave(sizes, output_size=total) for each in (self.offsets, self.scales))
         return offsets + scales * normal / draws**0.5
 
     def _hidden(self, embeddings: Tensor) -> Tensor:

@@ -181,7 +181,10 @@ class Jitter:
     def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
         assert isinstance(items, Tensor)
         inputs = items.float() / 255
-        return inputs if generator is None else inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+        if generator is None:
+            return inputs
+        noise = torch.randn(inputs.shape, generator=generator).to(inputs.device, non_blocking=True)
+        return inputs + 0.1 * noise
 
 
 def augmented(experiment: Experiment, *, through_workers: bool = False) -> Benchmark:
