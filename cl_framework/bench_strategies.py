@@ -1,10 +1,10 @@
 """`clu bench --strategies`: what each strategy costs a step, beside what its forward and backward passes cost in a bare loop.
 
 Every strategy runs in a process of its own, forked from one that has imported what it needs, on one thread: an event to fill memories and
-take snapshots, then a measured one, then a plain PyTorch loop with as many passes over as many rows. The ratio of the two is what the
-framework and the method's own bookkeeping add. Phases before and after an event (a Fisher pass, a classifier's training) are reported
-apart. All times are the processor's, not the clock's: machines are shared, and one thread that computes without a pause is alone with its
-processor then.
+take snapshots, then a measured one. Each of its chunks of steps is followed at once by as many of a plain PyTorch loop with as many
+passes over as many rows, augmented alike; the median of the ratios of these pairs is what the framework and the method's own bookkeeping
+add. What slows a machine slows both halves of a pair. The start of a fit (some 35 ms an event) lies before the first pair, and phases
+before and after an event (a Fisher pass, a classifier's training) are reported apart. All times are the processor's, not the clock's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cl_framework.errors import FrameworkError
 from cl_framework.forking import forked
 
-SAMPLES = 60_000  # of the measured event, unless told otherwise: the start of a fit, some 35 ms, is spread over its steps
+SAMPLES = 60_000  # of the measured event, unless told otherwise
+RATE = 0.05  # of learning
 TARGET = 1.15  # most times the cost of its passes that a strategy may take, at batches of 32 and more
 WARM_UP_STEPS = 100
 CAPACITY = 500
@@ -44,7 +47,7 @@ def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int |
         registry.strategies.get(name)
     registry.models.get(model)
     wanted = [FINE_TUNING, *(names or known)]
-    results = [_fastest(name, model, batch, steps or SAMPLES // batch, repeats) for batch in batches for name in wanted]
+    results = [_measured(name, model, batch, steps or SAMPLES // batch, repeats) for batch in batches for name in wanted]
     halves = [_child("half_saving", share, steps or SAMPLES // HALF_BATCH) for share in (1.0, 0.5)]
     _finish(results, halves, repeats, json_path)
 
@@ -69,7 +72,7 @@ def strategies_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], l
 def _shown(row: Mapping[str, Any], unit: float) -> list[str]:
     if not row["steps"]:
         return [str(row["batch"]), row["strategy"], "no steps", "", "", "", "", "", f"{row['phases_ms']:.0f}"]
-    ratio = row["us"] / row["passes_us"] if row["passes_us"] else None
+    ratio = row["ratio"]
     target = f" (target {TARGET:g})" if row["batch"] >= 32 else ""
     return [
         str(row["batch"]),
@@ -84,10 +87,19 @@ def _shown(row: Mapping[str, Any], unit: float) -> list[str]:
     ]
 
 
-def _fastest(name: str, model: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
+def _measured(name: str, model: str, batch: int, steps: int, repeats: int) -> dict[str, Any]:
     print(f"measuring {name}, batches of {batch}", file=sys.stderr, flush=True)
     runs = [_child("strategy", batch, steps, name, model) for _ in range(repeats)]
-    return runs[0] | {key: min(run[key] for run in runs) for key in ("us", "passes_us", "phases_ms")}
+    pairs = [pair for run in runs for pair in run.pop("pairs")]
+    return runs[0] | _medians(pairs) | {"phases_ms": min(run["phases_ms"] for run in runs), "pairs": len(pairs)}
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    """Of pairs (seconds a step, seconds of its passes in a bare loop): the medians of both and of their ratio."""
+    if not pairs:
+        return {"us": 0.0, "passes_us": 0.0, "ratio": None}
+    own, bare = (1e6 * median(column) for column in zip(*pairs, strict=True))
+    return {"us": own, "passes_us": bare, "ratio": median(one / other for one, other in pairs) if bare else None}
 
 
 def _child(what: str, amount: float, steps: int, name: str = "", model: str = "mlp") -> dict[str, Any]:
@@ -165,7 +177,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
         "benchmark": {"name": "synthetic"},  # the schema wants a name; the tensors above take its place
         "scenario": scenario,
         "stream": "L0 L1",
-        "optimizer": {"lr": 0.05},
+        "optimizer": {"lr": RATE},
         "batch_size": batch,
         "strategies": strategies,
         "device": "cpu",
@@ -174,15 +186,14 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
     return assemble(load_experiment(experiment), benchmark)
 
 
-def _nothing(learner: Any) -> None:
-    pass
+Look = Callable[[Any, Any], None]
 
 
-def _run(learner: Any, phases: Sequence[Any], at_end: Callable[[Any], None] = _nothing) -> float:
+def _run(learner: Any, phases: Sequence[Any], after_chunk: Look, at_end: Callable[[], None]) -> float:
     """Run phases as the runner does; returns seconds of the processor, from the plan to the end of the fit. `at_end` of each looks on."""
     from cl_framework.host import Host
 
-    host = Host(learner, lambda evaluation, batch: None, lambda: False)
+    host = Host(learner, after_chunk, lambda: False)
     position = learner.position
     started = time.process_time()
     for phase in phases:
@@ -191,88 +202,126 @@ def _run(learner: Any, phases: Sequence[Any], at_end: Callable[[Any], None] = _n
         phase = position.phase = learner.plan_phase(phase)
         learner.begin_phase(phase)
         host.fit_phase(phase, 0)
-        at_end(learner)
+        at_end()
         learner.end_phase(phase)
         position.phase, position.step = None, 0
         learner.new_streams()
     return time.process_time() - started
 
 
-def _event(learner: Any, index: int, at_end: Callable[[Any], None] = _nothing) -> tuple[float, float, int, Any]:
-    """Run one Learn: seconds of its own phase, of the phases around it, its steps, and what its own phase cost."""
+def _event(
+    learner: Any, index: int, after_chunk: Look = lambda evaluation, batch: None, at_end: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Run one Learn, with looks at its own phase. Seconds of that phase, and of the phases around it."""
     from cl_framework.cost import Cost
 
     position = learner.position
     event = learner.stream.events[index]
     position.event, position.event_index, position.phase, position.step = event, index, None, 0
     learner.new_streams()
-    around = _run(learner, learner.stack.begin())
-    before, learner.cost = position.stream_step, Cost()
-    own = _run(learner, [learner.learn_phase(event)], at_end)
-    cost, steps = replace(learner.cost), position.stream_step - before  # a copy: the phases that follow count on
-    return own, around + _run(learner, learner.stack.end()), steps, cost
+
+    def nothing(*seen: Any) -> None:
+        pass
+
+    around = _run(learner, learner.stack.begin(), nothing, nothing)
+    learner.cost = Cost()
+    own = _run(learner, [learner.learn_phase(event)], after_chunk, at_end)
+    return own, around + _run(learner, learner.stack.end(), nothing, nothing)
+
+
+class _Pairs:
+    """Looks at each chunk of a phase: sets its steps beside as many of a bare loop."""
+
+    def __init__(self, learner: Any) -> None:
+        from cl_framework.cost import Cost
+
+        self.learner = learner
+        self.bare = _BareLoop(learner)
+        self.found: list[tuple[float, float]] = []  # seconds a step: its own, those of the bare loop
+        self.cost = Cost()  # of all chunks so far
+        self.steps = 0
+        self._mark = time.process_time()
+
+    def __call__(self, evaluation: Any, batch: Any) -> None:
+        seconds = time.process_time() - self._mark
+        learner = self.learner
+        steps, cost = learner.position.step - self.steps, learner.cost.since(self.cost)
+        self.found.append((seconds / steps, self.bare.seconds(cost, steps) / steps if cost.forward_passes else 0.0))
+        self.steps, self.cost = learner.position.step, replace(learner.cost)
+        self._mark = time.process_time()
+
+    @property
+    def settled(self) -> list[tuple[float, float]]:
+        """Without the first, in which the fit starts and memory is touched first, if there are others."""
+        return self.found[1:] or self.found
 
 
 def strategy(options: argparse.Namespace) -> dict[str, Any]:
-    """A strategy's step, and a bare loop with the same passes."""
+    """A strategy's steps, each chunk beside a bare loop with the same passes."""
     batch = int(options.amount)
     learner = _learner(options.name, {}, batch, options.steps, model={"name": options.model})
     _event(learner, 0)
-    seconds, phases, steps, cost = _event(learner, 1)
-    row: dict[str, Any] = {"strategy": options.name, "model": options.model, "batch": batch, "steps": steps}
-    row |= {"phases_ms": 1e3 * phases, "us": 0.0, "passes_us": 0.0}
-    if not steps:
-        return row
-    row |= {"us": 1e6 * seconds / steps, "forward": cost.forward_passes / steps, "backward": cost.backward_passes / steps}
-    row["rows"] = cost.forward_rows / steps
-    row["passes_us"] = 1e6 * _bare(learner.model, cost, steps, options.steps)
-    return row
+    pairs = _Pairs(learner)
+    _, phases = _event(learner, 1, pairs)
+    steps, cost = pairs.steps, pairs.cost
+    row: dict[str, Any] = {"strategy": options.name, "model": options.model, "batch": batch, "steps": steps, "phases_ms": 1e3 * phases}
+    passes = {"forward": cost.forward_passes, "rows": cost.forward_rows, "backward": cost.backward_passes}
+    return row | {name: count / max(1, steps) for name, count in passes.items()} | {"pairs": pairs.settled}
 
 
-def _bare(model: Any, cost: Any, steps: int, measured: int) -> float:
-    """Seconds a step of a plain loop: the passes that were counted, of equal size each, the gradient steps, and plain SGD."""
-    import torch
-    from torch.nn.functional import cross_entropy
+class _BareLoop:
+    """Passes over made-up rows, gradients and plain SGD, on a copy of the learner's model as it is now."""
 
-    model.train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    looks, look_rows = cost.forward_passes - cost.graph_passes, cost.forward_rows - cost.graph_rows
-    backward = max(1, round(cost.backward_passes / steps)) if cost.backward_passes else 0
-    graphs = max(backward, round(cost.graph_passes / steps))
-    images = torch.rand(4096, 1, 28, 28)
-    labels = torch.randint(0, 10, (4096,))
-    conditioned = getattr(model, "task_conditioned", False)
+    def __init__(self, learner: Any) -> None:
+        import torch
 
-    def read(rows: int) -> tuple[Any, Any]:
-        places = torch.randint(0, 4096, (rows,))
-        inputs = (images.index_select(0, places),)
-        return (*inputs, torch.ones(rows, dtype=torch.int64)) if conditioned else inputs, labels.index_select(0, places)
+        self.model = deepcopy(learner.model).train()
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.told = getattr(self.model, "task_conditioned", False)
+        self.transform = learner.benchmark.transform
+        self.position = learner.position
+        self.items = torch.randint(0, 256, (4096, 1, 28, 28), dtype=torch.uint8)
+        self.labels = torch.randint(0, 10, (4096,))
+        self.generator = torch.Generator()
 
-    def step() -> None:
+    def seconds(self, cost: Any, steps: int) -> float:
+        """Of so many steps with the passes that were counted, of equal size each."""
+        strong = getattr(self.position.phase.plan, "strong", None) is not None
+        started = time.process_time()
+        for _ in range(steps):
+            self._step(cost, steps, strong)
+        return time.process_time() - started
+
+    def _step(self, cost: Any, steps: int, strong: bool) -> None:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        looks, look_rows = cost.forward_passes - cost.graph_passes, cost.forward_rows - cost.graph_rows
+        backward = max(1, round(cost.backward_passes / steps)) if cost.backward_passes else 0
+        graphs = max(backward, round(cost.graph_passes / steps))
         for turn in range(backward):
-            mine = graphs // backward + (turn < graphs % backward)
             losses = []
-            for _ in range(mine):
-                inputs, targets = read(round(cost.graph_rows / max(1, cost.graph_passes)))
-                losses.append(cross_entropy(model(*inputs), targets))
+            for _ in range(graphs // backward + (turn < graphs % backward)):
+                inputs, targets = self._read(round(cost.graph_rows / max(1, cost.graph_passes)), strong)
+                losses.append(cross_entropy(self.model(*inputs), targets))
             total = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
             if turn == backward - 1:
-                reached = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+                reached = [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
                 with torch.no_grad():
-                    torch._foreach_add_([p for p, _ in reached], [g for _, g in reached], alpha=-0.05)
+                    torch._foreach_add_([p for p, _ in reached], [g for _, g in reached], alpha=-RATE)
         with torch.no_grad():
             for _ in range(round(looks / steps)):
-                model(*read(round(look_rows / looks))[0])
+                self.model(*self._read(round(look_rows / looks), strong)[0])
 
-    if not cost.forward_passes:
-        return 0.0
-    for _ in range(min(20, measured)):
-        step()
-    started = time.process_time()
-    for _ in range(measured):
-        step()
-    return (time.process_time() - started) / measured
+    def _read(self, rows: int, strong: bool) -> tuple[Any, Any]:
+        """Inputs and labels of some rows: read, scaled, and where the measured steps do so, strongly augmented."""
+        import torch
+
+        places = torch.randint(0, len(self.items), (rows,))
+        items = self.items.index_select(0, places)
+        images = self.transform.strong(items, self.generator) if strong else self.transform(items, None)
+        return (images, torch.ones(rows, dtype=torch.int64)) if self.told else (images,), self.labels.index_select(0, places)
 
 
 def half_saving(options: argparse.Namespace) -> dict[str, Any]:
@@ -281,14 +330,15 @@ def half_saving(options: argparse.Namespace) -> dict[str, Any]:
     learner = _learner("half", {"share": options.amount}, HALF_BATCH, options.steps, **settings)
     seen: dict[str, Any] = {}
 
-    def note(learner: Any) -> None:
+    def note() -> None:
         state = [value for values in learner.optimizer.state.values() for value in values.values()]
         seen["state_mib"] = sum(value.numel() * value.element_size() for value in state) / 2**20
         seen["gradient_mib"] = sum(p.numel() * p.element_size() for p in learner.parameters_in_play) / 2**20
 
     _event(learner, 0)
-    seconds, _, steps, _ = _event(learner, 1, note)
-    return {"share": options.amount, "us": 1e6 * seconds / steps, **seen}
+    before = learner.position.stream_step
+    seconds, _ = _event(learner, 1, at_end=note)
+    return {"share": options.amount, "us": 1e6 * seconds / (learner.position.stream_step - before), **seen}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -221,6 +221,9 @@ class SlotContext:
             replaced = dict(at) if isinstance(at, Mapping) else dict(zip(self.parameter_names, at, strict=True))
             return call_at(model, replaced, rows.inputs, *conditioning(model, rows))
 
+    def count_pass(self, rows: int) -> None:
+        self.learner.cost.forward(rows)
+
     def features(self, rows: Rows, at: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Tensor:
         model, rows = self.model, self._readable(rows)
         if exact:

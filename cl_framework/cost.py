@@ -17,8 +17,8 @@ from cl_framework.plan import Plan
 class Cost:
     """What the model was run for in an event, and what was drawn beside the stream. Evaluation is not part of it.
 
-    Passes are those that the framework runs: of a step's objective, however often it is called, and of looks at the model through
-    the context. What a strategy computes by itself is not seen.
+    Passes are those that the framework runs, of a step's objective, however often it is called, and of looks at the model through the
+    context, and those that a strategy counts itself (`Context.count_pass`). What else a strategy computes is not seen.
     """
 
     forward_passes: int = 0
@@ -31,6 +31,10 @@ class Cost:
     def add(self, other: Cost) -> None:
         for counted in fields(Cost):
             setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+
+    def since(self, earlier: Cost) -> Cost:
+        """What was counted after `earlier`."""
+        return Cost(*(getattr(self, counted.name) - getattr(earlier, counted.name) for counted in fields(Cost)))
 
     def forward(self, rows: int, passes: int = 1) -> None:
         """Note forward passes over so many rows each."""

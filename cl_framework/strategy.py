@@ -273,6 +273,13 @@ class Context(Protocol):
         """
         ...
 
+    def count_pass(self, rows: int) -> None:
+        """Note a forward pass over so many rows that a strategy runs by itself; with gradients if they are enabled now.
+
+        Passes of the closure and of the context are counted as they run.
+        """
+        ...
+
     def features(self, rows: Rows, at: Mapping[str, Tensor] | None = None, *, exact: bool = False) -> Tensor:
         """Features (B, D) in evaluation mode, without a trace; `at` a snapshot, if given.
 

@@ -178,6 +178,8 @@ class Hypernetwork(Strategy):
         def distance() -> Tensor:
             with no_grad():
                 then = model.weights_of(sampled, self.before, raw=options.released)
+                context.count_pass(len(sampled))  # a row for each task that is written
+            context.count_pass(len(sampled))
             return mean_squared_distance(model.weights_of(sampled, raw=options.released), then, options.reduction)
 
         beta = options.beta * len(held) / context.num_tasks if options.released else options.beta
@@ -199,6 +201,7 @@ class Hypernetwork(Strategy):
         if self.embedding is not None:
             embeddings.append(self.embedding)
         written = model.weights_at(torch.stack(embeddings), raw=options.released)
+        context.count_pass(len(embeddings))
         generator = random.at_step() if options.noise == "fresh" else random.generator()
         draw = model.hypernetwork.raw_noise if options.released else model.hypernetwork.fresh_weights
         noise = draw(generator, options.draws if options.noise == "fresh" else 1)

@@ -22,9 +22,10 @@ def reset_rows(head: nn.Linear, rows: list[int], generator: torch.Generator) -> 
     """Draw these rows (classes) of a linear head anew."""
     bound = head.in_features**-0.5
     drawn = (2 * torch.rand(len(rows), head.in_features, generator=generator) - 1) * bound
-    head.weight[rows] = drawn.to(head.weight)
+    places = torch.tensor(rows, device=head.weight.device)
+    head.weight.index_copy_(0, places, drawn.to(head.weight))
     if head.bias is not None:
-        head.bias[rows] = 0
+        head.bias.index_fill_(0, places, 0.0)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat = tree_flatten((args, kwargs))[0]
     there = [value for value in flat if isinstance(value, Elsewhere)]
     here = [value for value in flat if isinstance(value, Tensor) and not isinstance(value, Elsewhere) and value.ndim]
+    assert all(value.device != ELSEWHERE for value in here), f"{name}: torch made a tensor there that holds nothing, of a list of places"
     asked = kwargs.get("device")
     leaves = bool(there) and asked is not None and torch.device(asked) != ELSEWHERE
     if there and here and name not in _OVER and not (name in _PLACES and isinstance(args[0], Elsewhere)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cl_framework import bench, bench_strategies, registry
 from cl_framework.bench_strategies import half_saving, strategy
@@ -23,8 +24,9 @@ PASSES = {  # forward passes, rows and backward passes of a step at batches of 8
 }
 
 
-def measured(name: str, model: str = "mlp", batch: int = 8, steps: int = 4) -> dict[str, float]:
-    return strategy(Namespace(name=name, model=model, amount=float(batch), steps=steps))
+def measured(name: str, model: str = "mlp", batch: int = 8, steps: int = 4) -> dict[str, Any]:
+    row = strategy(Namespace(name=name, model=model, amount=float(batch), steps=steps))
+    return row | bench_strategies._medians(row["pairs"])
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -51,11 +53,27 @@ def test_phases_around_an_event_are_apart(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_has_no_steps_or_no_passes_says_so() -> None:
-    row = {"batch": 32, "strategy": "x", "steps": 4, "us": 30.0, "passes_us": 0.0, "forward": 0, "rows": 0, "backward": 0, "phases_ms": 1.0}
+    row = {"batch": 32, "strategy": "x", "steps": 4, "us": 30.0, "ratio": None, "forward": 0, "rows": 0, "backward": 0, "phases_ms": 1.0}
     assert "no passes" in bench_strategies._shown(row, 10.0)
     assert "no steps" in bench_strategies._shown({**row, "steps": 0}, 10.0)
-    assert "2.00 (target 1.15)" in bench_strategies._shown({**row, "passes_us": 15.0}, 10.0)
-    assert "2.00" in bench_strategies._shown({**row, "passes_us": 15.0, "batch": 10}, 10.0)
+    assert "2.00 (target 1.15)" in bench_strategies._shown({**row, "ratio": 2.0}, 10.0)
+    assert "2.00" in bench_strategies._shown({**row, "ratio": 2.0, "batch": 10}, 10.0)
+
+
+def test_the_ratio_is_that_of_pairs() -> None:
+    """One slow pair, in both halves, and one disturbed half move nothing."""
+    found = bench_strategies._medians([(2e-6, 1e-6), (2e-6, 1e-6), (80e-6, 40e-6), (9e-6, 1e-6), (2e-6, 1e-6)])
+    assert found == {"us": 2.0, "passes_us": 1.0, "ratio": 2.0}
+    assert bench_strategies._medians([(2e-6, 0.0)])["ratio"] is bench_strategies._medians([])["ratio"] is None
+
+
+def test_views_are_augmented_in_the_bare_loop_as_well() -> None:
+    learner = bench_strategies._learner("view_batch", {}, 8, 8)
+    bare = bench_strategies._BareLoop(learner)
+    weak, strong = (bare._read(8, strong)[0][0] for strong in (False, True))
+    assert weak.shape == strong.shape == (8, 1, 28, 28)
+    assert torch.equal((255 * weak).round() / 255, weak)  # whole steps of brightness, as stored
+    assert not torch.equal((255 * strong).round() / 255, strong)
 
 
 def test_half_the_matrices_have_half_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
