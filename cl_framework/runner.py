@@ -170,7 +170,7 @@ def torch_as_configured(experiment: Experiment) -> Iterator[None]:
     accelerated = choose_device(run.device).type == "cuda"
     if accelerated:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products of matrices are not among them
-    torch.use_deterministic_algorithms(run.deterministic or accelerated, warn_only=not run.deterministic)
+    torch.use_deterministic_algorithms(run.deterministic or accelerated, warn_only=accelerated and not run.deterministic)
     filler.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
     try:
         yield

@@ -23,7 +23,20 @@ from typing import Any
 
 import torch
 
-from cl_framework import Context, Learn, Matrix, Phase, Strategy, Traits, check_choice, check_range, matrices, register
+from cl_framework import (
+    ConfigurationError,
+    Context,
+    Learn,
+    Matrix,
+    Phase,
+    Setting,
+    Strategy,
+    Traits,
+    check_choice,
+    check_range,
+    matrices,
+    register,
+)
 
 GRANULARITIES = ("category", "layer", "model", "matrix")
 SELECTABLE = ("attention", "feed_forward", "norm", "convolution", "linear")
@@ -124,6 +137,15 @@ class Half(Strategy):
     def __init__(self, config: HalfConfig) -> None:
         super().__init__(config)
         self._frozen: list[str] = []
+
+    def check(self, setting: Setting) -> None:
+        if self.config.share == 1 or setting.model is None:
+            return
+        if not any(matrix.category in SELECTABLE for matrix in matrices(setting.model)):
+            raise ConfigurationError(
+                "share: this model has no matrices beside its embeddings and its head, which always learn, so that nothing would be "
+                "halved. Choose a model with hidden layers, or leave this strategy out."
+            )
 
     def begin(self, context: Context) -> Sequence[Phase]:
         self._frozen = []

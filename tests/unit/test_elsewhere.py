@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_a_fit_leaves_the_model_where_it_is(tmp_path: Path, monkeypatch: pytest.
     for name in ("cpu", "cuda", "to"):
         monkeypatch.setattr(Host, name, refuse)
     finish(experiment)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "found"),
+    [("cpu", False, (False, False)), ("cpu", True, (True, False)), ("cuda", False, (True, True)), ("cuda", True, (True, False))],
+)
+def test_an_accelerator_gives_the_same_bits_each_time(
+    device: str, asked: bool, found: tuple[bool, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one, deterministic algorithms where there are some; where they are asked for, nothing else."""
+    monkeypatch.setattr(runner, "choose_device", lambda name: torch.device(device))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def now() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    before = now()
+    with runner.torch_as_configured(Subject.named("er").experiment(tmp_path, deterministic=asked)):
+        assert now() == found
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (device == "cuda")
+    assert now() == before == (False, False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 # --- the pretended device itself ---

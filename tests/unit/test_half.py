@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework import Matrix, matrices, trained_share
+from cl_framework import ConfigurationError, Matrix, matrices, trained_share
+from cl_framework.assembly import assemble
 from cl_framework.models.mlp import MLP
 from cl_framework.models.resnet import ResNet18
 from cl_framework.parameters import SELECTABLE as CATEGORIES
@@ -280,3 +281,11 @@ def test_each_task_has_its_own_half(tmp_path: Path) -> None:
     halves = {index: in_play for index, in_play, *_ in looked_at(tmp_path, {})}
     assert len(halves) == 3
     assert len({frozenset(half) for half in halves.values()}) > 1
+
+
+def test_a_model_with_nothing_to_halve_is_refused(tmp_path: Path) -> None:
+    linear = {"name": "mlp", "hidden": []}
+    with pytest.raises(ConfigurationError, match=r"half\.share: this model has no matrices beside .* or leave this strategy out\."):
+        assemble(experiment_of({"half": {}}, tmp_path, model=linear))
+    assemble(experiment_of({"half": {"share": 1.0}}, tmp_path, model=linear))
+    assemble(experiment_of({"half": {}}, tmp_path))
