@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cl_framework.allocation import keep_freed_memory
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, scaled_of, strong_of
 from cl_framework.benchmarks.sources import held_on
 from cl_framework.calls import has_features
@@ -82,6 +83,7 @@ def data_root(run: RunConfig) -> Path:
 
 def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Learner:
     """A learner at the start of its stream. Raises ConfigurationError for whatever cannot be done as asked."""
+    keep_freed_memory()
     stack = make_stack(experiment)
     device = choose_device(experiment.run.device)
     benchmark = benchmark or make_benchmark(experiment)

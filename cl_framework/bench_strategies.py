@@ -55,6 +55,7 @@ def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int |
 def strategies_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of what strategies cost, from the results that `--json` keeps."""
     header = [
+        "model",
         "batch",
         "strategy",
         "µs a step",
@@ -65,16 +66,17 @@ def strategies_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], l
         "× its passes",
         "phases, ms an event",
     ]
-    units = {row["batch"]: row["passes_us"] for row in results if row["strategy"] == FINE_TUNING}
-    return header, [_shown(row, units[row["batch"]]) for row in results]
+    units = {(row["model"], row["batch"]): row["passes_us"] for row in results if row["strategy"] == FINE_TUNING}
+    return header, [_shown(row, units[row["model"], row["batch"]]) for row in results]
 
 
 def _shown(row: Mapping[str, Any], unit: float) -> list[str]:
     if not row["steps"]:
-        return [str(row["batch"]), row["strategy"], "no steps", "", "", "", "", "", f"{row['phases_ms']:.0f}"]
+        return [row["model"], str(row["batch"]), row["strategy"], "no steps", "", "", "", "", "", f"{row['phases_ms']:.0f}"]
     ratio = row["ratio"]
     target = f" (target {TARGET:g})" if row["batch"] >= 32 else ""
     return [
+        row["model"],
         str(row["batch"]),
         row["strategy"],
         f"{row['us']:.0f}",
@@ -270,7 +272,7 @@ def strategy(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _BareLoop:
-    """Passes over made-up rows, gradients and plain SGD, on a copy of the learner's model as it is now."""
+    """Passes over random rows, gradients and plain SGD, on a copy of the learner's model as it is now."""
 
     def __init__(self, learner: Any) -> None:
         import torch
@@ -280,8 +282,8 @@ class _BareLoop:
         self.told = getattr(self.model, "task_conditioned", False)
         self.transform = learner.benchmark.transform
         self.position = learner.position
-        self.items = torch.randint(0, 256, (4096, 1, 28, 28), dtype=torch.uint8)
-        self.labels = torch.randint(0, 10, (4096,))
+        source = learner.benchmark.train[-1]  # of the measured event: rows are as far apart in memory as those of its steps
+        self.items, self.labels = source.read(torch.arange(len(source))), source.targets
         self.generator = torch.Generator()
 
     def seconds(self, cost: Any, steps: int) -> float:

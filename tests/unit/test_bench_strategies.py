@@ -53,7 +53,8 @@ def test_phases_around_an_event_are_apart(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_has_no_steps_or_no_passes_says_so() -> None:
-    row = {"batch": 32, "strategy": "x", "steps": 4, "us": 30.0, "ratio": None, "forward": 0, "rows": 0, "backward": 0, "phases_ms": 1.0}
+    row: dict[str, Any] = {"model": "mlp", "batch": 32, "strategy": "x", "steps": 4}
+    row |= {"us": 30.0, "ratio": None, "forward": 0, "rows": 0, "backward": 0, "phases_ms": 1.0}
     assert "no passes" in bench_strategies._shown(row, 10.0)
     assert "no steps" in bench_strategies._shown({**row, "steps": 0}, 10.0)
     assert "2.00 (target 1.15)" in bench_strategies._shown({**row, "ratio": 2.0}, 10.0)
