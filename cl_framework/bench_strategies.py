@@ -28,6 +28,7 @@ SAMPLES = 60_000  # of the measured event, unless told otherwise
 RATE = 0.05  # of learning
 TARGET = 1.15  # most times the cost of its passes that a strategy may take, at batches of 32 and more
 WARM_UP_STEPS = 100
+PAIRS = 6  # at least, where there are as many steps; the first does not count
 CAPACITY = 500
 FINE_TUNING = "fine-tuning"
 HALF_BATCH = 128
@@ -158,6 +159,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
     from cl_framework.benchmarks.base import Benchmark, Scale
     from cl_framework.benchmarks.sources import TensorSource
     from cl_framework.config import load_experiment
+    from cl_framework.loading import STEPS_PER_CHUNK
 
     torch.set_num_threads(1)
     counts = [min(WARM_UP_STEPS, steps) * batch, steps * batch]
@@ -181,6 +183,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
         "stream": "L0 L1",
         "optimizer": {"lr": RATE},
         "batch_size": batch,
+        "evaluate_every": max(1, min(STEPS_PER_CHUNK, steps // PAIRS)),  # nothing is evaluated here: chunks end there
         "strategies": strategies,
         "device": "cpu",
         **settings,
