@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import torch
 from cl_framework.allocation import keep_freed_memory
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, scaled_of, strong_of
 from cl_framework.benchmarks.sources import held_on
-from cl_framework.calls import has_features
+from cl_framework.calls import has_features, run_model
 from cl_framework.config import Experiment, GivenOptions, Named
 from cl_framework.digests import bytes_of
-from cl_framework.errors import ConfigurationError
-from cl_framework.learner import Learner
+from cl_framework.errors import ConfigurationError, FrameworkError
+from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.rng import seeded
 from cl_framework.schema import RunConfig
 from cl_framework.stack import Stack
@@ -117,7 +118,26 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
             f"probes look at features, but model {experiment.model.name!r} has no `features` and `head`. Set probes=[], or another model."
         )
     _check_requests(learner)
+    _check_single_rows(learner)
     return learner
+
+
+def _check_single_rows(learner: Learner) -> None:
+    """Refuse a step on one sample where a layer needs two, as far as the batch size alone decides it; see `run_model` for other steps."""
+    size, stack = learner.run.batch_size, learner.stack
+    if stack.transforms_plan() or any(traits.inner_calls == "never" for traits in stack.traits.values()):
+        return
+    joined = any("draw" in member.seams for member in stack.members)  # drawn rows may join a single one, but not in the first step
+    learns = [event for event in learner.stream if isinstance(event, Learn)]
+    single = [event for event in learns if size == 1 or (not joined and len(learner.planned_ids(event.task)) % size == 1)]
+    if not single:
+        return
+    model, rows = deepcopy(learner.model).train(), learner.read(learner.planned_ids(single[0].task)[:1])
+    try:
+        with torch.no_grad(), global_randomness_kept(learner.device):
+            run_model(model, rows)
+    except FrameworkError as error:
+        raise ConfigurationError(f"batch_size={size}: in {single[0]} {error}") from error
 
 
 def _check_requests(learner: Learner) -> None:

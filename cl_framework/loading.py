@@ -161,7 +161,6 @@ class StepReader:
     def _read(self, step: int, chunk: Chunk) -> None:
         assert self._plan is not None
         learner, device, offsets = self._learner, self._learner.device, self._offsets
-        self._items = self._inputs = []  # let go first, so that the window takes the memory of the one before
         first, last = (step, min(step + self._window_steps, chunk.last)) if chunk.rows is None else (chunk.first, chunk.last)
         ids = self._plan.ids[offsets[first] : offsets[last]]
         items, targets, tasks = learner.benchmark.read(ids) if chunk.rows is None else chunk.rows

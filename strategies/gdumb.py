@@ -129,8 +129,11 @@ class GDumb(Strategy):
     def check(self, setting: Setting) -> None:
         check_no_part_is_lost(setting, "a fresh model is trained on the memory alone")
         capacity, classes, shape = self.config.capacity, setting.classes_shown, setting.input_shape
-        if classes is not None and capacity < classes:
-            raise ConfigurationError(f"capacity={capacity} cannot hold one sample of each of {classes} classes. Raise it to at least that.")
+        if self.config.policy == "greedy" and classes is not None and capacity < classes:
+            raise ConfigurationError(
+                f"capacity={capacity} cannot hold one sample of each of {classes} classes, which policy=greedy balances. "
+                "Raise it to at least that."
+            )
         later = [slot for slot in setting.slots if slot not in (*setting.slots_before, setting.slot)]
         again = [slot for slot in later if setting.slots[slot].reads_past_data]
         if again:

@@ -125,6 +125,8 @@ class HalfConfig:
         check_range("share", self.share, low=0, high=1)
         check_choice("granularity", self.granularity, GRANULARITIES)
         check_choice("balance", self.balance, ("count", "params"))
+        if self.granularity == "matrix" and self.balance == "params":
+            raise ValueError("balance=params would change nothing with granularity=matrix, which draws each matrix by itself; leave it out")
 
 
 @register("half")

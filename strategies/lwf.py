@@ -171,12 +171,15 @@ class LwF(Strategy):
             return
         if not isinstance(getattr(model, "head", None), nn.Linear):
             raise ConfigurationError(
-                f"warm_up={warm_up} moves a part of the model's `head`, but this model has no linear one. Set warm_up=0."
+                f"{self._heading(warm_up)} a part of the model's `head`, but this model has no linear one. Set warm_up=0."
             )
         if self.config.released and not hasattr(model, "features"):
             raise ConfigurationError(
-                f"warm_up={warm_up} with variant=released reads the model's `features`, which this model does not have. Set warm_up=0."
+                f"{self._heading(warm_up)} a head over the model's `features`, which this model does not have. Set warm_up=0."
             )
+
+    def _heading(self, warm_up: int) -> str:
+        return "variant=released warms up" if self.config.warm_up is None else f"warm_up={warm_up} warms up"
 
     def _warm_up(self, task: TaskId, context: Context) -> Sequence[Phase]:
         epochs = self.config.warm_up_epochs(context.epochs)

@@ -79,6 +79,11 @@ class MIR(Strategy):
                 f"candidates={self.config.candidates} are not more than the {count} rows replayed a step, so that none would be chosen. "
                 f"Set candidates above {count}, or use er."
             )
+        if self.config.candidates is not None and 0 < self.config.capacity < self.config.candidates:
+            raise ConfigurationError(
+                f"candidates={self.config.candidates} are more than the capacity={self.config.capacity} of the memory that they are drawn "
+                "from. Lower candidates or raise capacity."
+            )
         if 0 < self.config.capacity <= count:
             raise ConfigurationError(
                 f"capacity={self.config.capacity} holds no more than the {count} rows replayed a step, so that none would be chosen. "

@@ -137,6 +137,34 @@ def test_no_applied_gradient_points_against_the_reference(tmp_path: Path, others
     assert projected > 5
 
 
+class FreezesHalf(Neighbour):
+    """Freezes half of the entries of the first weight."""
+
+    def mask(self, context: Context) -> dict[str, bool | Tensor]:
+        weight = context.model.get_parameter("body.1.weight")
+        return {"body.1.weight": torch.arange(weight.numel()).view_as(weight) % 2 == 0}
+
+
+def test_frozen_entries_neither_move_nor_count_in_a_step(tmp_path: Path) -> None:
+    """Over what may move, no applied gradient points against the reference; a frozen entry has none where there is a reference."""
+    spy, freezing = slot(Applied), slot(FreezesHalf)
+    settings = {"stream": "L0 L1 L2", "epochs": 3, "optimizer": {"name": "sgd", "lr": 0.05}}
+    finish(beside(experiment_of({"agem": {"capacity": 30}}, tmp_path, **settings), before=[freezing], after=[spy]))
+    frozen = torch.arange(16 * 16) % 2 == 1  # the first of the flattened parameters
+    projected = 0
+    for raw, reference, gradient, _ in spy.strategy_class.journal:
+        if reference is None:
+            assert bool(gradient[:256][frozen].any())
+            continue
+        assert not bool(gradient[:256][frozen].any())
+        movable = torch.cat([~frozen, torch.ones(len(raw) - 256, dtype=torch.bool)])
+        against = float(raw[movable] @ reference[movable]) < 0
+        assert float(gradient[movable] @ reference[movable]) >= -1e-6 * max(1.0, float(gradient.norm() * reference.norm()))
+        assert against != torch.equal(gradient[movable], raw[movable])
+        projected += against
+    assert projected > 5
+
+
 def test_clipping_comes_after_the_projection(tmp_path: Path) -> None:
     settings = {"optimizer": {"name": "sgd", "lr": 0.05, "clip": 0.01}, "epochs": 3}
     projected = 0

@@ -1,4 +1,4 @@
-"""`clu bench --strategies`: passes are counted as a method makes them, and the table says what it found. No timing is asserted."""
+"""`clu bench --strategies`: passes are counted as a method makes them, and the table says what it found. No timing is a target here."""
 
 from __future__ import annotations
 
@@ -36,6 +36,34 @@ def test_passes_are_those_of_the_method(name: str, monkeypatch: pytest.MonkeyPat
     assert (row["forward"], row["rows"], row["backward"]) == PASSES[name]
     assert row["steps"] == 4
     assert row["us"] > 0 and row["passes_us"] > 0
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_bare_loop_makes_the_same_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the yardstick: one that did less would make every strategy look dear, one that did more cheap."""
+    forward, rows, backward = PASSES[name]
+    learner = bench_strategies._learner(name, {}, 8, 12)
+    bench_strategies._event(learner, 0)
+    pairs = bench_strategies._Pairs(learner)
+    seen: list[int] = []
+    gradients = [0]
+    pairs.bare.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    real = pairs.bare.seconds
+
+    def counted(cost: Any, steps: int) -> float:
+        grad = torch.autograd.grad
+
+        def counting(*given: Any, **options: Any) -> Any:
+            gradients[0] += 1
+            return grad(*given, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.autograd, "grad", counting)
+            return real(cost, steps)
+
+    monkeypatch.setattr(pairs.bare, "seconds", counted)
+    bench_strategies._event(learner, 1, pairs)
+    assert (len(seen), sum(seen), gradients[0]) == (12 * forward, 12 * rows, 12 * backward)
 
 
 @pytest.mark.slow

@@ -283,6 +283,13 @@ def test_each_task_has_its_own_half(tmp_path: Path) -> None:
     assert len({frozenset(half) for half in halves.values()}) > 1
 
 
+def test_an_option_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    options = {"granularity": "matrix", "balance": "params"}
+    with pytest.raises(ConfigurationError, match=r"balance=params would change nothing with granularity=matrix, .*; leave it out"):
+        experiment_of({"half": options}, tmp_path)
+    experiment_of({"half": {**options, "granularity": "model"}}, tmp_path)
+
+
 def test_a_model_with_nothing_to_halve_is_refused(tmp_path: Path) -> None:
     linear = {"name": "mlp", "hidden": []}
     with pytest.raises(ConfigurationError, match=r"half\.share: this model has no matrices beside .* or leave this strategy out\."):

@@ -123,7 +123,9 @@ def test_on_a_task_conditioned_model_both_answer_as_the_rows_own_task(tmp_path: 
 
 def test_a_warm_up_on_a_model_whose_weights_are_written_is_refused_before_the_run(tmp_path: Path) -> None:
     experiment = experiment_of({"lwf": {"warm_up": 1}, "hypernetwork": SMALL}, tmp_path, scenario="task_il")
-    with pytest.raises(ConfigurationError, match=r"^strategies\.lwf\.warm_up=1 moves a part of the model's `head`, but this model has no"):
+    with pytest.raises(
+        ConfigurationError, match=r"^strategies\.lwf\.warm_up=1 warms up a part of the model's `head`, but this model has no"
+    ):
         finish(experiment)
     assert not list(tmp_path.iterdir())
 
@@ -133,7 +135,7 @@ def test_a_warm_up_needs_a_linear_head() -> None:
         return Setting("class_il", 10, 1, 0.0, 2, {}, model=model)
 
     headless = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    text = r"^warm_up=3 moves a part of the model's `head`, but this model has no linear one\. Set warm_up=0\.$"
+    text = r"^warm_up=3 warms up a part of the model's `head`, but this model has no linear one\. Set warm_up=0\.$"
     with pytest.raises(ConfigurationError, match=text):
         LwF(LwFConfig(warm_up=3)).check(setting(headless))
     for options, model in ((LwFConfig(), headless), (LwFConfig(warm_up=3), None)):
@@ -141,7 +143,7 @@ def test_a_warm_up_needs_a_linear_head() -> None:
     with_head = nn.Module()
     with_head.head = nn.Linear(4, 2)
     LwF(LwFConfig(warm_up=3)).check(setting(with_head))
-    with pytest.raises(ConfigurationError, match=r"^warm_up=1 moves a part"):
+    with pytest.raises(ConfigurationError, match=r"^warm_up=1 warms up a part"):
         LwF(LwFConfig(variant="released")).check(setting(headless))
     text = r"^warm_up=1 with variant=released reads the model's `features`, which this model does not have\. Set warm_up=0\.$"
     with pytest.raises(ConfigurationError, match=text):

@@ -130,6 +130,12 @@ def test_candidates_are_five_times_as_many_as_are_replayed_and_never_as_few(tmp_
             run_spied(tmp_path / str(candidates), {"minibatch": 12, "candidates": candidates})
 
 
+def test_more_candidates_than_the_memory_holds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"mir.candidates=30 are more than the capacity=20 of the memory that they are drawn from"):
+        run_spied(tmp_path, {"capacity": 20, "candidates": 30})
+    run_spied(tmp_path, {"capacity": 20, "candidates": 20})
+
+
 def test_a_memory_that_is_replayed_whole_is_refused(tmp_path: Path) -> None:
     for options, count in (({"capacity": 8}, 8), ({"capacity": 3, "minibatch": 5}, 5)):
         with pytest.raises(ConfigurationError, match=f"mir.capacity={options['capacity']} holds no more than the {count} rows replayed a"):

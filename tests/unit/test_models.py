@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from cl_framework import BenchmarkContext, FrameworkError
+from cl_framework import BenchmarkContext, ConfigurationError, FrameworkError, Rows
 from cl_framework.assembly import assemble
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.synthetic import SyntheticOptions, synthetic
+from cl_framework.calls import run_model
 from cl_framework.models.mlp import MLP, MLPOptions, mlp
 from cl_framework.testing.laboratory import experiment_of, finish
 from cl_framework.walk import Walk
@@ -79,6 +80,13 @@ def test_what_a_model_freezes_itself_stays_as_it_was(tmp_path: Path) -> None:
 def test_a_single_sample_and_batch_norm_are_refused_in_a_sentence(tmp_path: Path) -> None:
     settings = {"stream": "L0", "model": {"name": "mlp", "hidden": [8], "batch_norm": True}}
     remedy = r"Choose a batch_size \(and .* a minibatch and a capacity\) that leaves no single"
-    with pytest.raises(FrameworkError, match=rf"a batch of one sample reached a BatchNorm layer.*\. {remedy}"):
-        finish(experiment_of({}, tmp_path / "one", batch_size=35, **settings))
+    for size, strategies in ((35, {}), (1, {}), (1, {"er": {}}), (35, {"ewc": {}})):
+        with pytest.raises(ConfigurationError, match=rf"^batch_size={size}: in L0 a batch of one sample reached a BatchNorm.*\. {remedy}"):
+            finish(experiment_of(strategies, tmp_path / "one", batch_size=size, **settings))
+    assert not (tmp_path / "one").exists()
     finish(experiment_of({}, tmp_path / "two", batch_size=34, **settings))
+    finish(experiment_of({"er": {}}, tmp_path / "joined", batch_size=35, **settings))  # with rows of the memory
+    finish(experiment_of({}, tmp_path / "without", batch_size=35, stream="L0"))
+    inputs, whole = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(FrameworkError, match=rf"^a batch of one sample reached a BatchNorm layer.*\. {remedy}"):
+        run_model(MLP((4,), 2, (3,), batch_norm=True), Rows(inputs, whole, whole, whole, inputs))

@@ -334,6 +334,13 @@ def test_joint_training_is_refused_beside_what_keeps_each_task(holding: str, tmp
         assemble(experiment_of({"cumulative": {}, holding: {}}, tmp_path))
 
 
+@pytest.mark.parametrize("adding", [{"power_law": {"environment": "uniform"}}, {"replay_share": {}}])
+def test_joint_training_is_refused_before_what_adds_past_data(adding: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = adding
+    with pytest.raises(ConfigurationError, match=rf"strategies.joint.plan: all tasks are shown already, and {name} would add nothing"):
+        assemble(experiment_of({"joint": {}, **adding}, tmp_path))
+
+
 def test_exemplars_are_planned_before_views_are_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"strategies.icarl.plan: all steps are planned anew, and what view_batch makes of them"):
         assemble(experiment_of({"view_batch": {"views": 2}, "icarl": {}}, tmp_path))
