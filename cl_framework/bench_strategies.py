@@ -33,7 +33,7 @@ CAPACITY = 500
 FINE_TUNING = "fine-tuning"
 HALF_BATCH = 128
 WIDE = (1000, 1000)  # hidden units of the model on which half fine-tuning is set beside full
-SLACK: dict[str, dict[str, Any]] = {"view_batch": {"weight": 1.0}, "power_law": {"source": "buffer"}}  # options beside the defaults
+OPTIONS: dict[str, dict[str, Any]] = {"power_law": {"source": "buffer"}}  # beside the defaults
 
 
 def table(names: Sequence[str], model: str, batches: Sequence[int], steps: int | None, repeats: int, json_path: Path | None) -> None:
@@ -176,7 +176,7 @@ def _learner(name: str, options: dict[str, Any], batch: int, steps: int, **setti
         kind = registry.strategies.get(name)
         scenario = next(allowed for allowed in kind.traits.scenarios if allowed in benchmark.scenarios)
         known = set(getattr(kind.Config, "__dataclass_fields__", {}))
-        strategies[name] = {**({"capacity": CAPACITY} if "capacity" in known else {}), **SLACK.get(name, {}), **options}
+        strategies[name] = {**({"capacity": CAPACITY} if "capacity" in known else {}), **OPTIONS.get(name, {}), **options}
     experiment = {
         "benchmark": {"name": "synthetic"},  # the schema wants a name; the tensors above take its place
         "scenario": scenario,

@@ -22,6 +22,7 @@ from statistics import median
 import pytest
 
 from cl_framework.bench import step_table
+from cl_framework.bench_strategies import strategies_table
 from cl_framework.cli import main
 from cl_framework.forking import forked
 from cl_framework.report import report
@@ -192,6 +193,20 @@ def test_the_cost_of_a_step_is_the_committed_records() -> None:
     assert "{:.2f}, {:.2f} and {:.2f} of the bare".format(*medians) in README.read_text()
 
 
+def test_the_costs_of_strategies_are_the_committed_records() -> None:
+    models = ("slim_resnet18", "mlp")
+    records = [json.loads((ROOT / "experiments" / "results" / f"bench_strategies_{model}.json").read_text()) for model in models]
+    results = [row for record in records for row in record["results"]]
+    shown = re.search(r"<!-- table: bench_strategies -->\n(.*?)\n<!-- end -->", README.read_text(), re.DOTALL)
+    assert shown is not None and shown[1] == markdown(*strategies_table(results))
+    assert shown[1] != markdown(*strategies_table([{**row, "ratio": 2 * row["ratio"]} for row in results]))
+    slim, mlp = ([row["ratio"] for row in results if row["model"] == model] for model in models)
+    assert f"within 1.15 × its passes (at most {max(slim):.2f})" in README.read_text()
+    assert max(slim) <= 1.15 and f"from {min(mlp):.2f} to {max(mlp):.2f} ×" in README.read_text()
+    halves = [record["half"][1]["us"] / record["half"][0]["us"] for record in records]
+    assert "takes {:.2f} and {:.2f} of full fine-tuning's time".format(*halves) in README.read_text()
+
+
 @pytest.mark.parametrize("name", ["audit_fashion_mnist", "audit_perm_mnist"])
 def test_tables_of_audits_are_made_from_the_committed_rows(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
@@ -219,6 +234,7 @@ def test_tables_stand_between_markers() -> None:
         "digits",
         "papers",
         "bench_step",
+        "bench_strategies",
         "seq_mnist",
         "seq_mnist_differences",
         "perm_mnist",

@@ -143,9 +143,9 @@ def test_a_warm_up_needs_a_linear_head() -> None:
     with_head = nn.Module()
     with_head.head = nn.Linear(4, 2)
     LwF(LwFConfig(warm_up=3)).check(setting(with_head))
-    with pytest.raises(ConfigurationError, match=r"^warm_up=1 warms up a part"):
+    with pytest.raises(ConfigurationError, match=r"^variant=released warms up a part"):
         LwF(LwFConfig(variant="released")).check(setting(headless))
-    text = r"^warm_up=1 with variant=released reads the model's `features`, which this model does not have\. Set warm_up=0\.$"
+    text = r"^variant=released warms up a head over the model's `features`, which this model does not have\. Set warm_up=0\.$"
     with pytest.raises(ConfigurationError, match=text):
         LwF(LwFConfig(variant="released")).check(setting(with_head))
     LwF(LwFConfig(variant="released", warm_up=0)).check(setting(headless))
