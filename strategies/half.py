@@ -3,7 +3,7 @@
 Source: Hui et al. 2025 "HFT: Half Fine-Tuning for Large Language Models", section 3: per round theta splits into updated and frozen
 parameters; category level: 2 of 4 attention matrices, 2 of 3 feed-forward ones in half of the layers and 1 of 3 in the others, 1 of 2
 norms; embeddings and head always learn.
-Uses: begin, mask, state_dict, load_state_dict
+Uses: check, begin, mask, state_dict, load_state_dict
 Cost: no gradients of weights and no optimizer state for what is frozen; activations still pass back through it.
 Differs: a bias goes with its matrix, a fused projection counts as one. Norms outside of the blocks and what fits no category learn. For
     networks without attention the categories are convolutions, linear layers and norms; a layer is a block, in an MLP each hidden layer.
