@@ -158,7 +158,9 @@ def test_every_file_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["digits", "seq_mnist", "perm_mnist", "power_law_grid", "online_cifar10_jpeg", "unlearn_perm_mnist"])
+@pytest.mark.parametrize(
+    "name", ["digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_law_grid", "online_cifar10_jpeg", "unlearn_perm_mnist"]
+)
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -239,6 +241,7 @@ def test_tables_stand_between_markers() -> None:
         "seq_mnist_differences",
         "perm_mnist",
         "perm_mnist_differences",
+        "perm_mnist_retention",
         "power_law_grid",
         "online_cifar10_jpeg",
         "online_cifar10_jpeg_differences",
