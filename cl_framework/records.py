@@ -161,6 +161,12 @@ class RunDirectory:
     def mark_failed(self, reason: str) -> None:
         atomic_write(self.path / "FAILED", reason + "\n")
 
+    @property
+    def why_failed(self) -> str:
+        """The sentence that a failed run ended with."""
+        said = _read(self.path / "FAILED").decode(errors="replace").strip().partition("\n")[0]
+        return said if said.endswith((".", "!", "?")) else f"{said}."
+
     def unmark_failed(self) -> None:
         (self.path / "FAILED").unlink(missing_ok=True)
 

@@ -85,6 +85,11 @@ def _finished(directory: RunDirectory, again: bool) -> RunResult | None:
         return None
     if directory.status == "done":
         return RunResult(directory.path, "done", rebuild_summary(directory.path), earlier=True)
+    if directory.status == "failed":
+        raise ConfigurationError(
+            f"{directory.path} holds a run that failed: {directory.why_failed} Mend that and continue it with `clu resume "
+            f"{directory.path}`, or start anew with again=true."
+        )
     raise ConfigurationError(
         f"{directory.path} holds an unfinished run. Continue it with `clu resume {directory.path}` or start anew with again=true."
     )

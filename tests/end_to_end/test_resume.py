@@ -252,6 +252,20 @@ def test_a_run_that_another_process_starts_while_the_data_are_read_stands(
     assert RunDirectory(path_of(experiment)).status == ("unfinished" if elsewhere == "stopped" else "done")
 
 
+def test_a_run_that_failed_says_why_when_it_is_started_again(tmp_path: Path) -> None:
+    class Breaks(Listener):
+        def on_event_start(self, index: int) -> None:
+            raise FrameworkError("the lamp went out")
+
+    experiment = experiment_of({"er": {}}, tmp_path, **{**SETTINGS, "epochs": 1})
+    with pytest.raises(FrameworkError, match="lamp"):
+        run(experiment, listeners=[Breaks()])
+    text = r"holds a run that failed: FrameworkError: the lamp went out\. Mend that and continue it with `clu resume .*`, or start anew"
+    with pytest.raises(ConfigurationError, match=text):
+        run(experiment)
+    assert resume(path_of(experiment)).status == "done"
+
+
 def test_a_full_disk_ends_with_one_sentence_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cl_framework.records as records
 
