@@ -31,5 +31,5 @@ def test_freed_memory_is_not_mapped_again() -> None:
     def pages(how: str) -> int:
         return int(subprocess.run([sys.executable, "-c", PIECES, how], capture_output=True, text=True, check=True).stdout)
 
-    assert pages("kept") < 100  # of 180 turns with 6,144 pages each
-    assert pages("as it is") > 10_000
+    assert pages("kept") < 100  # of 180 turns with 24 MiB each: 6,144 pages, or 12 where the system gives large ones
+    assert pages("as it is") > 1_000
