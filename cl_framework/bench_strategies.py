@@ -3,7 +3,7 @@
 Every strategy runs in a process of its own, forked from one that has imported what it needs, on one thread: an event to fill memories and
 take snapshots, then a measured one. Each of its chunks of steps is followed at once by as many of a plain PyTorch loop with as many
 passes over as many rows, augmented alike; the median of the ratios of these pairs is what the framework and the method's own bookkeeping
-add. What slows a machine slows both halves of a pair. The start of a fit (some 35 ms an event) lies before the first pair, and phases
+add. What slows a machine slows both halves of a pair. The first, in which the fit starts (some 35 ms), does not count, and phases
 before and after an event (a Fisher pass, a classifier's training) are reported apart. All times are the processor's, not the clock's.
 """
 

@@ -168,13 +168,13 @@ def torch_as_configured(experiment: Experiment) -> Iterator[None]:
     too; `deterministic=true` refuses, there and on a CPU, what has none.
     """
     run = experiment.run
+    accelerated = choose_device(run.device).type == "cuda"
     filler: Any = torch.utils.deterministic
     threads, filling = torch.get_num_threads(), filler.fill_uninitialized_memory
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(run.threads or threads)
-    accelerated = choose_device(run.device).type == "cuda"
-    if accelerated:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products of matrices are not among them
+    if accelerated:  # without it products of matrices are not among them; it stays, since cuBLAS reads it once
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(run.deterministic or accelerated, warn_only=accelerated and not run.deterministic)
     filler.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
     try:

@@ -70,6 +70,12 @@ class Setting:
         slots = list(self.slots)
         return slots[: slots.index(self.slot)] if self.slot in slots else []
 
+    @property
+    def slots_after(self) -> list[str]:
+        """The slots after the own one."""
+        slots = list(self.slots)
+        return slots[slots.index(self.slot) + 1 :] if self.slot in slots else []
+
 
 def check_first_to_plan(setting: Setting) -> None:
     """Refuse, as ConfigurationError, a strategy that plans anew in a slot after one whose transformation of the plan would be lost."""

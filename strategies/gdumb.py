@@ -134,8 +134,7 @@ class GDumb(Strategy):
                 f"capacity={capacity} cannot hold one sample of each of {classes} classes, which policy=greedy balances. "
                 "Raise it to at least that."
             )
-        later = [slot for slot in setting.slots if slot not in (*setting.slots_before, setting.slot)]
-        again = [slot for slot in later if setting.slots[slot].reads_past_data]
+        again = [slot for slot in setting.slots_after if setting.slots[slot].reads_past_data]
         if again:
             raise ConfigurationError(f"plan: {again[0]} would offer samples to the memory again. Put this slot after {again[0]}.")
         if self.config.cutmix and shape is not None and len(shape) != 3:

@@ -46,8 +46,7 @@ class Joint(Strategy):
                 f"plan: {holding[0]} keeps what each task has taught, but joint training learns nothing before the last one. "
                 f"Remove {holding[0]}, or use cumulative."
             )
-        later = [slot for slot in setting.slots if slot not in (*setting.slots_before, setting.slot)]
-        adding = [slot for slot in later if setting.slots[slot].reads_past_data and "plan" in setting.seams.get(slot, ())]
+        adding = [slot for slot in setting.slots_after if setting.slots[slot].reads_past_data and "plan" in setting.seams.get(slot, ())]
         if adding:
             raise ConfigurationError(f"plan: all tasks are shown already, and {adding[0]} would add nothing to them. Remove {adding[0]}.")
 

@@ -82,7 +82,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     drawing = [value for value in flat if isinstance(value, _real_generator) and value._cdata not in there_too]
     if goes and not leaves and drawing:
         raise Apart(f"{name}: expected a generator of the device")
-    if _watching[0] and (reason := _wait(name, func, args, kwargs, there, here, leaves)):
+    if _watching[0] and (reason := _wait(name, args, kwargs, bool(there), leaves)):
         raise Waits(f"{name} waits for the device: {reason}")
     if asked is not None and torch.device(asked) == ELSEWHERE:
         kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -96,9 +96,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
 
 
-def _wait(name: str, func: Any, args: Any, kwargs: Any, there: list[Elsewhere], here: list[Tensor], leaves: bool) -> str:
-    """Why the host waits for the device in this operation; "" if it does not."""
-    if (there and name in _ASKS) or (name == "aten::repeat_interleave" and kwargs.get("output_size") is None):
+def _wait(name: str, args: Any, kwargs: Any, there: bool, leaves: bool) -> str:
+    """Why the host waits for the device in this operation, some of whose tensors lie `there`; "" if it does not."""
+    if there and (name in _ASKS or (name == "aten::repeat_interleave" and kwargs.get("output_size") is None)):
         return "its result is needed"
     if leaves or (name == "aten::copy_" and there and not isinstance(args[0], Elsewhere)):
         return "it comes to the host"

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_framework import Closure, ConfigurationError, Context, Evaluation, Gradients, StepFn
 from cl_framework.testing.laboratory import assert_different_weights, beside, experiment_of, finish, first_difference
 from cl_framework.testing.neighbours import Neighbour, Oblivious, slot
 from strategies.agem import AGEMConfig, project, project_all, where_movable
+from tests.unit.elsewhere import ELSEWHERE, Waits, a_device_elsewhere, nothing_waits
 
 # --- the projection ---
 
@@ -58,14 +58,6 @@ def test_tensors_are_projected_as_one_vector() -> None:
     assert project_all((None,), (torch.ones(1),)) == (None,)
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses operations for which a device would have to be waited for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func._schema.name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"), func
-        return func(*args, **(kwargs or {}))
-
-
 def test_frozen_entries_do_not_count() -> None:
     gradients, reference = (torch.tensor([1.0, 1.0]), torch.tensor([5.0])), (torch.tensor([-3.0, 2.0]), torch.tensor([1.0]))
     context = SimpleNamespace(movable=[torch.tensor([True, False]), None])
@@ -78,12 +70,14 @@ def test_frozen_entries_do_not_count() -> None:
 
 
 def test_the_projection_never_waits_for_the_device() -> None:
-    gradients, reference = (torch.ones(2, 3), torch.ones(4)), (-torch.ones(2, 3), torch.zeros(4))
-    with NoWaiting():
-        found = project_all(gradients, reference)
-    assert found[0] is not None and not bool(found[0].any())
-    with pytest.raises(AssertionError), NoWaiting():
-        assert torch.ones(2).sum() > 0
+    with a_device_elsewhere():
+        gradients = tuple(part.to(ELSEWHERE) for part in (torch.ones(2, 3), torch.ones(4)))
+        reference = tuple(part.to(ELSEWHERE) for part in (-torch.ones(2, 3), torch.zeros(4)))
+        with nothing_waits():
+            found = project_all(gradients, reference)
+        assert found[0] is not None and not bool(found[0].any())
+        with pytest.raises(Waits), nothing_waits():
+            assert gradients[0].sum() > 0
 
 
 # --- in a step ---

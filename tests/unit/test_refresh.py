@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_framework import Strategy
 from strategies.refresh import (
@@ -25,6 +24,7 @@ from strategies.refresh import (
     reached,
     released_preconditioner,
 )
+from tests.unit.elsewhere import ELSEWHERE, Waits, a_device_elsewhere, nothing_waits
 
 
 def tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -165,22 +165,15 @@ def test_which_tensors_a_gradient_reaches() -> None:
     assert reached((None, None), [first, second]) == ([], [])
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses operations for which a device would have to be waited for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func._schema.name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"), func
-        return func(*args, **(kwargs or {}))
-
-
 def test_an_ascent_never_waits_for_the_device() -> None:
-    parameters, gradients, scales = tensors(0, torch.float32), tensors(1, torch.float32), tensors(2, torch.float32)
-    with NoWaiting():
-        noise = noise_like(parameters, torch.Generator())
-        ascend(parameters, gradients, scales, scales, 0.1, 0.1, noise)
-        ascend_released(parameters, gradients, scales, 0.1, 0.1, noise)
-    with pytest.raises(AssertionError), NoWaiting():
-        assert torch.ones(2).sum() > 0
+    with a_device_elsewhere():
+        parameters, gradients, scales = ([part.to(ELSEWHERE) for part in tensors(seed, torch.float32)] for seed in range(3))
+        with nothing_waits():
+            noise = noise_like(parameters, torch.Generator(ELSEWHERE))
+            ascend(parameters, gradients, scales, scales, 0.1, 0.1, noise)
+            ascend_released(parameters, gradients, scales, 0.1, 0.1, noise)
+        with pytest.raises(Waits), nothing_waits():
+            assert parameters[0].sum() > 0
 
 
 # --- refusals ---
