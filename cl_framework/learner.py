@@ -21,7 +21,7 @@ from cl_framework.fisher_by_module import modules_apart
 from cl_framework.inputs import Inputs, combined, each
 from cl_framework.learning_curve import LearningCurve
 from cl_framework.models.freezing import give_up_training
-from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, optimizer_state_by_name
+from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, laid_out_as, optimizer_state_by_name
 from cl_framework.plan import Plan, training_partition
 from cl_framework.requests import requested_ids
 from cl_framework.rng import RandomStream
@@ -257,7 +257,7 @@ class Learner:
             apply_plain_sgd(self.optimizer.param_groups[0]["lr"], parameters, gradients)
             return evaluation
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = laid_out_as(parameter, gradient)
         for parameter, part, _ in self._partial_masks:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad * part

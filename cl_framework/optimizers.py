@@ -55,6 +55,16 @@ def apply_plain_sgd(rate: float, parameters: Sequence[nn.Parameter], gradients: 
         torch._foreach_add_([parameter for parameter, _ in reached], [gradient for _, gradient in reached], alpha=-rate)
 
 
+def laid_out_as(parameter: nn.Parameter, gradient: torch.Tensor | None) -> torch.Tensor | None:
+    """The gradient in the parameter's memory layout, which differs where autograd passes on a view: a slice, an expansion, a transpose.
+
+    The fused update takes it for granted: on a CUDA device it raises, on a CPU it pairs the wrong entries without a word.
+    """
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 def optimizer_state_by_name(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Any]:
     """The optimizer's state of each parameter, by its name."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -25,7 +25,7 @@ _ASKS = {f"aten::{name}" for name in _ASKING}  # whose result, or the size of it
 
 
 class Apart(RuntimeError):
-    """Tensors on two devices met."""
+    """Tensors on two devices met, or in two layouts where a kernel wants one."""
 
 
 class Waits(AssertionError):
@@ -82,6 +82,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     drawing = [value for value in flat if isinstance(value, _real_generator) and value._cdata not in there_too]
     if goes and not leaves and drawing:
         raise Apart(f"{name}: expected a generator of the device")
+    if name.startswith("aten::_fused_adam") and any(gradient.stride() != own.stride() for own, gradient in zip(args[0], args[1], strict=True)):
+        raise Apart(f"{name}: params and grads must have the same layout")
     if _watching[0] and (reason := _wait(name, args, kwargs, bool(there), leaves)):
         raise Waits(f"{name} waits for the device: {reason}")
     if asked is not None and torch.device(asked) == ELSEWHERE:

@@ -56,18 +56,20 @@ def moved(benchmark: Benchmark) -> Benchmark:
     return on_device(benchmark, ELSEWHERE, 1 << 30)
 
 
-def experiment_of_subject(name: str, folder: Path) -> Experiment:
+def experiment_of_subject(name: str, folder: Path, optimizer: str = "sgd") -> Experiment:
     subject = Subject.named(name)
     stream = "L0 L1 U0 L2" if "task" in subject.traits.unlearns else "L0 L1 L0"
-    return subject.experiment(folder, OPTIONS.get(name), stream=stream, epochs=2, model=ROUGH)
+    settings = {} if optimizer == "sgd" else {"optimizer": {"name": optimizer, "lr": 0.01}}
+    return subject.experiment(folder, OPTIONS.get(name), stream=stream, epochs=2, model=ROUGH, **settings)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_there_is_the_run_here(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    here = experiment_of_subject(name, tmp_path / "here")
+def test_a_run_there_is_the_run_here(name: str, optimizer: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    here = experiment_of_subject(name, tmp_path / "here", optimizer)
     expected = finish(here, augmented(here))
-    there = experiment_of_subject(name, tmp_path / "there")
+    there = experiment_of_subject(name, tmp_path / "there", optimizer)
     data = augmented(there)
     steps = None if name in WAIT_FOR_LENT_ROWS else request.getfixturevalue("watched")
     request.getfixturevalue("elsewhere")
@@ -156,6 +158,16 @@ def test_what_lies_apart_does_not_meet(there: Tensor) -> None:
         there.numpy()
     assert (there + torch.tensor(1.0)).tolist() == [[1, 2, 3], [4, 5, 6]]  # a number may come from the host
     there.normal_(generator=torch.Generator(ELSEWHERE).manual_seed(0))
+
+
+def test_a_fused_update_wants_one_layout(there: Tensor) -> None:
+    parameter = nn.Parameter(there.clone())
+    optimizer = torch.optim.Adam([parameter], fused=True)
+    parameter.grad = torch.ones(3, 2).to(ELSEWHERE).t()
+    with pytest.raises(Apart, match="must have the same layout"):
+        optimizer.step()
+    parameter.grad = parameter.grad.contiguous()
+    optimizer.step()
 
 
 WAITS = {

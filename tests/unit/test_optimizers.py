@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd
+from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, laid_out_as
 from cl_framework.schema import OptimizerConfig
 
 
@@ -83,3 +85,37 @@ def test_adam_and_adamw_are_the_published_updates(decoupled: bool) -> None:
     for one, other, before in zip(ours, theirs, untouched, strict=True):
         torch.testing.assert_close(one.detach().double(), other, rtol=1e-5, atol=1e-6)
         assert float((other - before).abs().max()) > 0.1
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a slice": lambda numbers: numbers[:, :5],
+    "a transpose": lambda numbers: numbers.t()[:7].contiguous().t()[:7, :5],
+    "an expansion": lambda numbers: numbers[:, :1].expand(7, 5),
+    "as it should be": lambda numbers: numbers[:7, :5].contiguous(),
+}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_gradient_that_is_a_view_moves_the_entries_it_belongs_to(view: str, name: str) -> None:
+    """Autograd hands on views as gradients; on a host the fused update reads them as if they were not."""
+    gradient = VIEWS[view](torch.randn(7, 10, generator=torch.Generator().manual_seed(1)))
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+
+    def moved(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, given: Tensor | None) -> Tensor:
+        for _ in range(3):
+            parameter.grad = given
+            optimizer.step()
+        return parameter.detach()
+
+    plain, ours, raw = (parameters()[0] for _ in range(3))
+    expected = moved(kind([plain], lr=0.1, weight_decay=0.01, fused=False, foreach=False), plain, gradient)
+    config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.01)
+    laid_out = laid_out_as(ours, gradient)
+    assert laid_out is not None and laid_out.stride() == ours.stride()
+    assert (laid_out is gradient) == (view == "as it should be")
+    torch.testing.assert_close(moved(build_optimizer(config, {}, [ours], ["a"], {}), ours, laid_out), expected)
+    if view == "a transpose":
+        mistaken = moved(build_optimizer(config, {}, [raw], ["a"], {}), raw, gradient)
+        assert float((mistaken - expected).abs().max()) > 0.1, "the fused update minds layouts now: laid_out_as can go"
+    assert laid_out_as(ours, None) is None
