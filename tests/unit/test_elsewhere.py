@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def moved(benchmark: Benchmark) -> Benchmark:
 def experiment_of_subject(name: str, folder: Path, optimizer: str = "sgd") -> Experiment:
     subject = Subject.named(name)
     stream = "L0 L1 U0 L2" if "task" in subject.traits.unlearns else "L0 L1 L0"
-    settings = {} if optimizer == "sgd" else {"optimizer": {"name": optimizer, "lr": 0.01}}
+    settings: dict[str, Any] = {} if optimizer == "sgd" else {"optimizer": {"name": optimizer, "lr": 0.01}}
     return subject.experiment(folder, OPTIONS.get(name), stream=stream, epochs=2, model=ROUGH, **settings)
 
 
