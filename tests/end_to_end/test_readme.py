@@ -158,9 +158,10 @@ def test_every_file_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_law_grid", "online_cifar10_jpeg", "unlearn_perm_mnist"]
-)
+VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_law_grid", "online_cifar10_jpeg", "online_cifar10_jpeg_full")
+
+
+@pytest.mark.parametrize("name", [*VISION, "clinc150", "unlearn_perm_mnist"])
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -172,7 +173,7 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
     assert copy.read_text() == README.read_text() != empty  # the control: a table that is gone is written anew
 
 
-@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg"])
+@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full"])
 def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy, block = tmp_path / "README.md", f"{name}_differences"
     copy.write_text(re.sub(rf"(<!-- table: {block} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL))
@@ -245,7 +246,10 @@ def test_tables_stand_between_markers() -> None:
         "power_law_grid",
         "online_cifar10_jpeg",
         "online_cifar10_jpeg_differences",
+        "online_cifar10_jpeg_full",
+        "online_cifar10_jpeg_full_differences",
         "unlearn_perm_mnist",
         "audit_perm_mnist",
         "audit_fashion_mnist",
+        "clinc150",
     ]
