@@ -82,7 +82,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     drawing = [value for value in flat if isinstance(value, _real_generator) and value._cdata not in there_too]
     if goes and not leaves and drawing:
         raise Apart(f"{name}: expected a generator of the device")
-    if name.startswith("aten::_fused_adam") and any(gradient.stride() != own.stride() for own, gradient in zip(args[0], args[1], strict=True)):
+    if name.startswith("aten::_fused_adam") and any(
+        gradient.stride() != own.stride() for own, gradient in zip(args[0], args[1], strict=True)
+    ):
         raise Apart(f"{name}: params and grads must have the same layout")
     if _watching[0] and (reason := _wait(name, args, kwargs, bool(there), leaves)):
         raise Waits(f"{name} waits for the device: {reason}")
