@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from cl_framework.errors import FrameworkError
+from cl_framework.errors import ContractError, FrameworkError
 from cl_framework.joining import JoinedRows
 from cl_framework.models.freezing import moving_buffers
 from cl_framework.strategy import Rows
@@ -61,37 +59,44 @@ def _features_and_logits(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Ten
 
 
 def call_at(model: nn.Module, values: Mapping[str, Tensor], *arguments: object) -> Tensor:
-    """The model's answer with these parameters and buffers in place of its own, which are back afterwards.
-
-    `values` has the names of `named_parameters` or of `state_dict`. A parameter that several modules share is replaced in all of them;
-    a module that is reachable under several names is replaced in once, since torch would otherwise leave the replacement behind.
-    """
-    owners = dict(model.named_modules(remove_duplicate=False))
-    chosen: dict[tuple[int, str], tuple[str, Tensor]] = {}
-    shared = {id(parameter): values[name] for name, parameter in model.named_parameters() if name in values}
-    tied = ((name, shared[id(parameter)]) for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in shared)
-    for name, value in (*values.items(), *tied):
-        owner, _, leaf = name.rpartition(".")
-        chosen.setdefault((id(owners[owner]), leaf), (name, value))
-    return functional_call(model, dict(chosen.values()), arguments, tie_weights=False)
-
-
-class _Answering(nn.Module):
-    """A model whose call gives features and logits of rows."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, rows: Rows) -> tuple[Tensor | None, Tensor]:
-        return run_model(self.model, rows)
+    """The model's answer with these parameters and buffers in place of its own: see `replaced`."""
+    with replaced(model, values):
+        answer: Tensor = model(*arguments)
+    return answer
 
 
 def run_model_at(model: nn.Module, values: Mapping[str, Tensor], rows: Rows) -> tuple[Tensor | None, Tensor]:
-    """Features and logits with these parameters and buffers in place of the model's own, which are back afterwards."""
-    answers: Any = call_at(_Answering(model), {f"model.{name}": value for name, value in values.items()}, rows)
-    features, logits = answers
-    return features, logits
+    """Features and logits with these parameters and buffers in place of the model's own."""
+    with replaced(model, values):
+        return run_model(model, rows)
+
+
+@contextmanager
+def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """These parameters and buffers in place of the model's own, which are back afterwards.
+
+    `values` has the names of `named_parameters` or of `state_dict`. What several modules share is replaced in all of them. It does what
+    `torch.func.functional_call` does, which takes as long as a small model's pass.
+    """
+    places = [
+        (f"{path}.{leaf}" if path else leaf, store, leaf, own)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for store in (module._parameters, module._buffers)
+        for leaf, own in store.items()
+        if own is not None
+    ]
+    unknown = values.keys() - {name for name, *_ in places}
+    if unknown:
+        raise ContractError(f"values were given for {min(unknown)!r}, which is no parameter or buffer of the model.")
+    instead = {id(own): values[name] for name, _, _, own in places if name in values}
+    concerned = [(store, leaf, own) for _, store, leaf, own in places if id(own) in instead]
+    try:
+        for store, leaf, own in concerned:
+            store[leaf] = instead[id(own)]
+        yield
+    finally:
+        for store, leaf, own in concerned:
+            store[leaf] = own
 
 
 @contextmanager
@@ -109,10 +114,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards each module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

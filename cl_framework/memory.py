@@ -68,7 +68,7 @@ class Memory:
         self._visits_of_task = torch.empty(0, dtype=torch.int64)  # on the host, like every decision
         self._owed = torch.empty(0, dtype=torch.bool)  # see `forget`
         self._uncounted: list[Tensor] = []  # tasks of the latest visits, not yet in `_visits_of_task`
-        self._growth = 0  # slots that the last step filled: the guess for the next ones
+        self._growth = (-1, 0)  # the step of the last visits, and how many slots they filled: the guess for the next steps
         self._draws: dict[int, _Draws] = {}
         self._writes: _Slots | None = None
 
@@ -105,15 +105,16 @@ class Memory:
         row = random.step % BLOCK
         uniforms = random.block(count)
         if self._count >= count:
-            draws = self._draws.get(id(uniforms)) or self._draw_ahead(uniforms, row)
+            draws = self._draws.get(id(uniforms)) or self._draw_ahead(uniforms, random.step)
             if draws.sizes[row] == self._count:
                 return draws.positions[row]
         alone = uniforms[row : row + 1, : self._count]
         return self._moved(floyd(alone, torch.tensor([self._count]))[0])
 
-    def _draw_ahead(self, uniforms: Tensor, row: int) -> _Draws:
-        """All draws of a block from `row` on, on the guess that the memory fills as it did in the last step."""
-        growth = (torch.arange(BLOCK) - row).clamp(min=0) * self._growth
+    def _draw_ahead(self, uniforms: Tensor, step: int) -> _Draws:
+        """All draws of a block from `step` on, on the guess that the memory fills as it did in the step before."""
+        last, filled = self._growth
+        growth = (torch.arange(BLOCK) - step % BLOCK).clamp(min=0) * (filled if last == step - 1 else 0)
         sizes = (self._count + growth).clamp(max=self.capacity)
         draws = _Draws(uniforms, sizes.tolist(), self._moved(floyd(uniforms, sizes)).unbind())
         if len(self._draws) >= _STREAMS:
@@ -143,7 +144,7 @@ class Memory:
             rows, slots = self._reservoir(len(batch), random)
             if rows is not None:
                 self._write(batch, extras, rows, slots)
-        self._growth = self._count - before
+        self._growth = (random.step, self._count - before)
         self.seen += len(batch)
         self._uncounted.append(batch.task_of_row if batch.host_tasks is None else batch.host_tasks)
         if len(self._uncounted) == BLOCK:
@@ -193,10 +194,12 @@ class Memory:
     def _write(self, batch: Rows, extras: Mapping[str, Tensor], rows: Tensor | None, slots: Tensor | None) -> None:
         """Copy these rows to these slots; without them, visit n to slot n."""
         values = _columns(batch, extras)
-        first, last = self.seen, self.seen + len(batch) if slots is None else int(slots.max()) + 1
-        self._allocate(values, last)
-        if self._shares is None:
-            self._count = max(self._count, last)
+        first, last = self.seen, self.seen + len(batch)
+        if self._count < self.capacity:  # else every slot is there and filled
+            last = last if slots is None else int(slots.max()) + 1
+            self._allocate(values, last)
+            if self._shares is None:
+                self._count = max(self._count, last)
         if rows is None or slots is None:
             for name, value in values.items():
                 self._columns[name][first:last] = value.detach()
@@ -266,7 +269,7 @@ class Memory:
         stored = {name: column[survivors] for name, column in self._columns.items()}
         for column in self._columns.values():
             column.zero_()  # freed memory keeps its bytes otherwise
-        self._columns, self._draws, self._writes, self._growth = {}, {}, None, 0
+        self._columns, self._draws, self._writes, self._growth = {}, {}, None, (-1, 0)
         self.seen -= visits
         if self._shares is None:
             self._owe(visits, int(gone.sum()), random)
@@ -315,7 +318,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._columns, self._draws, self._writes, self._growth, self._uncounted = {}, {}, None, 0, []
+        self._columns, self._draws, self._writes, self._growth, self._uncounted = {}, {}, None, (-1, 0), []
         self._count, self.seen, self._owed = state["count"], state["seen"], state["owed"].cpu()
         self._visits_of_task = state["visits_of_task"].cpu()
         if self._shares is not None:

@@ -151,8 +151,10 @@ class LwF(Strategy):
             return {}
 
         def held() -> Tensor:
-            parts = [distillation(output.logits[:, head], teacher[:, head], self.config.temperature) for head in self.heads]
-            return torch.stack(parts).sum()
+            logits = output.logits
+            answers = [(logits.index_select(1, head), teacher.index_select(1, head)) for head in self.heads]
+            parts = [distillation(student, told, self.config.temperature) for student, told in answers]
+            return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
         return {"distillation": Term(held, self.config.weight)}
 

@@ -35,6 +35,7 @@ def moving_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{path}.{name}" if path else name: buffer
         for path, module in model.named_modules()
+        if module._buffers  # to ask each of a small model's modules takes as long as a layer
         for name, buffer in module.named_buffers(recurse=False)
         if name not in getattr(module, _GIVEN_UP, ())
     }

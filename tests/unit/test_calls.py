@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework.calls import call_at
+from cl_framework.calls import call_at, evaluation_mode
+from cl_framework.errors import ContractError
 
 
 class SharedModule(nn.Module):
@@ -68,3 +69,17 @@ def test_within_a_vmap_nothing_is_left_behind() -> None:
     assert [len(part) for part in found] == [4] * len(values)
     assert all(isinstance(parameter, nn.Parameter) for parameter in model.parameters())
     model.cpu()
+
+
+def test_a_value_for_what_the_model_does_not_have_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ContractError, match="'scale', which is no parameter or buffer of the model"):
+        call_at(model, {**model.state_dict(), "scale": torch.ones(1)}, torch.randn(5, 3))
+
+
+def test_each_module_has_its_own_mode_again_after_evaluation_mode() -> None:
+    model = SharedModule()
+    model.base[1].eval()  # frozen statistics
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.base] == [True, False, True] and model.training

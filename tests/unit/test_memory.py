@@ -7,9 +7,9 @@ import io
 import pytest
 import torch
 
-from cl_framework import ConfigurationError, Memory, Rows, Stream
+from cl_framework import ConfigurationError, Memory, Rows, Stream, memory, slots
 from cl_framework.context import PositionedRandom
-from cl_framework.rng import RandomStream
+from cl_framework.rng import BLOCK, RandomStream
 from cl_framework.strategy import Batch, Position
 
 BATCH = 4
@@ -167,6 +167,27 @@ def test_batches_of_changing_size_do_not_depend_on_looking_ahead() -> None:
         fresh = Memory(10)
         fresh.load_state_dict(part.memory.state_dict())
         assert walk_from(fresh, stop).drawn == whole.drawn[stop:]
+
+
+def test_a_memory_filled_between_events_is_drawn_from_for_a_block_of_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def floyd(uniforms: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        counted.append(len(sizes))
+        return slots.floyd(uniforms, sizes)
+
+    monkeypatch.setattr(memory, "floyd", floyd)
+    walk = Walk(Memory(100))
+    walk.memory.add(rows(0, 40), walk.inserting)  # as A-GEM does when a task ends
+    for walk.position.step in range(BLOCK):
+        walk.memory.sample(walk.draw, walk.sampling)
+    assert counted == [BLOCK]
+    counted.clear()
+    for walk.position.step in range(BLOCK, 2 * BLOCK):
+        walk.memory.sample(walk.draw, walk.sampling)
+        if walk.position.step == BLOCK + 20:
+            walk.memory.add(rows(40), walk.inserting)
+    assert counted == [BLOCK] + [1] * 11  # the control: from the step after which nobody expected it to grow
 
 
 def test_a_sample_is_stored_once_however_many_views_it_has() -> None:
