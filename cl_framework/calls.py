@@ -75,8 +75,9 @@ def run_model_at(model: nn.Module, values: Mapping[str, Tensor], rows: Rows) -> 
 def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """These parameters and buffers in place of the model's own, which are back afterwards.
 
-    `values` has the names of `named_parameters` or of `state_dict`. What several modules share is replaced in all of them. It does what
-    `torch.func.functional_call` does, which takes as long as a small model's pass.
+    `values` has the names of `named_parameters` or of `state_dict`. What several modules share is replaced in all of them: under
+    each of its names by that name's value, where there is none by another's. `torch.func.functional_call` replaces, too, and takes as
+    long as a small model's pass.
     """
     places = [
         (f"{path}.{leaf}" if path else leaf, store, leaf, own)
@@ -88,14 +89,14 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     unknown = values.keys() - {name for name, *_ in places}
     if unknown:
         raise ContractError(f"values were given for {min(unknown)!r}, which is no parameter or buffer of the model.")
-    instead = {id(own): values[name] for name, _, _, own in places if name in values}
-    concerned = [(store, leaf, own) for _, store, leaf, own in places if id(own) in instead]
+    shared = {id(own): values[name] for name, _, _, own in places if name in values}
+    concerned = [(store, leaf, own, values.get(name, shared[id(own)])) for name, store, leaf, own in places if id(own) in shared]
     try:
-        for store, leaf, own in concerned:
-            store[leaf] = instead[id(own)]
+        for store, leaf, _, value in concerned:
+            store[leaf] = value
         yield
     finally:
-        for store, leaf, own in concerned:
+        for store, leaf, own, _ in concerned:
             store[leaf] = own
 
 
@@ -113,7 +114,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module's own mode again."""
+    """Evaluation mode, and afterwards each module's own mode again. The flags alone are set: a `train` that does more is not called."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

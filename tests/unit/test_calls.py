@@ -77,6 +77,19 @@ def test_a_value_for_what_the_model_does_not_have_is_refused() -> None:
         call_at(model, {**model.state_dict(), "scale": torch.ones(1)}, torch.randn(5, 3))
 
 
+def test_each_name_of_a_tied_parameter_has_its_own_value_where_it_is_given_one() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    own, inputs, double = model[0].weight, torch.randn(5, 3), 2 * torch.eye(3)
+    expected = {"both": inputs @ double @ double, "first": inputs @ double @ own.detach().T}
+    assert torch.allclose(call_at(model, {"0.weight": double}, inputs), expected["both"])
+    assert torch.allclose(call_at(model, {"0.weight": double, "1.weight": own.detach()}, inputs), expected["first"])
+    assert not torch.allclose(expected["both"], expected["first"])
+    with pytest.raises(RuntimeError):
+        call_at(model, {"0.weight": double}, torch.randn(5, 4))
+    assert model[0].weight is own is model[1].weight
+
+
 def test_each_module_has_its_own_mode_again_after_evaluation_mode() -> None:
     model = SharedModule()
     model.base[1].eval()  # frozen statistics

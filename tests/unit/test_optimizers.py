@@ -119,3 +119,23 @@ def test_a_gradient_that_is_a_view_moves_the_entries_it_belongs_to(view: str, na
         mistaken = moved(build_optimizer(config, {}, [raw], ["a"], {}), raw, gradient)
         assert float((mistaken - expected).abs().max()) > 0.1, "the fused update minds layouts now: laid_out_as can go"
     assert laid_out_as(ours, None) is None
+
+
+def test_a_parameter_that_is_a_part_of_a_tensor_is_moved_entry_by_entry() -> None:
+    whole, gradient = (
+        torch.randn(6, 6, generator=torch.Generator().manual_seed(0)),
+        torch.randn(6, 3, generator=torch.Generator().manual_seed(1)),
+    )
+
+    def moved(optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer]) -> Tensor:
+        parameter = nn.Parameter(whole.clone()[:, :3])
+        assert parameter.stride() == (6, 1)
+        parameter.grad = laid_out_as(parameter, gradient)
+        optimizer_of(parameter).step()
+        return parameter.detach()
+
+    plain = moved(lambda parameter: torch.optim.Adam([parameter], lr=0.1, fused=False, foreach=False))
+    ours = moved(lambda parameter: build_optimizer(OptimizerConfig(name="adam", lr=0.1), {}, [parameter], ["a"], {}))
+    mistaken = moved(lambda parameter: torch.optim.Adam([parameter], lr=0.1, fused=True))
+    torch.testing.assert_close(ours, plain)
+    assert float((mistaken - plain).abs().max()) > 0.1
