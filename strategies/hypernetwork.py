@@ -16,7 +16,8 @@ units; of `draws` sets a step their mean is drawn, which has the same gradient. 
 zeros, whose answer is one class for all inputs. `sound` (the default) gives the
 task a new embedding that owes nothing to its data, aligns what is written for the old and for the new one with noise, drops the old
 one and the task's statistics, and holds the new one's noise in later events like any other task: an unlearned task can drift back
-only if it is learned again. Seen here (digits and three permutations of MNIST, one seed, before 2026-11-28, see CHANGELOG): with the published rate of 0.001 and
+only if it is learned again. Seen here (digits and three permutations of MNIST, one seed, before the change of 2026-11-28 that CHANGELOG
+tells): with the published rate of 0.001 and
 gamma of 0.01 the new embedding is at chance and the old one, put back, still answers as before; with 0.01 and 0.1, the defaults,
 both are at chance and nothing is lost. `released` follows UnCLe's code: distances and noise are in the hypernetwork's own units, of
 all that is written, what is cut off included; all live tasks are held in every step, while learning with beta over the number of the
