@@ -62,8 +62,8 @@ from cl_framework import (
 )
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "sound": {"sampled_tasks": 2, "gamma": 0.1, "unlearning_lr": 0.01},
-    "released": {"sampled_tasks": None, "gamma": 0.01, "unlearning_lr": 0.001},
+    "sound": {"sampled_tasks": 2, "leak": 0.01, "gamma": 0.1, "unlearning_lr": 0.01},
+    "released": {"sampled_tasks": None, "leak": 0.0, "gamma": 0.01, "unlearning_lr": 0.001},
 }
 
 
@@ -75,6 +75,7 @@ class HypernetworkConfig:
     embedding: int = 32  # numbers a task, >= 1
     chunk_embedding: int = 32  # numbers a chunk, >= 1
     hidden: tuple[int, ...] = (128, 128)  # units of each hidden layer of the hypernetwork, each >= 1
+    leak: float | None = None  # what these let through of a negative input, in [0, 1]; 0 is ReLU; default: 0.01, released: 0
     chunk_size: int = 9000  # weights written at once, >= 1
     writes: str = field(
         default="all", metadata=LATER
@@ -95,6 +96,8 @@ class HypernetworkConfig:
         check_choice("reduction", self.reduction, ("sum", "mean"))
         if self.sampled_tasks is not None:
             check_range("sampled_tasks", self.sampled_tasks, low=1)
+        if self.leak is not None:
+            check_range("leak", self.leak, low=0, high=1)
         for name in ("embedding", "chunk_embedding", "chunk_size"):
             check_range(name, getattr(self, name), low=1)
         for units in self.hidden:
@@ -150,7 +153,14 @@ class Hypernetwork(Strategy):
     def build(self, model: nn.Module, context: Context) -> nn.Module:
         options = self.config
         return TaskConditionedModel(
-            model, context.num_tasks, options.embedding, options.chunk_embedding, options.hidden, options.chunk_size, options.writes
+            model,
+            context.num_tasks,
+            options.embedding,
+            options.chunk_embedding,
+            options.hidden,
+            options.chunk_size,
+            options.writes,
+            options.leak,
         )
 
     def mask(self, context: Context) -> Mapping[str, bool]:

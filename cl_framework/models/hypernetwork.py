@@ -25,6 +25,7 @@ from cl_framework.models.by_task import answer_of, answers_by_task
 from cl_framework.models.freezing import give_up_training
 
 CONSTANT_SCALE = 0.1  # of tensors that the target starts as a constant: biases, gains and shifts of normalisation
+LEAK = 0.01  # of a negative input, what hidden units let through: those of a plain ReLU die where a constant is to be written
 
 
 # --- the maths ---
@@ -96,7 +97,9 @@ class ChunkedHypernetwork(nn.Module):
     scales: Tensor
     gains: Tensor
 
-    def __init__(self, target: nn.Module, embedding: int, chunk_embedding: int, hidden: Sequence[int], chunk_size: int) -> None:
+    def __init__(
+        self, target: nn.Module, embedding: int, chunk_embedding: int, hidden: Sequence[int], chunk_size: int, leak: float = LEAK
+    ) -> None:
         super().__init__()
         self.layout = layout = WeightLayout.of(target)
         offsets, scales = starts(target)
@@ -107,13 +110,13 @@ class ChunkedHypernetwork(nn.Module):
         widths = [embedding + chunk_embedding, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU()]
+            layers += [nn.Linear(before, after), nn.LeakyReLU(leak)]
         self.trunk = nn.Sequential(*layers)
         self.register_buffer("gains", torch.ones(self.chunks.shape[0], 1))
         self.output = nn.Linear(widths[-1], size)
         for module in self.trunk:
             if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, a=leak)
                 nn.init.zeros_(module.bias)
 
     @torch.no_grad()
@@ -177,6 +180,7 @@ class TaskConditionedModel(nn.Module):
         hidden: Sequence[int] = (128, 128),
         chunk_size: int = 9000,
         writes: str = "all",
+        leak: float = LEAK,
     ) -> None:
         """writes: all of the target's parameters, or its `head` alone, over a body that stays as it is given, in evaluation mode."""
         super().__init__()
@@ -187,7 +191,7 @@ class TaskConditionedModel(nn.Module):
             give_up_training(target, kept=head.parameters())
         self.embeddings = nn.ParameterList(nn.Parameter(torch.randn(embedding)) for _ in range(num_tasks))
         self.target = WithFeatures(target)
-        self.hypernetwork = ChunkedHypernetwork(self.target, embedding, chunk_embedding, hidden, chunk_size)
+        self.hypernetwork = ChunkedHypernetwork(self.target, embedding, chunk_embedding, hidden, chunk_size, leak)
         self.hypernetwork.calibrate(self._stacked(range(num_tasks)))
         self._statistics = give_up_weights(self.target, num_tasks)
         self._changed: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None  # what is done to written weights before they answer

@@ -160,6 +160,20 @@ def test_the_last_live_task_can_be_unlearned_and_a_task_learned_again(variant: s
 
 
 @pytest.mark.slow
+def test_tasks_are_learned_again_after_all_were_unlearned(tmp_path: Path) -> None:
+    """Units of a plain ReLU die where the same noise is written for all tasks, and with them all that could be learned later."""
+    images: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "model": {"name": "mlp"}, "batch_size": 10, "epochs": 5}
+    settings = {**SETTINGS, **images, "optimizer": {"name": "adam", "lr": 0.001}, "stream": "L0 L1 L2 U0 U1 U2 L0 L1"}
+
+    def lowest(leak: float) -> float:
+        options = {"chunk_size": 2000, "leak": leak}
+        return min(accuracies(finish(experiment_of({"hypernetwork": options}, tmp_path / f"{leak}", **settings)))[:2])
+
+    assert lowest(leak=0.01) > 90
+    assert lowest(leak=0.0) < 60
+
+
+@pytest.mark.slow
 def test_the_released_form_keeps_the_embedding_and_takes_fewer_steps_each_time(tmp_path: Path) -> None:
     learned = outcome(tmp_path / "learned", "L0 L1", epochs=1, variant="released")
     released = outcome(tmp_path / "released", "L0 L1 U0", epochs=1, variant="released")
@@ -240,8 +254,9 @@ def test_each_variant_has_its_defaults_and_spelled_out_they_are_the_same(tmp_pat
     def fingerprint(**options: Any) -> str:
         return experiment_of({"hypernetwork": {**SMALL, **options}}, tmp_path, stream="L0 L1 U0", **SETTINGS).fingerprint
 
-    assert fingerprint() == fingerprint(sampled_tasks=2, gamma=0.1, unlearning_lr=0.01) != fingerprint(gamma=0.01)
-    assert fingerprint(variant="released") == fingerprint(variant="released", gamma=0.01, unlearning_lr=0.001)
+    assert fingerprint() == fingerprint(sampled_tasks=2, leak=0.01, gamma=0.1, unlearning_lr=0.01) != fingerprint(gamma=0.01)
+    assert fingerprint(variant="released") == fingerprint(variant="released", leak=0.0, gamma=0.01, unlearning_lr=0.001)
+    assert fingerprint() != fingerprint(leak=0.0)
     assert fingerprint(variant="released") != fingerprint(variant="released", sampled_tasks=2)
 
 
