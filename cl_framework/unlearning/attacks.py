@@ -6,6 +6,8 @@ Scores are higher for members. Members and non-members must be of the same class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,14 @@ def modified_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     log_own = log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1).clamp(min=-1e4)
     others = torch.where(label, torch.zeros_like(p), p * (1 - p).clamp(min=_TINY).log())
     return -(1 - own) * log_own - others.sum(1)
+
+
+def calibrated(likelihoods: Tensor, peers: Sequence[Tensor]) -> Tensor:
+    """(N,) log-likelihoods less their mean under models that never saw these samples: what is easy for all tells nothing of membership.
+
+    (Watson et al. 2022, "On the Importance of Difficulty Calibration in Membership Inference Attacks", eq. 3.)
+    """
+    return likelihoods - torch.stack(list(peers)).mean(0)
 
 
 def auc(members: Tensor, others: Tensor) -> float:

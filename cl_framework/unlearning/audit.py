@@ -170,7 +170,7 @@ def audit(
             "oracle_seeds": [experiment.run.seed + number for number in range(seeds)],
             **identity(directory, experiment, learner),
             "requests": [
-                entry(directory, learner, question, own.seen[question.index], [one.seen[question.index] for one in watched])
+                entry(directory, learner, question, own.seen[question.index], [one.seen[question.index] for one in watched], tier == FULL)
                 for question in asked
             ],
         }
@@ -229,12 +229,15 @@ def identity(directory: RunDirectory, experiment: Experiment, learner: Learner) 
     }
 
 
-def entry(directory: RunDirectory, learner: Learner, question: Question, own: Seen, oracles: Sequence[Seen]) -> Row:
-    """One request with its figures, those of an oracle of another seed in its place, and the curves behind them."""
+def entry(directory: RunDirectory, learner: Learner, question: Question, own: Seen, oracles: Sequence[Seen], ensemble: bool) -> Row:
+    """One request with its figures, those of an oracle of another seed in its place, and the curves behind them.
+
+    ensemble: whether the oracles of other seeds calibrate an attack of their own.
+    """
     first, *others = oracles
     oracle, rest = after(first), [after(one) for one in others]
     assert own.before is not None
-    models = Models(after(own), own.before, oracle, rest)
+    models = Models(after(own), own.before, oracle, rest, ensemble)
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory, question, first.trained)

@@ -39,6 +39,7 @@ class Models:
     before: Measured  # the same run just before the request
     oracle: Measured
     others: Sequence[Measured] = ()  # oracles of other seeds
+    ensemble: bool = False  # whether these also calibrate an attack (tier full)
 
 
 def noise_floor(models: Models, figure: Callable[[Measured], float]) -> float | None:

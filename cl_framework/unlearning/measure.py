@@ -184,6 +184,7 @@ class Measured:
     pool: Tensor  # (N, K) log-probabilities over the candidates
     retained: tuple[Tensor, ...]  # (M, K) of each retained part
     attack: dict[str, tuple[float, float]]  # score -> AUC, TPR at 1 % FPR
+    likelihoods: tuple[Tensor, Tensor] | None  # log-probability of the right answer of each member (N,) and other (M,); None without these
     relearning: tuple[float, ...]  # accuracy after RELEARNING_STEPS
     neighbours: float | None
     quantized: dict[str, tuple[float, float | None]]  # rounding -> accuracy on the pool, on what is retained; empty where others answer
@@ -205,7 +206,7 @@ def measure(learner: Learner, question: Question) -> Measured:
         _percent_retained(retained, question, learner),
         pool,
         tuple(retained),
-        _attack(learner, question),
+        *_attack(learner, question),
         relearning(learner, question),
         probes[1],
         quantized,
@@ -279,14 +280,15 @@ def _probe(learner: Learner, question: Question) -> tuple[float | None, float | 
     return linear_probe(*parts), nearest_neighbours(*parts)
 
 
-def _attack(learner: Learner, question: Question) -> dict[str, tuple[float, float]]:
-    """Of each score, how well it tells members from others of the same classes; both read as in evaluation."""
+def _attack(learner: Learner, question: Question) -> tuple[dict[str, tuple[float, float]], tuple[Tensor, Tensor] | None]:
+    """How well each score tells members from others of the same classes, and the likelihoods of both; both read as in evaluation."""
     place = torch.full((learner.benchmark.num_classes,), -1)
     place[question.pool.columns] = torch.arange(len(question.pool.columns))
     if not len(question.members) or not len(question.others):
-        return {}
+        return {}, None
     inside, outside = (_membership(learner, samples, place) for samples in (question.members, question.others))
-    return {name: (auc(inside[name], outside[name]), tpr_at_fpr(inside[name], outside[name])) for name in SCORES}
+    found = {name: (auc(inside[name], outside[name]), tpr_at_fpr(inside[name], outside[name])) for name in SCORES}
+    return found, (inside["loss"], outside["loss"])
 
 
 def _membership(learner: Learner, samples: Samples, place: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.metrics import wilson_interval
-from cl_framework.unlearning.attacks import SCORES
+from cl_framework.unlearning.attacks import SCORES, auc, calibrated
 from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
 from cl_framework.unlearning.fast import COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor
@@ -159,20 +159,34 @@ def _first(curve: Sequence[float], threshold: float) -> int | None:
 
 
 def membership(models: Models) -> Figure:
-    """M5: area under the ROC curve of the attack that lies farthest from the oracle's."""
+    """M5: area under the ROC curve of the attack that lies farthest from the oracle's; an ensemble of oracles adds one calibrated by it."""
     if not models.unlearned.attack:
         return Figure("M5", None, NOT_RUN, "there are no samples of these classes that were never trained on")
 
-    def farthest(one: Measured) -> float:
-        gaps = [one.attack[score][0] - models.oracle.attack[score][0] for score in SCORES]
-        return max(gaps, key=abs)
+    def areas(one: Measured) -> dict[str, float]:
+        found = {score: one.attack[score][0] for score in SCORES}
+        return found | {"calibrated": calibrated_area(one, models)} if models.ensemble and models.others else found
 
-    details = {f"auc_{score}": models.unlearned.attack[score][0] for score in SCORES}
-    details |= {f"oracle_auc_{score}": models.oracle.attack[score][0] for score in SCORES}
+    def farthest(one: Measured) -> float:
+        oracle = areas(models.oracle)
+        return max((area - oracle[score] for score, area in areas(one).items()), key=abs)
+
+    details = {f"auc_{score}": area for score, area in areas(models.unlearned).items()}
+    details |= {f"oracle_auc_{score}": area for score, area in areas(models.oracle).items()}
     details |= {"tpr_loss": models.unlearned.attack["loss"][1], "oracle_tpr_loss": models.oracle.attack["loss"][1]}
     details["before"] = farthest(models.before)
     figure = judged("M5", farthest(models.unlearned), noise_floor(models, farthest), "AUC from the oracle's", details=details)
     return attacked(figure, abs(farthest(models.before)), "the attack")
+
+
+def calibrated_area(one: Measured, models: Models) -> float:
+    """Of the attack that knows, from oracles other than the model itself, how hard each sample is."""
+    own = any(one is other for other in models.others)
+    peers = [other for other in (models.oracle, *models.others) if other is not one] if own else models.others
+    told = [peer.likelihoods for peer in peers]
+    assert one.likelihoods is not None
+    members, others = (calibrated(one.likelihoods[side], [peer[side] for peer in told if peer is not None]) for side in (0, 1))
+    return auc(members, others)
 
 
 def retrain_gap(models: Models) -> Figure:

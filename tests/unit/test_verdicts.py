@@ -14,7 +14,7 @@ from cl_framework.stream import Unlearn
 from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
-from cl_framework.unlearning.verdicts import WORD, Later, Models, as_json, figures, identical, is_unlearned, steps_ratio
+from cl_framework.unlearning.verdicts import WORD, Later, Models, as_json, figures, identical, is_unlearned, membership, steps_ratio
 
 COUNT = 600
 
@@ -45,6 +45,7 @@ def measured(name: str, **changes: Any) -> Measured:
         "pool": answers(0.25),
         "retained": (answers(0.9),),
         "attack": dict.fromkeys(SCORES, (0.5, 0.01)),
+        "likelihoods": None,
         "relearning": tuple(25.0 + step for step in RELEARNING_STEPS),
         "neighbours": 60.0,
         "quantized": {"int8": (25.0, 90.0), "int4": (25.0, 88.0)},
@@ -74,6 +75,24 @@ QUIET = Later([Glance(25.0, 60.0)] * 3, [Glance(25.0, 60.0)] * 3, [[Glance(26.0,
 def judged(unlearned: Measured, later: Later = QUIET, others: bool = True, before: Measured = BEFORE) -> dict[str, Figure]:
     found = figures(question(), Models(unlearned, before, ORACLE, [OTHER] if others else []), later)
     return {figure.name: figure for figure in found}
+
+
+def test_an_ensemble_of_oracles_finds_members_that_no_plain_attack_finds() -> None:
+    """Of hard and easy samples, alike among members and others, each member is a little likelier under the model than under the oracles."""
+    hardness = torch.linspace(-3, 0, 40, dtype=torch.float64)
+
+    def model(name: str, members: float, noise: float, **changes: Any) -> Measured:
+        spread = noise * torch.sin(torch.arange(40) * (7.0 + len(name)))
+        return measured(name, likelihoods=(hardness + members + spread, hardness - spread), **changes)
+
+    oracle, others = model("oracle", 0.0, 0.01), [model("second", 0.0, 0.01), model("the third", 0.0, 0.01)]
+    remembers, before = model("remembers", 0.1, 0.01), model("before", 1.0, 0.01, attack=BEFORE.attack)
+    plain = membership(Models(remembers, before, oracle, others))
+    found = membership(Models(remembers, before, oracle, others, ensemble=True))
+    assert plain.verdict == PASS and "auc_calibrated" not in plain.details
+    assert found.verdict == FAIL and found.details["auc_calibrated"] == 1.0 and abs(found.details["oracle_auc_calibrated"] - 0.5) < 0.3
+    forgot = membership(Models(model("forgot it all", 0.0, 0.01), before, oracle, others, ensemble=True))
+    assert forgot.verdict == PASS
 
 
 def test_a_model_like_the_oracle_passes_everything() -> None:
