@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
     part = command("verify", verify, "re-check the deletion record of a run")
     part.add_argument("run_dir", type=Path)
+    part.add_argument("--head", metavar="HASH", help="one that this command printed earlier: whether lines were cut since")
 
     part = command("audit", audit, "measure what was unlearned against models that never saw it", "words")
     part.add_argument(
@@ -222,12 +223,18 @@ def report(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     from cl_framework.tables import table_console
+    from cl_framework.unlearning.deletion import DeletionLog
     from cl_framework.unlearning.verify import FAIL, shown
     from cl_framework.unlearning.verify import verify as check
 
-    findings = check(arguments.run_dir)
-    table_console().print(shown(findings))
-    return 1 if any(finding.verdict == FAIL for finding in findings) else 0
+    findings = check(arguments.run_dir, arguments.head)
+    console = table_console()
+    console.print(shown(findings))
+    if any(finding.verdict == FAIL for finding in findings):
+        return 1
+    head = DeletionLog(arguments.run_dir / "deletion").head
+    console.print(f"head of the record, to be kept elsewhere for a later `clu verify --head`: {head}", soft_wrap=True)
+    return 0
 
 
 def audit(arguments: argparse.Namespace) -> int:

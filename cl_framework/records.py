@@ -287,9 +287,12 @@ def _parse_row(path: Path, number: int, line: bytes, columns: Mapping[str, type 
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. FrameworkError if it cannot be read or is damaged."""
     try:
-        return json.loads(_read(path))
+        found = json.loads(_read(path))
     except ValueError as error:
         raise FrameworkError(f"{path} is damaged: {error}. Restore it, or start the run anew with again=true.") from error
+    if not isinstance(found, dict):
+        raise FrameworkError(f"{path} is damaged: it holds no mapping. Restore it, or start the run anew with again=true.")
+    return found
 
 
 def _read(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from cl_framework.retention import CRITERION, kept_figures, living_figures
 from cl_framework.settings import name_settings
 from cl_framework.stream import Stream
 from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
-from cl_framework.unlearning.deletion import DeletionLog
+from cl_framework.unlearning.deletion import DeletionLog, check_complete
 from cl_framework.unlearning.fast import unlearning_entries
 
 if TYPE_CHECKING:
@@ -69,8 +69,12 @@ def read_config(directory: RunDirectory) -> dict[str, Any]:
 
 
 def summary_of(directory: RunDirectory) -> dict[str, Any]:
-    """The figures of a run made from its configuration and rows; nothing is written. FrameworkError names a damaged file."""
+    """The figures of a run made from its configuration and rows; nothing is written. FrameworkError names a damaged file.
+
+    BrokenChain, which is one, if the deletion record does not hold what was unlearned.
+    """
     config, events, records = read_config(directory), directory.events(), directory.records()
+    check_complete(directory)
     try:
         figures = summarise(config, events, records)
         stream = Stream.parse(figures["stream"], None)
@@ -81,7 +85,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
             figures["unlearning"] = unlearning_entries(records, events, done, figures["scenario"])
     except FrameworkError as error:
         raise FrameworkError(f"{directory.path}: {error}") from error
-    return {"fingerprint": directory.path.name.partition("-s")[0], **figures}
+    return {"fingerprint": directory.path.resolve().name.partition("-s")[0], **figures}
 
 
 def rebuild_summary(path: Path) -> dict[str, Any]:

@@ -33,9 +33,10 @@ from cl_framework.records import Row, RunDirectory, differences, environment
 from cl_framework.report import rebuild_summary
 from cl_framework.representation import probed
 from cl_framework.strategy import Batch, Evaluation
-from cl_framework.stream import Learn, Unlearn
+from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.unlearning.ancestry import Ancestry
 from cl_framework.unlearning.certificate import Certifier
+from cl_framework.unlearning.deletion import check_complete
 from cl_framework.unlearning.fast import ROUNDED_METRIC, split_of
 from cl_framework.unlearning.quantization import roundings
 from cl_framework.walk import Stopped, Walk
@@ -103,7 +104,7 @@ def resume(
     benchmark: Benchmark | None = None,
     stop_requested: Callable[[int], bool] = lambda stream_step: False,
 ) -> RunResult:
-    """Continue a run exactly where its newest whole checkpoint stands."""
+    """Continue a run exactly where its newest whole checkpoint stands. FrameworkError if its deletion record lacks what was unlearned."""
     directory = RunDirectory(Path(path))
     if directory.status == "absent":
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml). Start a run with `clu run`.")
@@ -123,6 +124,7 @@ def resume(
         check_same(experiment, state, directory)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
+            check_complete(directory, _begun(state, learner.stream))
             for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
             directory.unmark_failed()
@@ -152,6 +154,12 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
     if not keys:  # both read the files as they are now
         keys = ["a file of ids in the stream has changed or is gone, or what the options mean in this version of the package"]
     raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
+
+
+def _begun(state: Mapping[str, Any] | None, stream: Stream) -> list[Row]:
+    """The events that a checkpoint knows of: those before it, and the one that it stands inside."""
+    count = 0 if state is None else state["position"]["event_index"] + (state["inside"] is not None)
+    return [{"event_index": index, "event": str(event)} for index, event in enumerate(stream.events[:count])]
 
 
 def _environment_of(learner: Learner) -> dict[str, Any]:

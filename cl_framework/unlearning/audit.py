@@ -7,7 +7,6 @@ Result: RUN_DIR/audit/<tier>.json and splits.json, sealed in the deletion record
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -27,7 +26,7 @@ from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.runner import torch_as_configured
 from cl_framework.stream import Learn, Stream, Unlearn
-from cl_framework.unlearning.deletion import AUDITED, DeletionLog
+from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest, unlearned_in
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS, Figure, artefacts, spill
 from cl_framework.unlearning.fast import Measured as Recorded
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
@@ -184,17 +183,18 @@ def audit(
 
 
 def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experiment]:
-    """A finished run with an Unlearn, and its experiment; overrides may change no numbers."""
+    """A finished run with an Unlearn, whole in its deletion record, and its experiment; overrides may change no numbers."""
     directory = RunDirectory(path)
     if directory.status == "absent":
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml).")
     if directory.status != "done":
         raise ConfigurationError(f"{path} is {directory.status}: only a finished run can be audited. Finish it with `clu resume {path}`.")
-    if not any(row["kind"] == "unlearn" for row in directory.events()):
+    if not unlearned_in(directory.events()):
         raise ConfigurationError(f"{path}: no Unlearn is done in this run, so there is nothing to audit.")
     experiment = load_experiment(directory.config, overrides)
     if not directory.path.name.startswith(experiment.fingerprint[:8]):
         raise ConfigurationError(f"{path} was run under another configuration than {' '.join(overrides)} asks for. Undo that.")
+    check_complete(directory)
     return directory, experiment
 
 
@@ -334,6 +334,5 @@ def write(directory: RunDirectory, log: DeletionLog, result: Mapping[str, Any], 
     atomic_write(path.with_name("splits.json"), json.dumps(splits) + "\n")
     atomic_write(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     for name in (path.name, "splits.json"):
-        digest = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
-        log.append(AUDITED, {"file": f"audit/{name}", "sha256": digest, "event_index": -1, "event": "audit"})
+        log.append(AUDITED, {"file": f"audit/{name}", "sha256": file_digest(path.with_name(name)), "event_index": -1, "event": "audit"})
     return path

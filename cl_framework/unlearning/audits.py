@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from cl_framework.unlearning.audit_report import (
     tradeoff_picture,
     verdicts_of,
 )
-from cl_framework.unlearning.deletion import AUDITED, DeletionLog
+from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
 from cl_framework.unlearning.fast import FAST
 
 
@@ -98,7 +97,7 @@ def _standing(path: Path, tier: str, again: bool) -> Mapping[str, Any] | None:
     if again or not file.exists():
         return None
     sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
-    whole = sealed.get(f"audit/{file.name}") == hashlib.sha256(file.read_bytes()).hexdigest()
+    whole = sealed.get(f"audit/{file.name}") == file_digest(file)
     return read_json(file) if whole else None
 
 

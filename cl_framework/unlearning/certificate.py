@@ -11,7 +11,16 @@ from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
 from cl_framework.unlearning.ancestry import Ancestry, known_since
-from cl_framework.unlearning.deletion import BEGUN_AGAIN, DONE, FINISHED, REQUESTED, DeletionLog, digest_of_rows
+from cl_framework.unlearning.deletion import (
+    BEGUN_AGAIN,
+    DONE,
+    FINISHED,
+    REQUESTED,
+    STARTED_WITH,
+    DeletionLog,
+    digest_of_rows,
+    file_digest,
+)
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 OUT_OF_REACH = (
@@ -63,6 +72,7 @@ class Certifier:
                 "state_before": digest_of(self.learner.state_dict()),
                 "weights_before": digest_of(self.learner.model.state_dict()),
                 "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
+                "started_with": self._started_with(),
             },
         )
 
@@ -107,7 +117,13 @@ class Certifier:
         if self.log.entries():
             self.log.append(
                 FINISHED,
-                {"event_index": -1, "event": "end", "state_after": digest_of(self.learner.state_dict()), **self._rows()},
+                {
+                    "event_index": -1,
+                    "event": "end",
+                    "state_after": digest_of(self.learner.state_dict()),
+                    **self._rows(),
+                    "started_with": self._started_with(),
+                },
             )
 
     def finish_open(self, before: int, purged: Sequence[str]) -> None:
@@ -127,6 +143,9 @@ class Certifier:
 
     def _rows(self) -> dict[str, dict[str, Any]]:
         return {"records": digest_of_rows(self.directory.path / RECORDS), "events": digest_of_rows(self.directory.path / EVENTS)}
+
+    def _started_with(self) -> dict[str, str | None]:
+        return {name: file_digest(self.directory.path / name) for name in STARTED_WITH}
 
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []

@@ -4,6 +4,7 @@ Every Unlearn writes two lines. `requested` comes before anything is done; `done
 safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
 asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
 there, what was purged, and what lies out of reach. `finished` seals what the run wrote up to its end, `audited` the result of an audit.
+Requests and the end seal the configuration, the environment and the command that the run was started with, too.
 Where a run is repeated from its beginning, since no checkpoint of it is whole, `begun again` stands before what is current from there on.
 """
 
@@ -19,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import Row, append_rows, read_rows
+from cl_framework.records import Row, RunDirectory, append_rows, read_rows
 
 LOG = "log.jsonl"
+STARTED_WITH = ("config.yaml", "env.json", "command.txt")  # what a run writes at its start and never again
+_COLUMNS = {"kind": str, "event_index": int, "event": str, "previous": str, "hash": str}  # what every line has
 REQUESTED, DONE = "requested", "done"
 BEGUN_AGAIN, FINISHED, AUDITED = "begun again", "finished", "audited"  # of the run, not of a request
 FIRST = "0" * 64  # what stands for the hash before the first line
 
 
 class BrokenChain(FrameworkError):
-    """A deletion record that was edited, or of which a part was cut."""
+    """A deletion record that was edited, or of which a part was cut or is missing."""
 
 
 def sealed(entry: Mapping[str, Any], previous: str) -> Row:
@@ -80,9 +83,20 @@ class DeletionLog:
     def path(self) -> Path:
         return self.folder / LOG
 
+    @property
+    def half_written(self) -> bool:
+        """Whether the last line lacks its end."""
+        return self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+
+    @property
+    def head(self) -> str:
+        """The hash of the last entry, on which all of them bear; `FIRST` where there is none."""
+        entries = self.entries()
+        return entries[-1]["hash"] if entries else FIRST
+
     def entries(self) -> list[Row]:
         """All entries, oldest first; a line that a killed process left half-written is no entry. BrokenChain if any was touched."""
-        entries = read_rows(self.path)
+        entries = read_rows(self.path, _COLUMNS)
         check_chain(entries, self.path)
         return entries
 
@@ -103,9 +117,7 @@ class DeletionLog:
 
     def append(self, kind: str, entry: Mapping[str, Any]) -> Row:
         """Seal an entry and write it, flushed to disk."""
-        entries = self.entries()
-        previous = entries[-1]["hash"] if entries else FIRST
-        row = sealed({"kind": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}, previous)
+        row = sealed({"kind": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}, self.head)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_half_written()
         append_rows(self.path, [row])
@@ -117,8 +129,43 @@ class DeletionLog:
             os.truncate(self.path, data.rfind(b"\n") + 1)
 
 
+_RESTORE = f"Restore deletion/{LOG} as it was, or start the run anew with again=true."
+
+
+def unlearned_in(events: Sequence[Row]) -> dict[int, str]:
+    """The Unlearn events among rows of events.jsonl, by their index."""
+    return {row["event_index"]: row["event"] for row in events if row["event"].startswith("U")}
+
+
+def check_complete(directory: RunDirectory, begun: Sequence[Row] | None = None) -> None:
+    """Raise BrokenChain unless the deletion record holds the request and the end of every Unlearn that the run has done.
+
+    A finished run's record must say that it is finished, too. `begun` are the events, as rows, that the checkpoint of a run about to be
+    resumed knows of: a request may then stand open, if it is the last of all events. That the resume finishes.
+    """
+    log = DeletionLog(directory.path / "deletion")
+    recorded, standing, finished = log.done(), log.open_request(), directory.status == "done"
+    events = [*directory.events(), *(begun or ())]
+    open_index = -1 if standing is None else standing["event_index"]
+    may_stand = not finished and open_index >= max((row["event_index"] for row in events), default=-1)
+    unlearned = unlearned_in(events)
+    for index, event in unlearned.items():
+        if recorded.get(index, {}).get("event") != event and not (may_stand and index == open_index):
+            raise BrokenChain(f"{directory.path}: event {index} ({event}) is in the run, but not whole in the deletion record. {_RESTORE}")
+    if standing is not None and not (may_stand and begun is not None):
+        remedy = f"Finish it with `clu resume {directory.path}`." if may_stand else _RESTORE
+        raise BrokenChain(f"{directory.path}: the request {standing['event']} is open in the deletion record. {remedy}")
+    if unlearned and finished and not any(entry["kind"] == FINISHED for entry in log.current()):
+        raise BrokenChain(f"{directory.path} is finished, but the deletion record does not say so: its last lines were cut. {_RESTORE}")
+
+
 def digest_of_rows(path: Path, length: int | None = None) -> dict[str, Any]:
     """Length in bytes and SHA-256 of the first `length` bytes of a file of rows; of all of them by default."""
     data = path.read_bytes() if path.exists() else b""
     part = data if length is None else data[:length]
     return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None

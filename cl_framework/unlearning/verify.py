@@ -1,9 +1,15 @@
-"""`clu verify RUN_DIR`: what the deletion record of a run claims, checked again from what lies on the disk."""
+"""`clu verify RUN_DIR`: what the deletion record of a run claims, checked again from what lies on the disk.
+
+Outside of the seal is what is drawn from the records or repeats them for others: `plots/`, `report.html`, files of loggers. What no
+record can tell by itself is that its last lines were cut together with all that came after them, or that it was sealed anew as a whole:
+that shows against its head, the hash of its last line, if the head was kept elsewhere (`--head`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -30,10 +36,13 @@ from cl_framework.unlearning.deletion import (
     DONE,
     FINISHED,
     REQUESTED,
+    STARTED_WITH,
     BrokenChain,
     DeletionLog,
+    check_complete,
     digest_of_rows,
-    of_requests,
+    file_digest,
+    unlearned_in,
 )
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
@@ -57,9 +66,19 @@ class _Evidence:
     """What the checks of one run look at; each part is read when the first of them asks for it."""
 
     directory: RunDirectory
-    whole: Sequence[Row]  # of the deletion record
-    entries: Sequence[Row]  # those since the run was last begun
+    log: DeletionLog
     events: Sequence[Row]
+    head: str | None  # a hash of the record that was kept elsewhere
+
+    @cached_property
+    def whole(self) -> list[Row]:
+        """All entries of the deletion record."""
+        return self.log.entries()
+
+    @cached_property
+    def entries(self) -> list[Row]:
+        """Those since the run was last begun."""
+        return self.log.current()
 
     @property
     def done(self) -> list[Row]:
@@ -78,10 +97,21 @@ class _Evidence:
         return found
 
     @cached_property
+    def changed(self) -> list[Path]:
+        """What the run was started with, and is not any more as the deletion record has it."""
+        found = {name: file_digest(self.directory.path / name) for name in STARTED_WITH}
+        seals = [entry["started_with"] for entry in self.entries if "started_with" in entry]
+        return [self.directory.path / name for name in STARTED_WITH if any(seal[name] != found[name] for seal in seals)]
+
+    @cached_property
     def learner(self) -> Learner:
         """A learner on the run's data that has learned nothing."""
+        _config_untouched(self)
         try:
             experiment = load_experiment(self.directory.config)
+        except FrameworkError as error:
+            raise _NotRun(f"{self.directory.config} cannot be used here ({error})") from error
+        try:
             benchmark = make_benchmark(experiment)
         except FrameworkError as error:
             raise _NotRun(f"the data are not at hand ({error})") from error
@@ -107,58 +137,87 @@ class _Evidence:
         return found
 
 
-def verify(path: Path) -> list[Finding]:
-    """Check a run's deletion record. ConfigurationError if there is no run or nothing was unlearned in it."""
+def verify(path: Path, head: str | None = None) -> list[Finding]:
+    """Check a run's deletion record; `head` is the hash of one of its lines that was kept elsewhere (64 hexadecimal digits).
+
+    ConfigurationError if there is no run, nothing was unlearned in it, or `head` is no hash.
+    """
     directory = RunDirectory(path)
     if directory.status == "absent":
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml).")
-    events = directory.events()
-    if not any(row["kind"] == "unlearn" for row in events):
+    if head is not None and not re.fullmatch("[0-9a-f]{64}", head):
+        raise ConfigurationError(f"--head {head} is no hash of a line: 64 hexadecimal digits, as `clu verify` prints them.")
+    evidence = _Evidence(directory, DeletionLog(path / "deletion"), directory.events(), head)
+    if not unlearned_in(evidence.events) and not evidence.log.path.exists():
         raise ConfigurationError(f"{path}: no Unlearn is done in this run, so there is nothing to verify.")
-    log = DeletionLog(path / "deletion")
-    try:
-        evidence = _Evidence(directory, log.entries(), log.current(), events)
-    except BrokenChain as error:
-        return [Finding("the record is whole", FAIL, str(error))]
-    findings = [Finding("the record is whole", PASS, f"{len(evidence.whole)} entries, each with the hash of the one before")]
+    findings: list[Finding] = []
     for claim, check in CHECKS.items():
-        try:
-            findings.append(Finding(claim, PASS, check(evidence)))
-        except _NotRun as reason:
-            findings.append(Finding(claim, NOT_RUN, str(reason)))
-        except FrameworkError as error:
-            findings.append(Finding(claim, FAIL, str(error)))
+        without_ground = any(finding.verdict == FAIL and finding.claim in GROUND for finding in findings)
+        findings.append(Finding(claim, NOT_RUN, "it rests on the record") if without_ground else _finding(claim, check, evidence))
     return findings
+
+
+def _finding(claim: str, check: Callable[[_Evidence], str], evidence: _Evidence) -> Finding:
+    try:
+        return Finding(claim, PASS, check(evidence))
+    except _NotRun as reason:
+        return Finding(claim, NOT_RUN, str(reason))
+    except FrameworkError as error:
+        return Finding(claim, FAIL, str(error))
 
 
 # --- the checks: each returns how it was shown, or raises FrameworkError ---
 
 
+def _whole(evidence: _Evidence) -> str:
+    log, run = evidence.log, evidence.directory
+    said = f"{len(evidence.whole)} entries, each with the hash of the one before"
+    if log.half_written:
+        again = f"clu audit {run.path} --again" if run.status == "done" else f"clu resume {run.path}"
+        raise BrokenChain(f"{log.path} ends in half a line: it was cut, or its writer was killed. If so, `{again}` writes it again.")
+    if evidence.head is None:
+        return said
+    if evidence.head not in {entry["hash"] for entry in evidence.whole}:
+        raise BrokenChain(f"{log.path} has no line with the hash that was kept elsewhere: lines were cut, or all were sealed anew.")
+    return f"{said}, one of them with the hash that was kept elsewhere"
+
+
 def _all_recorded(evidence: _Evidence) -> str:
-    finished = evidence.directory.status == "done"
-    wanted = [(row["event_index"], row["event"]) for row in evidence.events if row["kind"] == "unlearn"]
-    have = [(entry["event_index"], entry["event"]) for entry in evidence.done]
-    missing = [event for event in wanted if event not in have]
-    if missing:
-        raise FrameworkError(f"event {missing[0][0]} ({missing[0][1]}) is done, but the deletion record does not hold it.")
-    invented = [event for event in have if event not in wanted]
+    check_complete(evidence.directory)
+    wanted = unlearned_in(evidence.events)
+    invented = [entry for entry in evidence.done if wanted.get(entry["event_index"]) != entry["event"]]
     if invented:
-        raise FrameworkError(f"the deletion record reports event {invented[0][0]} ({invented[0][1]}), which events.jsonl does not hold.")
-    last = of_requests(evidence.entries)[-1]
-    if last["kind"] != DONE and finished:
-        raise FrameworkError(f"the request {last['event']} is still open, though the run is finished.")
-    if finished and not evidence.ends:
-        raise FrameworkError("the run is finished, but the deletion record does not say so: its last lines were cut.")
+        raise FrameworkError(
+            f"the deletion record reports event {invented[0]['event_index']} ({invented[0]['event']}), which events.jsonl does not hold."
+        )
+    if not wanted:
+        path = evidence.directory.path
+        raise FrameworkError(f"{path}: nothing is unlearned since the run was begun again. Finish it with `clu resume {path}`.")
     return f"{len(wanted)} of {len(wanted)}"
 
 
+def _started_so(evidence: _Evidence) -> str:
+    if not any("started_with" in entry for entry in evidence.entries):
+        raise _NotRun("the record was written by a version that did not seal them")
+    if evidence.changed:
+        raise FrameworkError(f"{evidence.changed[0]} was changed or removed after the run was started.")
+    return ", ".join(STARTED_WITH)
+
+
+def _config_untouched(evidence: _Evidence) -> None:
+    if evidence.directory.config in evidence.changed:
+        raise _NotRun(f"{evidence.directory.config} is not the one that the run was started with")
+
+
 def _rows_untouched(evidence: _Evidence) -> str:
-    seals = [*evidence.done, *evidence.ends]
+    seals = [*evidence.done, *evidence.ends[-1:]]
     for seal in seals:
         for name, key in ((RECORDS, "records"), (EVENTS, "events")):
             file = evidence.directory.path / name
             if digest_of_rows(file, seal[key]["bytes"]) != seal[key]:
                 raise FrameworkError(f"{file} was changed in what came before {_when(seal)}.")
+            if seal["kind"] == FINISHED and file.stat().st_size > seal[key]["bytes"]:
+                raise FrameworkError(f"{file} goes on after the end of the run: something was appended to it.")
     return f"up to {_when(seals[-1])}"
 
 
@@ -228,12 +287,14 @@ def _ways(evidence: _Evidence) -> set[str]:
 
 def _figures(evidence: _Evidence) -> str:
     directory = evidence.directory
-    if not directory.summary.exists():
+    _config_untouched(evidence)
+    if not directory.summary.exists() and directory.status != "done":
         raise _NotRun("the run has no summary.json yet")
     told, made = read_json(directory.summary), json.loads(json.dumps(summary_of(directory)))
-    for key in ("unlearning", "accuracy_matrix", "average_accuracy"):
-        if told.get(key) != made[key]:
-            raise FrameworkError(f"{directory.summary}: {key} does not follow from the records.")
+    wrong = [key for key in {**made, **told} if key not in made or key not in told or told[key] != made[key]]
+    if wrong:
+        again = f"`clu resume {directory.path}` makes it again"
+        raise FrameworkError(f"{directory.summary}: {wrong[0]} does not follow from the records. {again}.")
     return "summary.json can be made again from them"
 
 
@@ -251,16 +312,24 @@ def _samples(evidence: _Evidence) -> str:
 def _audits(evidence: _Evidence) -> str:
     path = evidence.directory.path
     latest = {entry["file"]: entry["sha256"] for entry in evidence.whole if entry["kind"] == AUDITED}
+    unsealed = [file for file in sorted((path / "audit").glob("*.json")) if f"audit/{file.name}" not in latest]
+    if unsealed:
+        raise FrameworkError(
+            f"{unsealed[0]} has no line in the deletion record: lines were cut, or it is from an audit that did not come to its end. "
+            "Remove it, or make it again with `clu audit`."
+        )
     if not latest:
         raise _NotRun(f"there is none; `clu audit {path}` makes one")
     for name, digest in latest.items():
-        if not (path / name).exists() or hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
+        if file_digest(path / name) != digest:
             raise FrameworkError(f"{path / name} was changed or removed after it was written.")
     return f"{len(latest)} of {len(latest)}"
 
 
 CHECKS: dict[str, Callable[[_Evidence], str]] = {
+    "the record is whole": _whole,
     "every Unlearn is recorded": _all_recorded,
+    "configuration, environment and command are as they were": _started_so,
     "records and events are as they were": _rows_untouched,
     "no older state remains": _no_older_state,
     "what was purged is gone": _purged,
@@ -270,6 +339,7 @@ CHECKS: dict[str, Callable[[_Evidence], str]] = {
     "no sample is left in the run's files": _samples,
     "audits are as they were written": _audits,
 }
+GROUND = ("the record is whole", "every Unlearn is recorded")  # where one of them fails, the others are not asked
 
 
 def shown(findings: Sequence[Finding]) -> Any:

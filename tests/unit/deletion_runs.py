@@ -28,6 +28,29 @@ def failures(path: Path) -> dict[str, str]:
     return {finding.claim: finding.why for finding in verify(path) if finding.verdict == FAIL}
 
 
+def cut_record(lines: int) -> Callable[[Path], None]:
+    """Cut lines off the end of a deletion record."""
+
+    def cut(path: Path) -> None:
+        file = path / "deletion" / "log.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-lines]))
+
+    return cut
+
+
+def halve_the_last_line(path: Path) -> None:
+    file = path / "deletion" / "log.jsonl"
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def remove_record(path: Path) -> None:
+    (path / "deletion" / "log.jsonl").unlink()
+
+
+def empty_record(path: Path) -> None:
+    (path / "deletion" / "log.jsonl").write_bytes(b"")
+
+
 def edited_rows(name: str, what: str = '"event": "L0"', into: str = '"event": "L1"') -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         file = path / name

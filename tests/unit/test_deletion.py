@@ -12,6 +12,7 @@ import torch
 
 from cl_framework import ConfigurationError, resume, run
 from cl_framework.checkpoint import CheckpointStore
+from cl_framework.cli import main
 from cl_framework.digests import digest_of
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.unlearning.certificate import Certifier
@@ -138,6 +139,8 @@ def test_a_crash_in_between_is_finished_on_resume(moment: str, tmp_path: Path, m
     log = DeletionLog(path / "deletion")
     standing = log.open_request()
     assert standing is not None and standing["event"] == "U0"
+    told = {"every Unlearn is recorded": f"{path}: the request U0 is open in the deletion record. Finish it with `clu resume {path}`."}
+    assert failures(path) == told and main(["verify", str(path)]) == 1
     resume(path)
     entries = log.entries()
     assert [entry["kind"] for entry in entries] == ["requested", "done", "finished"]

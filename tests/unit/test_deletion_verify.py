@@ -14,12 +14,24 @@ from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Trai
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.cli import main
 from cl_framework.config import load_experiment
+from cl_framework.records import RunDirectory
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.testing.neighbours import NoOptions
+from cl_framework.unlearning.audit import write
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import DeletionLog
-from cl_framework.unlearning.verify import NOT_RUN, PASS, verify
-from tests.unit.deletion_runs import IMAGES, done_in, edited_rows, failures, finished
+from cl_framework.unlearning.verify import FAIL, NOT_RUN, PASS, verify
+from tests.unit.deletion_runs import (
+    IMAGES,
+    cut_record,
+    done_in,
+    edited_rows,
+    empty_record,
+    failures,
+    finished,
+    halve_the_last_line,
+    remove_record,
+)
 
 
 @register("fake_lister")
@@ -112,7 +124,7 @@ def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
 
 def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     findings = verify(rewound)
-    assert len(findings) == 10 and {finding.verdict for finding in findings[:-1]} == {PASS}
+    assert len(findings) == 11 and {finding.verdict for finding in findings[:-1]} == {PASS}
     assert findings[-1].verdict == NOT_RUN and f"`clu audit {rewound}` makes one" in findings[-1].why
     assert main(["verify", str(rewound)]) == 0
     assert "every Unlearn is recorded" in capsys.readouterr().out
@@ -138,12 +150,40 @@ def test_a_state_that_moved_on_is_checked_when_the_run_is_finished(tmp_path: Pat
     assert "changed in what came before the end of the run" in failures(path)["records and events are as they were"]
 
 
-def cut_record(lines: int) -> Callable[[Path], None]:
-    def cut(path: Path) -> None:
-        file = path / "deletion" / "log.jsonl"
-        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-lines]))
+def edited(name: str, edit: Callable[[str], str]) -> Callable[[Path], None]:
+    """Write another text into a file of the run."""
 
-    return cut
+    def write(path: Path) -> None:
+        before = (path / name).read_text()
+        after = edit(before)
+        assert after != before
+        (path / name).write_text(after)
+
+    return write
+
+
+def edited_summary(key: str, value: Any) -> Callable[[Path], None]:
+    return edited("summary.json", lambda text: json.dumps(json.loads(text) | {key: value}))
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda path: (path / name).unlink()
+
+
+def audit_without_a_line(path: Path) -> None:
+    """An audit whose lines in the deletion record were cut."""
+    audited(path)
+    cut_record(2)(path)
+
+
+def audit_with_half_a_line(path: Path) -> None:
+    audited(path)
+    halve_the_last_line(path)
+
+
+def audited(path: Path) -> None:
+    """As if `clu audit` had come to its end here, with nothing to tell."""
+    write(RunDirectory(path), DeletionLog(path / "deletion"), {"tier": "standard"}, [])
 
 
 def state_that_knew(path: Path) -> None:
@@ -202,16 +242,59 @@ def hidden_sample(path: Path) -> None:
     (path / "plots" / "samples.bin").write_bytes(b"head" + items.numpy().tobytes() + b"tail")
 
 
+def appended(name: str) -> Callable[[Path], None]:
+    """The last row once more."""
+    return edited(name, lambda text: text + text.splitlines(keepends=True)[-1])
+
+
+RECORDED, ROWS, FIGURES = "every Unlearn is recorded", "records and events are as they were", "the figures follow from the records"
+STARTED, AUDITS = "configuration, environment and command are as they were", "audits are as they were written"
 HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "records edited": (edited_rows("records.jsonl"), "records and events are as they were", "records.jsonl was changed"),
     "events edited": (edited_rows("events.jsonl"), "records and events are as they were", "events.jsonl was changed"),
-    "record cut": (cut_record(3), "every Unlearn is recorded", "event 4 (U1:class=3) is done, but the deletion record does not hold it"),
+    "record cut": (cut_record(3), "every Unlearn is recorded", "event 4 (U1:class=3) is in the run, but not whole in the deletion"),
     "end of the record cut": (cut_record(1), "every Unlearn is recorded", "its last lines were cut"),
     "kept state of another history": (state_that_knew, "no state descends from what was unlearned", "a history that showed what"),
     "older checkpoint": (older_checkpoint, "no older state remains", "what was unlearned can be resumed from it"),
     "purged file back": (purged_again, "what was purged is gone", "was purged, and is there again"),
     "checkpoint changed": (other_state, "no older state remains", "is damaged"),
     "figures edited": (better_figures, "the figures follow from the records", "unlearning does not follow from the records"),
+    "row appended": (appended("records.jsonl"), ROWS, "records.jsonl goes on after the end of the run"),
+    "event appended": (appended("events.jsonl"), ROWS, "events.jsonl goes on after the end of the run"),
+    "half a row appended": (
+        edited("records.jsonl", lambda text: text + '{"run": "'),
+        ROWS,
+        "records.jsonl goes on after the end of the run",
+    ),
+    "events removed": (removed("events.jsonl"), RECORDED, "reports event 2 (U0), which events.jsonl does not hold"),
+    "record removed": (
+        remove_record,
+        RECORDED,
+        "event 2 (U0) is in the run, but not whole in the deletion record. Restore deletion/log.jsonl",
+    ),
+    "record emptied": (empty_record, RECORDED, "event 2 (U0) is in the run, but not whole in the deletion record"),
+    "record cut to a line": (cut_record(4), RECORDED, "event 2 (U0) is in the run, but not whole in the deletion record"),
+    "last line halved": (halve_the_last_line, "the record is whole", "log.jsonl ends in half a line: it was cut, or its writer was killed"),
+    "forgetting edited": (
+        edited_summary("forgetting", 0.0),
+        FIGURES,
+        "summary.json: forgetting does not follow from the records. `clu res",
+    ),
+    "figure added": (edited_summary("robustness", 100.0), FIGURES, "robustness does not follow from the records"),
+    "summary removed": (removed("summary.json"), FIGURES, "summary.json cannot be read"),
+    "summary without a mapping": (edited("summary.json", lambda text: "[]"), FIGURES, "summary.json is damaged: it holds no mapping"),
+    "rate edited": (edited("config.yaml", lambda text: text.replace("lr: ", "lr: 1")), STARTED, "config.yaml was changed or removed after"),
+    "seed edited": (edited("config.yaml", lambda text: text.replace("seed: 0", "seed: 7")), STARTED, "config.yaml was changed or removed"),
+    "no configuration": (
+        edited("config.yaml", lambda text: "a: [1\n"),
+        STARTED,
+        "config.yaml was changed or removed after the run was star",
+    ),
+    "environment edited": (edited("env.json", lambda text: text.replace("python", "Python")), STARTED, "env.json was changed or removed"),
+    "command edited": (edited("command.txt", lambda text: "clu run other.yaml"), STARTED, "command.txt was changed or removed after the"),
+    "command removed": (removed("command.txt"), STARTED, "command.txt was changed or removed after the run was started"),
+    "audit without a line": (audit_without_a_line, AUDITS, "splits.json has no line in the deletion record: lines were cut, or it is from"),
+    "audit with half a line": (audit_with_half_a_line, "the record is whole", "--again` writes it again"),
     "sample hidden": (hidden_sample, "no sample is left in the run's files", "samples.bin holds samples that U0 unlearned"),
 }
 
@@ -225,6 +308,76 @@ def test_verify_finds_each_edit(harm: str, rewound: Path, tmp_path: Path) -> Non
     found = failures(path)
     assert why in found[claim], found
     assert main(["verify", str(path)]) == 1
+
+
+@pytest.mark.parametrize("harm", ["last line halved", "record removed"])
+def test_without_a_whole_record_nothing_else_is_claimed(harm: str, rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    spoil, claim, _ = HARMS[harm]
+    spoil(path)
+    first, *rest = [finding for finding in verify(path) if finding.verdict != PASS]
+    assert (first.claim, first.verdict) == (claim, FAIL)
+    assert len(rest) >= 9 and {(finding.verdict, finding.why) for finding in rest} == {(NOT_RUN, "it rests on the record")}
+
+
+def test_another_configuration_is_named_where_the_data_would_be_read(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    (path / "config.yaml").write_text("a: [1\n")
+    found = {finding.claim: finding for finding in verify(path)}
+    for claim in ("no state descends from what was unlearned", FIGURES, "no sample is left in the run's files"):
+        told = f"{path / 'config.yaml'} is not the one that the run was started with"
+        assert (found[claim].verdict, found[claim].why) == (NOT_RUN, told)
+
+
+def test_half_a_line_of_an_audit_is_mended_by_the_next_audit(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    audit_with_half_a_line(path)
+    assert f"If so, `clu audit {path} --again` writes it again." in failures(path)["the record is whole"]
+    audited(path)
+    assert failures(path) == {}
+
+
+def test_rows_written_again_after_the_end_are_sealed_again(tmp_path: Path) -> None:
+    """Where the newest checkpoint is damaged, a resume of a run that was just sealed makes its last event, and its seconds, again."""
+    path = finished(tmp_path, stream="L0 U0 L1")
+    (path / "DONE").unlink()
+    newest = sorted((path / "ckpt").glob("*.pt"))[-1]
+    newest.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is damaged"):
+        resume(path)
+    newest.unlink(missing_ok=True)
+    kinds = [entry["kind"] for entry in DeletionLog(path / "deletion").entries()]
+    assert kinds == ["requested", "done", "finished", "finished"] and failures(path) == {}
+
+
+def test_a_run_verifies_from_inside_its_folder(rewound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(rewound)
+    assert main(["verify", "."]) == 0
+
+
+def test_an_audit_cut_with_all_that_came_of_it_shows_against_the_head_kept_elsewhere(
+    rewound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(rewound, tmp_path)
+    audited(path)
+    assert main(["verify", str(path)]) == 0
+    head = capsys.readouterr().out.split()[-1]
+    assert head == DeletionLog(path / "deletion").entries()[-1]["hash"]
+    assert main(["verify", str(path), "--head", head]) == 0
+    audited(path)  # lines that come later leave it there
+    assert main(["verify", str(path), "--head", head]) == 0
+    cut_record(3)(path)
+    for file in (path / "audit").iterdir():
+        if file.name != "standard.json":
+            file.unlink()
+    assert failures(path) == {}
+    capsys.readouterr()
+    assert main(["verify", str(path), "--head", head]) == 1
+    assert "head of the record" not in capsys.readouterr().out
+    told = {finding.claim: finding.why for finding in verify(path, head) if finding.verdict == FAIL}
+    assert "has no line with the hash that was kept elsewhere: lines were cut, or all were sealed anew." in told["the record is whole"]
+    assert main(["verify", str(path), "--head", head[:16]]) == 2
+    assert f"--head {head[:16]} is no hash of a line: 64 hexadecimal digits" in capsys.readouterr().err
 
 
 def test_a_strategy_that_keeps_what_it_should_forget_is_found_out(tmp_path: Path) -> None:
