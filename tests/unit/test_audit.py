@@ -237,6 +237,47 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table
     (never,) = [line for line in table.splitlines() if "a task never seen" in line]
     assert never.startswith("| task |") and "NOT RUN" in never
+    assert main(["audit", paths[0], "--costs", "--into", f"{page}#audit"]) == 0 and "samples ÷ suffix" in capsys.readouterr().out
+    assert page.read_text().startswith("<!-- table: audit -->\n| unlearns | strategies | seconds | forgotten samples |")
+
+
+def row_of_costs(granularity: str, seed: int, details: dict[str, float], **more: Any) -> dict[str, Any]:
+    row = {"name": "M12", "model": audit_report.UNLEARNED, "granularity": granularity, "strategies": ["er", "npo"], "seed": seed}
+    return {**row, "details": details, **more}
+
+
+def test_the_table_of_costs_has_means_of_ratios_by_method_and_granularity() -> None:
+    first = {"seconds": 1.0, "samples": 30.0, "samples_forget": 10.0}
+    first |= {"oracle_seconds": 4.0, "whole_seconds": 8.0, "oracle_samples": 300.0, "whole_samples": 600.0}
+    second = {**first, "seconds": 3.0, "oracle_seconds": 4.0}
+    rows = [row_of_costs("sample", 0, first), row_of_costs("task", 1, second), row_of_costs("task", 0, first)]
+    others = [row_of_costs("task", 2, second, name="M1"), row_of_costs("task", 3, second, model=audit_report.ORACLE)]
+    header, lines = audit_report.costs([*rows, *others])
+    assert header[2:] == [
+        "seconds",
+        "forgotten samples",
+        "retained samples",
+        "seconds ÷ suffix",
+        "samples ÷ suffix",
+        "seconds ÷ whole",
+        "samples ÷ whole",
+        "requests",
+        "seeds",
+    ]
+    assert lines == [
+        ["task", "er, npo", "2.00", "10", "20", "0.500", "0.100", "0.250", "0.050", "2", "0, 1"],
+        ["sample", "er, npo", "1.00", "10", "20", "0.250", "0.100", "0.125", "0.050", "1", "0"],
+    ]
+
+
+def test_costs_that_are_not_on_record_are_not_made_up() -> None:
+    known = {"seconds": 1.0, "samples": 3.0, "samples_forget": 0.0, "peak_rss_mib": 100.0}
+    header, lines = audit_report.costs([row_of_costs("task", 0, known)])
+    assert header == ["unlearns", "strategies", "seconds", "forgotten samples", "retained samples", "peak MiB", "requests", "seeds"]
+    assert lines == [["task", "er, npo", "1.00", "0", "3", "100", "1", "0"]]
+    older = {key: value for key, value in known.items() if key != "peak_rss_mib"} | {"oracle_seconds": 0.0}
+    (line,) = audit_report.costs([row_of_costs("task", 0, known), row_of_costs("task", 1, older)])[1]
+    assert line == ["task", "er, npo", "1.00", "0", "3", "2", "0, 1"], "a mean of which a part is not on record is none"
 
 
 @pytest.mark.slow
