@@ -22,10 +22,10 @@ from cl_framework.learner import Learner
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_report
-from cl_framework.unlearning.audit import audit, moved
-from cl_framework.unlearning.fast import PASS
+from cl_framework.unlearning.audit import audit, efficiency, moved
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Question, measure
-from cl_framework.unlearning.oracle import Oracles, live_again
+from cl_framework.unlearning.oracle import Oracles, Trained, live_again
 from cl_framework.unlearning.orders import distinct_orders, shuffled
 from cl_framework.unlearning.verify import verify
 
@@ -142,6 +142,46 @@ def test_the_samples_of_a_question(tmp_path: Path) -> None:
     assert asked["task"].own.tolist() == [True, True, False, False] and asked["class"].chance == 25.0
 
 
+def cost_of(seconds: float, samples: int, **of_oracle: Any) -> Figure:
+    """M12 of a request that took so long and read so many samples, 10 of them drawn; its oracle took 4 s and 100 samples for the suffix."""
+    row = {"train_seconds": seconds, "samples": samples - 10, "samples_drawn": 10, "samples_new": 5}
+    oracle = {"seconds": 8.0, "samples": 200, "suffix_seconds": 4.0, "suffix_samples": 100, "new_events": 1, **of_oracle}
+    return efficiency({**row, "stored_bytes": 7, "peak_rss_mib": 300.5}, Trained(**oracle))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "samples", "value", "verdict"),
+    [
+        (4.0, 100, 1.0, PASS),
+        (0.4, 101, 0.1, FAIL),  # more samples in a tenth of the time
+        (4.1, 100, 1.025, INCONCLUSIVE),
+        (8.0, 100, 2.0, INCONCLUSIVE),
+        (8.1, 10, 2.025, FAIL),  # a tenth of the samples, in more than twice the time
+    ],
+)
+def test_a_request_must_cost_neither_more_samples_nor_more_seconds_than_the_suffix(
+    seconds: float, samples: int, value: float, verdict: str
+) -> None:
+    found = cost_of(seconds, samples)
+    assert (found.value, found.verdict, found.bound) == (pytest.approx(value), verdict, 1.0)
+    assert found.details == {
+        "seconds": seconds,
+        "samples": samples,
+        "samples_forget": 5,
+        "stored_bytes": 7,
+        "peak_rss_mib": 300.5,
+        "oracle_seconds": 4.0,
+        "whole_seconds": 8.0,
+        "oracle_samples": 100,
+        "whole_samples": 200,
+    }
+
+
+def test_without_a_suffix_there_is_no_cost_to_compare_with() -> None:
+    found = cost_of(4.0, 100, suffix_seconds=0.0)
+    assert (found.value, found.verdict, found.details["peak_rss_mib"]) == (None, NOT_RUN, 300.5)
+
+
 # --- whole audits ---
 
 
@@ -239,6 +279,7 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     assert never.startswith("| task |") and "NOT RUN" in never
     assert main(["audit", paths[0], "--costs", "--into", f"{page}#audit"]) == 0 and "samples ÷ suffix" in capsys.readouterr().out
     assert page.read_text().startswith("<!-- table: audit -->\n| unlearns | strategies | seconds | forgotten samples |")
+    assert "| peak MiB | requests | seeds |" in page.read_text()
 
 
 def row_of_costs(granularity: str, seed: int, details: dict[str, float], **more: Any) -> dict[str, Any]:
