@@ -52,7 +52,7 @@ class EventTally:
     steps: int = 0
     samples: int = 0  # visits of the plan: samples_new + samples_past
     samples_new: int = 0  # visits to the event's own task
-    samples_past: int = 0  # visits to earlier tasks that a plan shows
+    samples_past: int = 0  # visits to earlier tasks that a plan shows, and all of a replay
     train_seconds: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
 

@@ -168,6 +168,7 @@ class Walk:
             cost.add(learner.cost)
             history.keep(learner.stream, again + 1, learner, learner.state_dict())
         self._again = None
+        tally.samples_new, tally.samples_past = 0, tally.samples  # it has shown retained data alone
         self.tally, learner.cost, learner.curve, learner.stream = tally, cost, LearningCurve(), whole
         learner.position.event, learner.position.event_index = event, index
         learner.new_streams()

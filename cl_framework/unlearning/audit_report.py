@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ NAMES = {
 _WORDS = {True: "yes", False: "not shown", None: NOT_RUN}
 UNLEARNED, ORACLE, NEVER_SEEN = "unlearned", "oracle of another seed", "a task never seen"  # which model a row is about
 _CONTROLS = (ORACLE, NEVER_SEEN)
+_GRANULARITIES = ("task", "class", "sample")  # in the order of tables
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 _REQUEST = ("event_index", "event", "granularity", "strategy")
 _FIGURE = ("name", "value", "verdict", "bound", "worst")
@@ -134,9 +135,7 @@ def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         who = ", ".join(row["strategies"]) if row["model"] == UNLEARNED else row["model"]
         groups.setdefault((row["granularity"], who), []).append(row)
-    order = sorted(
-        groups, key=lambda key: (("task", "class", "sample").index(key[0]), _CONTROLS.index(key[1]) if key[1] in _CONTROLS else -1, key[1])
-    )
+    order = sorted(groups, key=lambda key: (_GRANULARITIES.index(key[0]), _CONTROLS.index(key[1]) if key[1] in _CONTROLS else -1, key[1]))
     return header, [[*key, *_group(groups[key], names)] for key in order]
 
 
@@ -159,6 +158,55 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     measured = [verdicts for verdicts in requests.values() if set(wanted) <= verdicts.keys()]
     said = f"{sum(all(verdicts[name] == PASS for name in wanted) for verdicts in measured)}/{len(measured)}" if measured else NOT_RUN
     return [*cells, said, str(len(requests)), str(len(orders)), ", ".join(map(str, seeds))]
+
+
+# --- what an answer costs: M12 in full ---
+
+
+def _share(part: str, whole: str) -> Callable[[Mapping[str, float]], float | None]:
+    """One detail of M12 over another; None where either is not on record, or nothing was trained to compare with."""
+    return lambda details: details[part] / details[whole] if part in details and details.get(whole) else None
+
+
+_COSTS: Mapping[str, tuple[Callable[[Mapping[str, float]], float | None], str]] = {  # column: its value of one request, and its format
+    "seconds": (lambda details: details.get("seconds"), ".2f"),
+    "forgotten samples": (lambda details: details.get("samples_forget"), ".0f"),
+    "retained samples": (lambda details: details["samples"] - details["samples_forget"], ".0f"),
+    "seconds ÷ suffix": (_share("seconds", "oracle_seconds"), ".3f"),
+    "samples ÷ suffix": (_share("samples", "oracle_samples"), ".3f"),
+    "seconds ÷ whole": (_share("seconds", "whole_seconds"), ".3f"),
+    "samples ÷ whole": (_share("samples", "whole_samples"), ".3f"),
+    "peak MiB": (lambda details: details.get("peak_rss_mib"), ".0f"),
+}
+COST_WORDS = (
+    "Means over requests. seconds: of training steps, as samples are those of steps; suffix: training again, without the data, from where "
+    "they came in; whole: the whole stream up to the request without the data; peak MiB: of the run's process up to the request."
+)
+
+
+def costs(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Many runs: what the answer to a request costs, beside training again; a row a stack and granularity. Columns of which nothing is
+    on record are left out."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["name"] == "M12" and row["model"] == UNLEARNED:
+            groups.setdefault((row["granularity"], ", ".join(row["strategies"])), []).append(row)
+    table = {key: {title: _mean_cost(mine, title) for title in _COSTS} for key, mine in groups.items()}
+    titles = [title for title in _COSTS if any(cells[title] is not None for cells in table.values())]
+    lines = []
+    for key in sorted(groups, key=lambda key: (_GRANULARITIES.index(key[0]), key[1])):
+        means = [table[key][title] for title in titles]
+        cells = ["–" if value is None else format(value, _COSTS[title][1]) for title, value in zip(titles, means, strict=True)]
+        seeds = sorted({row["seed"] for row in groups[key]})
+        lines.append([*key, *cells, str(len(groups[key])), ", ".join(map(str, seeds))])
+    return ["unlearns", "strategies", *titles, "requests", "seeds"], lines
+
+
+def _mean_cost(rows: Sequence[Row], title: str) -> float | None:
+    """Of a column; None where a request has no value."""
+    values = [_COSTS[title][0](row["details"]) for row in rows]
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
 
 
 # --- pictures ---

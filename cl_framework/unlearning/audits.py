@@ -13,8 +13,10 @@ from cl_framework.report import rebuild_summary, runs_in
 from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import audit, finished
 from cl_framework.unlearning.audit_report import (
+    COST_WORDS,
     NAMES,
     comparison,
+    costs,
     read_csv,
     relearning_picture,
     rows_of,
@@ -35,9 +37,13 @@ def audits(
     out: Path | None,
     into: str | None,
     plot: Path | None,
+    of_costs: bool,
     tell: Callable[[str], None],
 ) -> Iterator[Any]:
-    """What to show, piece by piece, as it is there: each run's verdicts, then the table of all, then sentences about files."""
+    """What to show, piece by piece, as it is there: each run's verdicts, then the table of all, then sentences about files.
+
+    of_costs: the table of all says what answers cost, and not how they were judged.
+    """
     paths, overrides = places(words)
     if out is not None and out.suffix != ".csv":
         raise ConfigurationError(f"--out {out}: the name must end in .csv.")
@@ -60,10 +66,11 @@ def audits(
             picture = RunDirectory(path).plots / "relearning.png"
             atomic_write(picture, png(relearning_picture(result)))
             yield f"written: {path / 'audit' / tier}.json and {picture}"
-    header, lines = comparison(rows)
-    if len(paths) > 1 or paths[0].suffix == ".csv":
+    header, lines = costs(rows) if of_costs else comparison(rows)
+    if of_costs or len(paths) > 1 or paths[0].suffix == ".csv":
         yield terminal_table(header, lines)
-        yield " · ".join(NAMES.values()) + ". Means over requests; P passed, F failed, ? inconclusive, invalid or not run."
+        judged = " · ".join(NAMES.values()) + ". Means over requests; P passed, F failed, ? inconclusive, invalid or not run."
+        yield COST_WORDS if of_costs else judged
     if out is not None:
         atomic_write(out, to_csv(rows))
         yield f"written: {out}"

@@ -28,6 +28,7 @@ from cl_framework.forking import forked
 from cl_framework.report import report
 from cl_framework.sweep import clu
 from cl_framework.tables import markdown
+from cl_framework.unlearning.audit_report import costs, read_csv
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -210,13 +211,37 @@ def test_the_costs_of_strategies_are_the_committed_records() -> None:
     assert "takes {:.2f} and {:.2f} of full fine-tuning's time".format(*halves) in README.read_text()
 
 
-@pytest.mark.parametrize("name", ["audit_fashion_mnist", "audit_perm_mnist"])
-def test_tables_of_audits_are_made_from_the_committed_rows(name: str, tmp_path: Path) -> None:
+APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  # the rest are exact, or controls
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "options"),
+    [
+        ("audit_fashion_mnist", "audit_fashion_mnist", []),
+        ("audit_perm_mnist", "audit_perm_mnist", []),
+        ("cost_fashion_mnist", "audit_fashion_mnist", ["--costs"]),
+    ],
+)
+def test_tables_of_audits_are_made_from_the_committed_rows(block: str, name: str, options: list[str], tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
-    empty = re.sub(rf"(<!-- table: {name} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL)
+    empty = re.sub(rf"(<!-- table: {block} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL)
     copy.write_text(empty)
-    assert main(["audit", str(ROOT / "experiments" / "results" / f"{name}.csv"), "--into", f"{copy}#{name}"]) == 0
+    assert main(["audit", str(ROOT / "experiments" / "results" / f"{name}.csv"), *options, "--into", f"{copy}#{block}"]) == 0
     assert copy.read_text() == README.read_text() != empty
+
+
+def test_what_is_said_of_costs_is_in_the_committed_rows() -> None:
+    rows = read_csv(ROOT / "experiments" / "results" / "audit_fashion_mnist.csv")
+    header, lines = costs(rows)
+    approximate = [line for line in lines if line[1].startswith("er, ") and line[1][4:] in APPROXIMATE]
+    assert len(approximate) == 3 * len(APPROXIMATE)
+    seconds, samples = ([100 * float(line[header.index(f"{what} ÷ suffix")]) for line in approximate] for what in ("seconds", "samples"))
+    said = "in {:.1f} to {:.1f} percent of the suffix's seconds, with {:.1f} to {:.1f} percent of its samples"
+    readme = " ".join(README.read_text().split())
+    assert said.format(min(seconds), max(seconds), min(samples), max(samples)) in readme
+    times = [row["value"] for row in rows if (row["name"], row["strategy"], row["model"]) == ("M12", "rewind", "unlearned")]
+    longer = [value for value in times if value > 1]
+    assert f"in {len(longer)} of {len(times)} requests, up to {max(longer):.2f} times as long" in readme
 
 
 def test_the_sentence_that_a_mistake_ends_with_is_the_one_shown(
@@ -251,5 +276,6 @@ def test_tables_stand_between_markers() -> None:
         "unlearn_perm_mnist",
         "audit_perm_mnist",
         "audit_fashion_mnist",
+        "cost_fashion_mnist",
         "clinc150",
     ]

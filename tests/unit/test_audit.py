@@ -22,10 +22,10 @@ from cl_framework.learner import Learner
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_report
-from cl_framework.unlearning.audit import audit, moved
-from cl_framework.unlearning.fast import PASS
+from cl_framework.unlearning.audit import audit, efficiency, moved
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Question, measure
-from cl_framework.unlearning.oracle import Oracles, live_again
+from cl_framework.unlearning.oracle import Oracles, Trained, live_again
 from cl_framework.unlearning.orders import distinct_orders, shuffled
 from cl_framework.unlearning.verify import verify
 
@@ -142,6 +142,46 @@ def test_the_samples_of_a_question(tmp_path: Path) -> None:
     assert asked["task"].own.tolist() == [True, True, False, False] and asked["class"].chance == 25.0
 
 
+def cost_of(seconds: float, samples: int, **of_oracle: Any) -> Figure:
+    """M12 of a request that took so long and read so many samples, 10 of them drawn; its oracle took 4 s and 100 samples for the suffix."""
+    row = {"train_seconds": seconds, "samples": samples - 10, "samples_drawn": 10, "samples_new": 5}
+    oracle = {"seconds": 8.0, "samples": 200, "suffix_seconds": 4.0, "suffix_samples": 100, "new_events": 1, **of_oracle}
+    return efficiency({**row, "stored_bytes": 7, "peak_rss_mib": 300.5}, Trained(**oracle))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "samples", "value", "verdict"),
+    [
+        (4.0, 100, 1.0, PASS),
+        (0.4, 101, 0.1, FAIL),  # more samples in a tenth of the time
+        (4.1, 100, 1.025, INCONCLUSIVE),
+        (8.0, 100, 2.0, INCONCLUSIVE),
+        (8.1, 10, 2.025, FAIL),  # a tenth of the samples, in more than twice the time
+    ],
+)
+def test_a_request_must_cost_neither_more_samples_nor_more_seconds_than_the_suffix(
+    seconds: float, samples: int, value: float, verdict: str
+) -> None:
+    found = cost_of(seconds, samples)
+    assert (found.value, found.verdict, found.bound) == (pytest.approx(value), verdict, 1.0)
+    assert found.details == {
+        "seconds": seconds,
+        "samples": samples,
+        "samples_forget": 5,
+        "stored_bytes": 7,
+        "peak_rss_mib": 300.5,
+        "oracle_seconds": 4.0,
+        "whole_seconds": 8.0,
+        "oracle_samples": 100,
+        "whole_samples": 200,
+    }
+
+
+def test_without_a_suffix_there_is_no_cost_to_compare_with() -> None:
+    found = cost_of(4.0, 100, suffix_seconds=0.0)
+    assert (found.value, found.verdict, found.details["peak_rss_mib"]) == (None, NOT_RUN, 300.5)
+
+
 # --- whole audits ---
 
 
@@ -237,6 +277,48 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table
     (never,) = [line for line in table.splitlines() if "a task never seen" in line]
     assert never.startswith("| task |") and "NOT RUN" in never
+    assert main(["audit", paths[0], "--costs", "--into", f"{page}#audit"]) == 0 and "samples ÷ suffix" in capsys.readouterr().out
+    assert page.read_text().startswith("<!-- table: audit -->\n| unlearns | strategies | seconds | forgotten samples |")
+    assert "| peak MiB | requests | seeds |" in page.read_text()
+
+
+def row_of_costs(granularity: str, seed: int, details: dict[str, float], **more: Any) -> dict[str, Any]:
+    row = {"name": "M12", "model": audit_report.UNLEARNED, "granularity": granularity, "strategies": ["er", "npo"], "seed": seed}
+    return {**row, "details": details, **more}
+
+
+def test_the_table_of_costs_has_means_of_ratios_by_method_and_granularity() -> None:
+    first = {"seconds": 1.0, "samples": 30.0, "samples_forget": 10.0}
+    first |= {"oracle_seconds": 4.0, "whole_seconds": 8.0, "oracle_samples": 300.0, "whole_samples": 600.0}
+    second = {**first, "seconds": 3.0, "oracle_seconds": 4.0}
+    rows = [row_of_costs("sample", 0, first), row_of_costs("task", 1, second), row_of_costs("task", 0, first)]
+    others = [row_of_costs("task", 2, second, name="M1"), row_of_costs("task", 3, second, model=audit_report.ORACLE)]
+    header, lines = audit_report.costs([*rows, *others])
+    assert header[2:] == [
+        "seconds",
+        "forgotten samples",
+        "retained samples",
+        "seconds ÷ suffix",
+        "samples ÷ suffix",
+        "seconds ÷ whole",
+        "samples ÷ whole",
+        "requests",
+        "seeds",
+    ]
+    assert lines == [
+        ["task", "er, npo", "2.00", "10", "20", "0.500", "0.100", "0.250", "0.050", "2", "0, 1"],
+        ["sample", "er, npo", "1.00", "10", "20", "0.250", "0.100", "0.125", "0.050", "1", "0"],
+    ]
+
+
+def test_costs_that_are_not_on_record_are_not_made_up() -> None:
+    known = {"seconds": 1.0, "samples": 3.0, "samples_forget": 0.0, "peak_rss_mib": 100.0}
+    header, lines = audit_report.costs([row_of_costs("task", 0, known)])
+    assert header == ["unlearns", "strategies", "seconds", "forgotten samples", "retained samples", "peak MiB", "requests", "seeds"]
+    assert lines == [["task", "er, npo", "1.00", "0", "3", "100", "1", "0"]]
+    older = {key: value for key, value in known.items() if key != "peak_rss_mib"} | {"oracle_seconds": 0.0}
+    (line,) = audit_report.costs([row_of_costs("task", 0, known), row_of_costs("task", 1, older)])[1]
+    assert line == ["task", "er, npo", "1.00", "0", "3", "2", "0, 1"], "a mean of which a part is not on record is none"
 
 
 @pytest.mark.slow

@@ -91,7 +91,10 @@ def test_an_unlearn_stopped_before_every_step_ends_the_same(tmp_path: Path) -> N
     assert stops == whole.summary["steps"] > 60
     rows = [RunDirectory(path).events() for path in (whole.path, pieces.path)]
     told = [
-        [{key: row[key] for key in ("event", "steps", "samples", "phases", "forward_passes", "samples_drawn")} for row in part]
+        [
+            {key: row[key] for key in ("event", "steps", "samples", "samples_new", "phases", "forward_passes", "samples_drawn")}
+            for row in part
+        ]
         for part in rows
     ]
     assert told[0] == told[1]
@@ -108,6 +111,9 @@ def test_it_costs_the_suffix_and_no_more(tmp_path: Path) -> None:
         5,
         5,
     ]  # nothing after task 2; nothing after 1 but 2, gone; task 1 after task 0
+    learned, replayed = events[-2], events[-1]
+    assert (learned["samples_new"], learned["samples_past"]) == (36, 0)
+    assert (replayed["samples"], replayed["samples_new"], replayed["samples_past"]) == (36, 0, 36), "what is replayed is retained"
 
 
 def test_kept_states_know_only_what_was_not_unlearned(tmp_path: Path) -> None:
