@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, folders of them, or committed .csv files")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write the table to FILE (.md or .csv)")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
-    part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw accuracy by lag, and steps to a criterion by task")
+    part.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw accuracy by lag and steps to a criterion; of audits FILE_tradeoff.png"
+    )
     part.add_argument(
         "--difference",
         nargs=2,

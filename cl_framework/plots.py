@@ -204,8 +204,12 @@ def png(figure: Figure) -> bytes:
 
 
 def write_plots(directory: RunDirectory, summary: Mapping[str, Any]) -> list[Path]:
-    """The plots of a run and report.html, which holds them; returns what was written."""
+    """The plots of a run, of its audit too where there is one, and report.html, which holds them; returns what was written."""
+    from cl_framework.unlearning.audit_report import audits_in, relearning_picture
+
     pictures = {"accuracy_matrix": png(matrix_figure(summary)), "accuracy_by_event": png(curves_figure(summary))}
+    if audit := next(iter(audits_in(directory.path)), None):
+        pictures["relearning"] = png(relearning_picture(audit))
     paths = []
     for name, data in pictures.items():
         path = directory.plots / f"{name}.png"

@@ -285,7 +285,10 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     runs = []
     try:
         with path.open(newline="") as file:
-            for row in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            if "verdict" in (reader.fieldnames or ()):
+                raise ConfigurationError(f"{path} is a file of audits: use `clu audit {path}`.")
+            for row in reader:
                 run: dict[str, Any] = dict(row)
                 for key in (*FIGURES, "eval_seconds", *CURVES):
                     kind: Callable[[str], Any] = int if key in _COUNTS else list_of_numbers if key in CURVES else float
@@ -318,10 +321,10 @@ def report(
     plot: Path | None = None,
 ) -> tuple[RenderableType, list[str]]:
     """What to show, and sentences about what was written or left out. `out` ends in .md or .csv; `into` is FILE.md#BLOCK; `plot` is a
-    .png for accuracy by lag and steps to the criterion by task.
+    .png for accuracy by lag and steps to the criterion by task, beside which FILE_tradeoff.png is written of runs that were audited.
 
     With `pairs` of experiments the table is that of their differences, while a .csv holds the runs all the same. For a single run
-    directory the plots and report.html are written into it.
+    directory summary.json, the plots and report.html are written into it.
     """
     from rich.console import Group
 
@@ -356,23 +359,26 @@ def report(
     if alone is not None and len(paths) == 1 and (Path(paths[0]) / "config.yaml").exists():
         from cl_framework.plots import write_plots
 
-        notes.extend(f"written: {path}" for path in write_plots(RunDirectory(Path(paths[0])), alone))
-    return Group(shown, *audits_below(paths, notes)), notes
+        directory = RunDirectory(Path(paths[0]))
+        written = [directory.summary, *write_plots(directory, rebuild_summary(directory.path))]
+        notes.extend(f"written: {path}" for path in written)
+    return Group(shown, *audits_below(paths, plot, notes)), notes
 
 
-def audits_below(paths: Sequence[str | Path], notes: list[str]) -> list[RenderableType]:
-    """The verdicts of the runs that `clu audit` has measured, with their pictures; nothing where there are none."""
-    from cl_framework.unlearning.audit_report import audits_in, comparison, relearning_picture, rows_of, verdicts_of
+def audits_below(paths: Sequence[str | Path], plot: Path | None, notes: list[str]) -> list[RenderableType]:
+    """The verdicts of the runs that `clu audit` has measured, and beside `plot` their trade-off; nothing where there are none."""
+    from cl_framework.unlearning.audit_report import audits_in, comparison, rows_of, tradeoff_picture, verdicts_of
 
     folders = [Path(path) for path in paths if Path(path).suffix != ".csv"]
-    runs = {run: found[0] for folder in folders for run in runs_in(folder) if (found := list(audits_in(run)))}
-    if len(runs) == 1:
+    runs = {run.resolve(): found[0] for folder in folders for run in runs_in(folder) if (found := list(audits_in(run)))}
+    if not runs:
+        return []
+    rows = [row for result in runs.values() for row in rows_of(result)]
+    if plot is not None:
         from cl_framework.plots import png
 
-        ((run, result),) = runs.items()
-        picture = RunDirectory(run).plots / "relearning.png"
-        atomic_write(picture, png(relearning_picture(result)))
+        picture = plot.with_stem(f"{plot.stem}_tradeoff")
+        atomic_write(picture, png(tradeoff_picture(rows)))
         notes.append(f"written: {picture}")
-        return ["audited beside oracles:", terminal_table(*verdicts_of(result))]
-    rows = [row for result in runs.values() for row in rows_of(result)]
-    return ["audited beside oracles:", terminal_table(*comparison(rows))] if rows else []
+    table = verdicts_of(*runs.values()) if len(runs) == 1 else comparison(rows)
+    return ["audited beside oracles:", terminal_table(*table)]

@@ -21,6 +21,7 @@ from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment, load_experiment
 from cl_framework.errors import ConfigurationError, FrameworkError
+from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
 from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
@@ -46,6 +47,7 @@ class Seen:
     before: Measured | None = None
     after: Measured | None = None
     later: list[Glance] = field(default_factory=list)
+    recorded: list[Row] = field(default_factory=list)  # an oracle's accuracies after the request, as a run records its own
     trained: Trained | None = None
     never_seen: tuple[float, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict)  # just before the request
@@ -78,6 +80,8 @@ class Watch:
                     mine.put_back = put_back(learner, question, mine.key)
                     mine.moved = moved(mine.weights, dict(learner.model.named_parameters()))
                     mine.weights = {}
+                else:
+                    mine.recorded = self._as_recorded(learner, question)
             elif self.open(question, index):
                 mine.later.append(glance(learner, question))
 
@@ -92,6 +96,25 @@ class Watch:
         if again != measured.glance:
             raise FrameworkError(f"the model after {question.event} answers differently when asked again: no figure of it can be trusted.")
         return again
+
+    def _as_recorded(self, learner: Learner, question: Question) -> list[Row]:
+        """An oracle's rows after the request, by the splits of the run's own: the oracle's stream has none of the requests they follow."""
+        of_oracle, learner.stream = learner.stream, self.stream
+        try:
+            found = evaluate(learner, sorted({*question.live, question.event.task}), question.live)
+        finally:
+            learner.stream = of_oracle
+        return [
+            {
+                "event_index": question.index,
+                "eval_task": one.task,
+                "split": one.split,
+                "scenario": one.scenario,
+                "metric": "accuracy",
+                "value": one.percent,
+            }
+            for one in found
+        ]
 
     def _never_seen(self, learner: Learner, question: Question) -> tuple[float, ...]:
         """How a task that was never learned up to here is relearned: the control beside M4. Nothing if there is none."""
@@ -242,7 +265,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
-    mine += [spill_of(directory, learner, question), shadow(directory, question), with_moved(cost, own.moved)]
+    mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,
         "event": str(question.event),
@@ -300,9 +323,15 @@ def with_moved(figure: Figure, share: float | None) -> Figure:
     return figure if share is None else replace(figure, details={**figure.details, "moved": share})
 
 
-def spill_of(directory: RunDirectory, learner: Learner, question: Question) -> Figure:
-    """M2."""
-    return spill(Recorded.of(directory.records(), learner.run.scenario), learner.stream, question.index)
+def spill_of(directory: RunDirectory, learner: Learner, question: Question, oracle: Sequence[Row]) -> Figure:
+    """M2; and beside it what is lost where the oracle, of which these are the rows, takes the place of the model before."""
+
+    def lost(rows: Sequence[Row]) -> Figure:
+        return spill(Recorded.of(rows, learner.run.scenario), learner.stream, question.index)
+
+    records = directory.records()
+    figure, theirs = lost(records), lost([*records, *oracle]).value
+    return figure if figure.value is None or theirs is None else replace(figure, details={"oracle": theirs})
 
 
 def shadow(directory: RunDirectory, question: Question) -> Figure:

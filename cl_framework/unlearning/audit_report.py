@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
 from cl_framework.unlearning.verdicts import WORD
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
+    from matplotlib.lines import Line2D
 
 NAMES = {
     "M1": "M1 forget gap",
@@ -40,7 +43,9 @@ NAMES = {
 _WORDS = {True: "yes", False: "not shown", None: NOT_RUN}
 UNLEARNED, ORACLE, NEVER_SEEN = "unlearned", "oracle of another seed", "a task never seen"  # which model a row is about
 _CONTROLS = (ORACLE, NEVER_SEEN)
-_GRANULARITIES = ("task", "class", "sample")  # in the order of tables
+_GRANULARITIES = ("task", "class", "sample")  # in the order of tables and pictures
+_MARKERS = "osD^v<>pP"  # none of them the oracle's star
+_SAME = 1e-12  # nats: a model that lies no farther from the oracle is the oracle, but for rounding
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 _REQUEST = ("event_index", "event", "granularity", "strategy")
 _FIGURE = ("name", "value", "verdict", "bound", "worst")
@@ -79,7 +84,10 @@ def read_csv(path: Path) -> list[Row]:
     rows = []
     try:
         with path.open(newline="") as file:
-            for text in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            if "average_accuracy" in (reader.fieldnames or ()):
+                raise ConfigurationError(f"{path} is a file of runs: use `clu report {path}`.")
+            for text in reader:
                 row: Row = {key: text[key] for key in COLUMNS}
                 row |= {key: float(text[key]) if text[key] else None for key in ("value", "bound", "worst")}
                 row |= {"seed": int(text["seed"]), "event_index": int(text["event_index"])}
@@ -143,21 +151,31 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
         mine = [row for row in rows if row["name"] == name]
-        values = [row["value"] for row in mine if row["value"] is not None and row["verdict"] != INVALID]
+        values = told_by(rows, name)
         passed, failed = (sum(row["verdict"] == verdict for row in mine) for verdict in (PASS, FAIL))
         counts = {"P": passed, "F": failed, "?": len(mine) - passed - failed}
         told = " ".join(f"{count}{letter}" for letter, count in counts.items() if count)
         shown = f"{mean(values):.2f} ({told})" if values else f"({told})"
         cells.append(shown if any(row["value"] is not None for row in mine) else "–")
-    requests: dict[tuple[Any, ...], dict[str, str]] = {}
-    for row in rows:
-        request = (row["experiment"], row["fingerprint"], row["seed"], row["event_index"])
-        requests.setdefault(request, {})[row["name"]] = row["verdict"]
+    requests = [{name: row["verdict"] for name, row in figures.items()} for figures in by_request(rows)]
     orders, seeds = {row["stream"] for row in rows}, sorted({row["seed"] for row in rows})
     wanted = [name for name in WORD if rows[0]["model"] == UNLEARNED or name != "M11"]  # an oracle has nothing to let go of
-    measured = [verdicts for verdicts in requests.values() if set(wanted) <= verdicts.keys()]
+    measured = [verdicts for verdicts in requests if set(wanted) <= verdicts.keys()]
     said = f"{sum(all(verdicts[name] == PASS for name in wanted) for verdicts in measured)}/{len(measured)}" if measured else NOT_RUN
     return [*cells, said, str(len(requests)), str(len(orders)), ", ".join(map(str, seeds))]
+
+
+def told_by(rows: Sequence[Row], name: str) -> list[float]:
+    """The values of a figure, but those that are void."""
+    return [row["value"] for row in rows if row["name"] == name and row["value"] is not None and row["verdict"] != INVALID]
+
+
+def by_request(rows: Sequence[Row]) -> list[dict[str, Row]]:
+    """The figures of each request by their name; the rows are about one model."""
+    requests: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        requests.setdefault((row["experiment"], row["fingerprint"], row["seed"], row["event_index"]), {})[row["name"]] = row
+    return list(requests.values())
 
 
 # --- what an answer costs: M12 in full ---
@@ -240,23 +258,84 @@ def relearning_picture(audit: Mapping[str, Any]) -> Picture:
     return figure
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a stack stands at one granularity: a value a request, void ones left out as in the table."""
+
+    who: str
+    gaps: list[float]  # points from the oracle on what was unlearned, from chance where none was asked; >= 0
+    spills: list[float]  # points lost on what is retained; >= 0
+    oracle: list[float]  # points lost where the oracle takes the model's place; empty if a request does not tell
+
+
+def standings(rows: Sequence[Row]) -> dict[str, list[Standing]]:
+    """Of each granularity that was asked for, the stacks in the order of their names."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["model"] == UNLEARNED:
+            groups.setdefault((row["granularity"], ", ".join(row["strategies"])), []).append(row)
+    found: dict[str, list[Standing]] = {one: [] for one in _GRANULARITIES if any(key[0] == one for key in groups)}
+    for granularity, who in sorted(groups):
+        mine = groups[granularity, who]
+        lost = [value for figures in by_request(mine) if (value := _lost_by_oracle(figures)) is not None]
+        spills = told_by(mine, "M2")
+        gaps = [abs(value) for value in told_by(mine, "M1")]
+        found[granularity].append(Standing(who, gaps, spills, lost if len(lost) == len(spills) else []))
+    return found
+
+
+def _lost_by_oracle(figures: Mapping[str, Row]) -> float | None:
+    """What the oracle loses on what is retained, against the model before a request; None where rows from before it was measured have no
+    model that is the oracle, to tell it in its place."""
+    spill, divergence = figures.get("M2"), figures.get("M6")
+    if spill is None or "oracle" in spill["details"]:
+        return None if spill is None else spill["details"]["oracle"]
+    same = divergence is not None and all(divergence[key] is not None and abs(divergence[key]) <= _SAME for key in ("value", "worst"))
+    return spill["value"] if same else None
+
+
 def tradeoff_picture(rows: Sequence[Row]) -> Picture:
-    """What is kept against what is gone, a point a stack; the oracle's stands at (0, 0)."""
+    """What is gone against what is kept: a panel a granularity, a point a stack, means over requests with their deviations.
+
+    A star of a stack's colour is the oracle in the place of its unlearned model: training again without the data loses something too.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 
-    figure = Picture(figsize=(5, 4), layout="constrained")
+    panels = standings(rows)
+    looks = _looks({one.who for found in panels.values() for one in found})
+    figure = Picture(figsize=(3.5 * len(panels) + 2, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for who in sorted({tuple(row["strategies"]) for row in rows}):
-        mine = [row for row in rows if tuple(row["strategies"]) == who and row["model"] == UNLEARNED]
-        gaps = [abs(row["value"]) for row in mine if row["name"] == "M1" and row["value"] is not None]
-        spills = [row["value"] for row in mine if row["name"] == "M2" and row["value"] is not None]
-        if gaps and spills:
-            (x, dx, _), (y, dy, _) = mean_and_deviation(gaps), mean_and_deviation(spills)
-            axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", capsize=2, label=", ".join(who))
-    axes.plot(0, 0, "k*", markersize=12, label="oracle")
-    axes.set_xlabel("distance from the oracle on what was unlearned, points (M1)")
-    axes.set_ylabel("points lost on what is retained (M2)")
-    axes.legend(fontsize=7)
+    for axes, (granularity, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for one in found:
+            _place(axes, one, looks[one.who])
+        void = [one.who for one in found if not (one.gaps and one.spills)]
+        axes.set_title("\n".join([granularity, *(f"void: {who}" for who in void)]), fontsize=8)
+        axes.set_xlabel("distance from the oracle (chance without one)\non what was unlearned, points (M1)", fontsize=8)
+    figure.axes[0].set_ylabel("points lost on what is retained (M2)", fontsize=8)
+    figure.legend(handles=_legend(looks), fontsize=7, loc="outside right center")
     return figure
+
+
+def _looks(stacks: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each stack, which it has in all panels."""
+    from matplotlib import colormaps
+
+    colours, names = colormaps["tab20"], sorted(stacks)
+    return {who: {"color": colours(index % colours.N), "marker": _MARKERS[index % len(_MARKERS)]} for index, who in enumerate(names)}
+
+
+def _place(axes: Axes, one: Standing, look: Mapping[str, Any]) -> None:
+    if one.gaps and one.spills:
+        (x, dx, _), (y, dy, _) = mean_and_deviation(one.gaps), mean_and_deviation(one.spills)
+        axes.errorbar(x, y, xerr=dx, yerr=dy, linestyle="", capsize=2, label=one.who, **look)
+    if one.oracle:
+        axes.plot(0, mean(one.oracle), "*", color=look["color"], markersize=16, markerfacecolor="none", label=f"oracle of {one.who}")
+
+
+def _legend(looks: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
+    from matplotlib.lines import Line2D
+
+    stacks = [Line2D([], [], linestyle="", label=who, **look) for who, look in looks.items()]
+    star: dict[str, Any] = {"marker": "*", "markersize": 12, "markerfacecolor": "none", "color": "black", "linestyle": ""}
+    return [*stacks, Line2D([], [], label="the oracle in its place", **star)]

@@ -150,6 +150,18 @@ def test_files_that_cannot_be_read(experiment: Path, capsys: pytest.CaptureFixtu
     assert "clu: nowhere does not exist." in said(capsys)
 
 
+def test_rows_of_audits_and_of_runs_are_told_apart(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("audits.csv").write_text("experiment,name,value,verdict\nx,M1,0,PASS\n" * 3)
+    Path("runs.csv").write_text("experiment,average_accuracy\nx,90\n" * 3)
+    before = sorted(experiment.parent.iterdir())
+    assert clu("report", "audits.csv", "--out", "table.csv") == 2
+    place = Path("audits.csv").resolve()
+    assert said(capsys) == f"clu: {place} is a file of audits: use `clu audit {place}`.\n"
+    assert clu("audit", "runs.csv", "--out", "table.csv") == 2
+    assert said(capsys) == "clu: runs.csv is a file of runs: use `clu report runs.csv`.\n"
+    assert sorted(experiment.parent.iterdir()) == before
+
+
 def test_requests_to_unlearn_are_checked_before_anything_runs(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for stream in ("L0 U0:class=1", "L0 U0:ids=ids.txt", "L0 U0:fraction=0.1@seed7"):
         assert clu("run", experiment, f"stream={stream}") == 2

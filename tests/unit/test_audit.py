@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from cl_framework.config import Experiment
 from cl_framework.digests import digest_of
 from cl_framework.errors import FrameworkError
 from cl_framework.learner import Learner
+from cl_framework.plots import png
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_report
@@ -341,9 +343,41 @@ def test_a_report_shows_what_was_audited(audited: dict[str, tuple[Path, dict[str
     (path / "plots" / "relearning.png").unlink(missing_ok=True)
     assert main(["report", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "audited beside oracles:" in shown and "│M9 probe     │0 PASS" in shown and (path / "plots" / "relearning.png").exists()
+    assert "audited beside oracles:" in shown and "│M9 probe     │0 PASS" in shown
+    curves = base64.b64encode((path / "plots" / "relearning.png").read_bytes()).decode()
+    assert curves in (path / "report.html").read_text()
     assert main(["report", str(path.parent)]) == 0
     assert "audited beside oracles:" in (table := capsys.readouterr().out) and "M11" in table
+
+
+@pytest.mark.slow
+def test_a_report_draws_the_trade_off_of_audited_runs(
+    audited: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, plot = audited["rewind"][0].parent, tmp_path / "all.png"
+    assert main(["report", str(folder), "--plot", str(plot)]) == 0
+    assert f"written: {tmp_path / 'all_tradeoff.png'}" in capsys.readouterr().out
+    rows = [row for _, result in audited.values() for row in audit_report.rows_of(result)]
+    assert (tmp_path / "all_tradeoff.png").read_bytes() == png(audit_report.tradeoff_picture(rows)) != plot.read_bytes()
+    not_audited = run(experiment_of({"er": {}}, tmp_path / "learned", stream="L0 L1")).path
+    assert main(["report", str(not_audited), "--plot", str(tmp_path / "one.png")]) == 0
+    assert not (tmp_path / "one_tradeoff.png").exists()
+
+
+@pytest.mark.slow
+def test_rewind_stands_where_the_oracle_does(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path) -> None:
+    """To do nothing loses nothing of what is retained, but training again without most of a task does, by as much as the oracle."""
+    found = {name: audit_report.standings(audit_report.rows_of(result)) for name, (_, result) in audited.items()}
+    for granularity in ("task", "class"):
+        (exact,), (nothing,) = found["rewind"][granularity], found["do_nothing"][granularity]
+        assert exact.gaps == [0.0] and exact.spills == exact.oracle
+        assert nothing.gaps[0] > 50 and nothing.spills == [0.0]
+    for unlearner in ("rewind", "do_nothing"):
+        result = audit(run(made(tmp_path, unlearner, "L0 L1 U1:fraction=0.98@seed5")).path, seeds=1)
+        (found[unlearner]["sample"],) = audit_report.standings(audit_report.rows_of(result)).values()
+    (exact,), (nothing,) = found["rewind"]["sample"], found["do_nothing"]["sample"]
+    assert exact.spills == pytest.approx(exact.oracle, rel=1e-4) and exact.oracle == nothing.oracle  # rows have five digits of details
+    assert exact.spills[0] > 10 and nothing.spills == [0.0]
 
 
 @pytest.mark.slow
@@ -397,6 +431,7 @@ def test_the_full_tier_adds_orders(tmp_path: Path) -> None:
         (["RUN", "--plot", "x.pdf"], "its name must end with .png"),
         (["LEARNED"], "no Unlearn is done in this run, so there is nothing to audit."),
         (["OTHER.csv"], "holds no rows of audits. Write some with `clu audit RUN_DIR… --out FILE.csv`."),
+        (["experiments/results/digits.csv"], "digits.csv is a file of runs: use `clu report experiments/results/digits.csv`."),
     ],
 )
 def test_what_cannot_be_audited(

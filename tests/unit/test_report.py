@@ -40,6 +40,19 @@ def test_a_summary_can_be_rebuilt_from_the_rows_alone(runs: Path) -> None:
     assert json.loads((path / "summary.json").read_text()) == written
 
 
+def test_a_report_of_a_run_rebuilds_what_is_derived_from_its_records(runs: Path) -> None:
+    path = first_run(runs)
+    report([path])
+    derived = [path / "summary.json", path / "report.html", *(path / "plots").iterdir()]
+    written = {file: file.read_bytes() for file in derived}
+    for file in derived:
+        file.unlink()
+    report([runs])
+    assert not any(file.exists() for file in derived)  # of several runs nothing is rewritten
+    report([path])
+    assert {file: file.read_bytes() for file in derived} == written and len(written) == 4
+
+
 def test_runs_are_grouped_over_seeds(runs: Path) -> None:
     header, rows = comparison(collect([runs]).summaries)
     assert header[:3] == ["experiment", "benchmark", "strategies"]
@@ -202,7 +215,8 @@ def test_report_writes_what_it_says(runs: Path, tmp_path: Path) -> None:
     assert notes == [f"written: {table}"]
     assert table.read_text().startswith("| experiment | benchmark | strategies |")
     _, notes = report([first_run(runs)])
-    assert [Path(note.removeprefix("written: ")).name for note in notes] == ["accuracy_matrix.png", "accuracy_by_event.png", "report.html"]
+    written = [Path(note.removeprefix("written: ")).name for note in notes]
+    assert written == ["summary.json", "accuracy_matrix.png", "accuracy_by_event.png", "report.html"]
     with pytest.raises(ConfigurationError, match=r"the name must end in .md or .csv"):
         report([runs], tmp_path / "table.txt")
     with pytest.raises(ConfigurationError, match="does not exist"):
