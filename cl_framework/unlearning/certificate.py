@@ -10,7 +10,7 @@ from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.ancestry import Ancestry, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
 from cl_framework.unlearning.deletion import BEGUN_AGAIN, DONE, FINISHED, REQUESTED, DeletionLog, digest_of_rows
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
@@ -28,12 +28,15 @@ class Certifier:
         self.learner = learner
         self.log = DeletionLog(directory.path / "deletion")
         self.ancestry = Ancestry()
+        self.movements = Movements()
         self._watches = any(isinstance(event, Unlearn) for event in learner.stream.events)
 
     def note(self, index: int) -> None:
-        """After an event, before its checkpoint: what is new in the state."""
+        """Before the first event (-1), and after each, before its checkpoint: what is new in the state."""
         if self._watches:
-            self.ancestry.note(index, self.learner.state_dict())
+            state = self.learner.state_dict()
+            self.ancestry.note(index, state)
+            self.movements.note(index, state["model"])
 
     def begin_again(self) -> None:
         """At the start of a run: what its record says of an earlier walk, of which no checkpoint is whole, holds no longer."""
@@ -61,7 +64,6 @@ class Certifier:
                 "guarantee_declared": "exact" if traits.exact else "approximate",
                 "reads": sorted(traits.unlearning_reads),
                 "state_before": digest_of(self.learner.state_dict()),
-                "weights_before": digest_of(self.learner.model.state_dict()),
                 "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
             },
         )
@@ -77,10 +79,10 @@ class Certifier:
         found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
         exact = self.learner.stack.is_exact(event)
         if not exact:
-            found += self.ancestry.older(known_since(self.learner.stream, index), index, state, "memory")
-        untouched = digest_of(self.learner.model.state_dict()) == standing.get("weights_before")
-        if untouched and not exact:
-            found.append("memory.weights, which the request did not change")
+            since = known_since(self.learner.stream, index)
+            found += self.ancestry.older(since, index, state, "memory")
+            untreated = self.movements.untreated(since, index, event.task, self.learner.model)
+            found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]
         there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
         gone = {*purged, *standing.get("states_before", ())} - there
         self.log.append(

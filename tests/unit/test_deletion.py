@@ -185,7 +185,8 @@ def test_a_request_that_changes_no_weight_leaves_the_weights_as_they_knew_the_da
     done = {}
     for name in ("do_nothing", "rewind"):
         done[name] = done_in(finished(tmp_path / name, name, "L0 L1 U0"))[-1]
-    assert done["do_nothing"]["contains"] == ["memory.weights, which the request did not change"]
+    left = done["do_nothing"]["contains"]
+    assert len(left) >= 4 and all(place.startswith("memory.weights.") and "as it was before the request" in place for place in left)
     assert done["do_nothing"]["guarantee_achieved"] == "none" and done["rewind"]["contains"] == []
 
 
