@@ -13,7 +13,7 @@ from cl_framework import Done, IsolatedModel, TaskConditionedModel, run
 from cl_framework.assembly import make_benchmark
 from cl_framework.models.lora import TaskAdaptedModel
 from cl_framework.stream import Stream
-from cl_framework.testing.laboratory import experiment_of, finish_in_pieces
+from cl_framework.testing.laboratory import experiment_of, finish, finish_in_pieces
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
 from cl_framework.unlearning.verify import verify
 from strategies.der import DER
@@ -251,3 +251,13 @@ def test_what_a_task_has_of_its_own_goes_and_what_others_have_is_theirs(name: st
         monkeypatch.setattr(kind, "replace_embedding" if kind is TaskConditionedModel else "reset", lambda self, *arguments: None)
     found = untreated(run(experiment_of(BY_TASK[name], tmp_path / "kept", **settings)).path)
     assert found and {name.split(".")[:2][1] for name in found} == {"0"}
+
+
+@pytest.mark.parametrize("name", ["noise", "gradient_ascent"])
+def test_moments_of_the_optimizer_go_with_what_was_unlearned(name: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "batch_size": 32}
+    settings["optimizer"] = {"name": "adam", "lr": 0.003, "reset": "never"}
+    learned = finish(experiment_of({name: {}}, tmp_path / "learned", **settings, stream="L0 L1")).learner
+    assert all(bool(moments["exp_avg"].any()) for moments in learned["optimizer_memory"].values()) and learned["optimizer_memory"]
+    unlearned = finish(experiment_of({name: {}}, tmp_path / "unlearned", **settings, stream="L0 L1 U0"))
+    assert unlearned.learner["optimizer_memory"] == {} and contains(unlearned.path) == []
