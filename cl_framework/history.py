@@ -75,11 +75,15 @@ class History:
 
     def purge(self, stream: Stream, count: int, learner: Shows) -> list[str]:
         """Remove every state that does not lie on the way along these events; the names of the removed files."""
-        wanted = {key_of(stream, length, learner) for length in range(count + 1)}
-        gone = [path for path in self.paths() if path.stem.split("-")[1] not in wanted]
+        gone = self.beside(stream, count, learner)
         for path in gone:
             path.unlink()
         return [path.name for path in gone]
+
+    def beside(self, stream: Stream, count: int, learner: Shows) -> list[Path]:
+        """The states that do not lie on the way along these events."""
+        wanted = {key_of(stream, length, learner) for length in range(count + 1)}
+        return [path for path in self.paths() if path.stem.split("-")[1] not in wanted]
 
     def paths(self) -> Iterable[Path]:
         return sorted(self.folder.glob("*-*-*.pt"))

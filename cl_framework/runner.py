@@ -34,7 +34,7 @@ from cl_framework.report import rebuild_summary
 from cl_framework.representation import probed
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
-from cl_framework.unlearning.ancestry import Ancestry
+from cl_framework.unlearning.ancestry import Ancestry, Movements
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import check_complete
 from cl_framework.unlearning.fast import ROUNDED_METRIC, split_of
@@ -242,12 +242,14 @@ class Runner:
         if state is None:
             self.directory.cut_back({})
             self.certifier.begin_again()
+            self.certifier.note(-1)
             self._record(-1, "init", self.learner.stream.tasks, ())
             if self.history is not None:
                 self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
         else:
             self.directory.cut_back(state["lengths"])
             self.certifier.ancestry = Ancestry(state.get("ancestry"))
+            self.certifier.movements = Movements(state.get("movements"))
             self.learner.load_state_dict(state["learner"])
             first = state["position"]["event_index"]
             self.learner.position.stream_step = state["position"]["stream_step"]
@@ -373,6 +375,7 @@ class Runner:
             "learner": self.learner.state_dict(),
             "lengths": self.directory.lengths(),
             "ancestry": self.certifier.ancestry.born,
+            "movements": self.certifier.movements.state_dict(),
         }
         dropped = self.store.save(state, position.stream_step, replace_all=replace_all)
         self._last_checkpoint = time.monotonic()

@@ -170,6 +170,7 @@ class TaskConditionedModel(nn.Module):
     """A target network that owns no weights and keeps normalisation statistics for each task."""
 
     task_conditioned = True
+    one_a_task = "embeddings"  # the list whose entries serve one task each, in their order
 
     def __init__(
         self,

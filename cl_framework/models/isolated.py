@@ -19,6 +19,7 @@ class IsolatedModel(nn.Module):
     """
 
     task_conditioned = True
+    one_a_task = "parts"  # the list whose entries serve one task each, in their order
 
     def __init__(self, model: nn.Module, num_tasks: int, part: str = "model") -> None:
         super().__init__()

@@ -104,6 +104,7 @@ class TaskAdaptedModel(nn.Module):
     """A frozen model with a set of adapters, and a head, for each task, of which those of a row's task answer. All start alike."""
 
     task_conditioned = True
+    one_a_task = "parts"  # the list whose entries serve one task each, in their order
 
     def __init__(self, model: AdaptedModel, num_tasks: int) -> None:
         super().__init__()

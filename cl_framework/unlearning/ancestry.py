@@ -1,8 +1,8 @@
-"""Which rows of what strategies made of data (logits, importances, anchors, teachers, prototypes) are older than a request.
+"""What was made while a task was known and lives on unchanged after it was unlearned: something of the task is in it, if no sample's byte.
 
-What was made while a task was known and lives on unchanged after the task was unlearned still holds something of it, though no byte of a
-sample is in it. A register tells of every such row the event after which it was first seen. Samples themselves are not in it: canaries
-and ids find those.
+Two registers. `Ancestry` is of what strategies made of data (logits, importances, anchors, teachers, prototypes): of every row the event
+after which it was first seen. Samples themselves are not in it: canaries and ids find those. `Movements` is of weights and normalisation
+statistics, tensor by tensor: the events in which each moved.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cl_framework.digests import bytes_of
-from cl_framework.stream import Learn, Stream, Unlearn
+from torch import Tensor, nn
+
+from cl_framework.digests import bytes_of, digest_of
+from cl_framework.stream import Learn, Stream, TaskId, Unlearn
 from cl_framework.unlearning.shadow import tensors_in
 
 _OF_SAMPLES = re.compile(r"\.items\b")  # what columns of raw samples are called
@@ -38,6 +40,42 @@ class Ancestry:
         rows = _rows(_derived(state), where)
         found = {place for place, row in rows if since <= self.born.get(row, -1) < index and row not in present}
         return [f"{place} (made while it was known)" for place in sorted(found)]
+
+
+class Movements:
+    """The register of the model's tensors of floats: by name, the events in which it moved, and its digest after the last of them.
+
+    A tensor is treated by a request as soon as it moved at all: which of its entries hold the data nobody can tell, and a method may well
+    choose some (a head's rows, what dampening selects). One that moved while the task was known holds something of it, whichever task
+    moved it, since it learned beside others that had moved before. Only what serves another task alone (its embedding, its part) is
+    not counted: no row of this one ever met it.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self.events: dict[str, list[int]] = dict(state["events"]) if state else {}
+        self.digests: dict[str, str] = dict(state["digests"]) if state else {}
+
+    def note(self, index: int, weights: Mapping[str, Any]) -> None:
+        """After an event, -1: before the first, of the model's state."""
+        now = {name: digest_of(value) for name, value in weights.items() if isinstance(value, Tensor) and value.is_floating_point()}
+        if index >= 0:
+            for name in (name for name, digest in now.items() if digest != self.digests.get(name)):
+                self.events.setdefault(name, []).append(index)
+        self.digests = now
+
+    def untreated(self, since: int, index: int, task: TaskId, model: nn.Module) -> list[str]:
+        """Names of tensors that moved in one of the events since, ..., index - 1 and not in the request for `task` at `index`."""
+        moved = [name for name, events in self.events.items() if index not in events and any(since <= event < index for event in events)]
+        return sorted(name for name in moved if _serves(model, name) in (None, task))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"events": {name: list(events) for name, events in self.events.items()}, "digests": dict(self.digests)}
+
+
+def _serves(model: nn.Module, name: str) -> TaskId | None:
+    """The task that alone has a use for a tensor; None where it is shared."""
+    head, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if head == getattr(model, "one_a_task", None) else None
 
 
 def known_since(stream: Stream, index: int) -> int:

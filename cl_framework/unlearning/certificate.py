@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cl_framework.digests import digest_of
+from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.ancestry import Ancestry, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
 from cl_framework.unlearning.deletion import (
     BEGUN_AGAIN,
     DONE,
@@ -23,9 +25,11 @@ from cl_framework.unlearning.deletion import (
 )
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
+CLEAN, TREATED, CONTAINS, REMOVED = "clean", "treated", "contains", "removed"
 OUT_OF_REACH = (
     "the data set itself and decoded copies of it in caches",
     "copies of this run's files made by others, and figures logged elsewhere",
+    "models that audits keep beside the runs, in a folder `oracles`",
 )
 
 
@@ -37,12 +41,15 @@ class Certifier:
         self.learner = learner
         self.log = DeletionLog(directory.path / "deletion")
         self.ancestry = Ancestry()
+        self.movements = Movements()
         self._watches = any(isinstance(event, Unlearn) for event in learner.stream.events)
 
     def note(self, index: int) -> None:
-        """After an event, before its checkpoint: what is new in the state."""
+        """Before the first event (-1), and after each, before its checkpoint: what is new in the state."""
         if self._watches:
-            self.ancestry.note(index, self.learner.state_dict())
+            state = self.learner.state_dict()
+            self.ancestry.note(index, state)
+            self.movements.note(index, state["model"])
 
     def begin_again(self) -> None:
         """At the start of a run: what its record says of an earlier walk, of which no checkpoint is whole, holds no longer."""
@@ -70,7 +77,6 @@ class Certifier:
                 "guarantee_declared": "exact" if traits.exact else "approximate",
                 "reads": sorted(traits.unlearning_reads),
                 "state_before": digest_of(self.learner.state_dict()),
-                "weights_before": digest_of(self.learner.model.state_dict()),
                 "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
                 "started_with": self._started_with(),
             },
@@ -85,12 +91,13 @@ class Certifier:
         state = self.learner.state_dict()
         named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
         found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
+        found += self._kept_that_knew(index)
         exact = self.learner.stack.is_exact(event)
         if not exact:
-            found += self.ancestry.older(known_since(self.learner.stream, index), index, state, "memory")
-        untouched = digest_of(self.learner.model.state_dict()) == standing.get("weights_before")
-        if untouched and not exact:
-            found.append("memory.weights, which the request did not change")
+            since = known_since(self.learner.stream, index)
+            found += self.ancestry.older(since, index, state, "memory")
+            untreated = self.movements.untreated(since, index, event.task, self.learner.model)
+            found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]
         there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
         gone = {*purged, *standing.get("states_before", ())} - there
         self.log.append(
@@ -106,7 +113,7 @@ class Certifier:
                 "contains": found,
                 "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
                 **self._rows(),
-                "ancestry": self._ancestry(exact, found),
+                "ancestry": self._ancestry(exact, found) | dict.fromkeys(sorted(gone), REMOVED),
                 "finished_on_resume": on_resume,
                 "check": f"clu verify {self.directory.path}",
             },
@@ -150,13 +157,30 @@ class Certifier:
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []
 
-    def _ancestry(self, exact: bool, found: Sequence[str]) -> dict[str, str]:
-        """Of what the run still has, towards the request: clean, treated (by the strategy, with its guarantee) or contains.
+    def _kept_that_knew(self, index: int) -> list[str]:
+        """Kept states to which the way, as their names tell, showed what was unlearned."""
+        folder = self.directory.checkpoints / "history"
+        stream, count = self.learner.stream.without_unlearned(index)
+        return [self._place(path) for path in History(folder).beside(stream, count, self.learner)]
 
-        What is made of treated weights is treated, and what strategies made before is found by its age.
+    def _ancestry(self, exact: bool, found: Sequence[str]) -> dict[str, str]:
+        """Of what the run still has, in memory and on disk, towards the request: clean, treated (by the strategy, with its guarantee) or
+        contains.
+
+        What is made of treated weights is treated, and so are states kept by an approximate stack; what strategies made before is found by
+        its age. A checkpoint is a copy of what is in memory. All other files hold figures, the record of what was measured while the
+        data were known, and no picture of a sample: they are clean unless a sample was found in them.
         """
-        state = self.learner.state_dict()
+        state, made = self.learner.state_dict(), CLEAN if exact else TREATED
         parts: dict[str, Any] = {"weights": state["model"], "optimizer_memory": state["optimizer_memory"]}
         parts |= {f"strategies.{slot}": part for slot, part in state["strategies"].items()}
-        ancestry = {name: "clean" if exact or not part else "treated" for name, part in parts.items()}
-        return ancestry | dict.fromkeys(found, "contains")
+        ancestry = {name: made if part else CLEAN for name, part in parts.items()}
+        ancestry |= {name: CONTAINS for name in parts if any(place.startswith(f"memory.{name}.") for place in found)}
+        in_memory = CONTAINS if any(place.startswith("memory.") for place in found) else made
+        for path in sorted(path for path in self.directory.path.rglob("*") if path.is_file()):
+            of_checkpoint = in_memory if path.parent == self.directory.checkpoints else made
+            ancestry[self._place(path)] = of_checkpoint if path.suffix == ".pt" else CLEAN
+        return ancestry | dict.fromkeys(found, CONTAINS)
+
+    def _place(self, path: Path) -> str:
+        return str(path.relative_to(self.directory.path))

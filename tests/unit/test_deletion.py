@@ -14,6 +14,7 @@ from cl_framework import ConfigurationError, resume, run
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.cli import main
 from cl_framework.digests import digest_of
+from cl_framework.history import History
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import FIRST, BrokenChain, DeletionLog, sealed
@@ -188,8 +189,42 @@ def test_a_request_that_changes_no_weight_leaves_the_weights_as_they_knew_the_da
     done = {}
     for name in ("do_nothing", "rewind"):
         done[name] = done_in(finished(tmp_path / name, name, "L0 L1 U0"))[-1]
-    assert done["do_nothing"]["contains"] == ["memory.weights, which the request did not change"]
+    left = done["do_nothing"]["contains"]
+    assert len(left) >= 4 and all(place.startswith("memory.weights.") and "as it was before the request" in place for place in left)
     assert done["do_nothing"]["guarantee_achieved"] == "none" and done["rewind"]["contains"] == []
+
+
+@pytest.mark.parametrize(("name", "told"), [("do_nothing", "contains"), ("gradient_ascent", "treated"), ("rewind", "clean")])
+def test_checkpoints_have_the_ancestry_of_the_state_that_they_hold(name: str, told: str, tmp_path: Path) -> None:
+    path = finished(tmp_path, name, "L0 L1 U0")
+    ancestry = done_in(path)[-1]["ancestry"]
+    assert {ancestry[str(file.relative_to(path))] for file in (path / "ckpt").glob("*.pt")} == {told} == {ancestry["weights"]}
+    assert ancestry["records.jsonl"] == ancestry["deletion/log.jsonl"] == ancestry[f"strategies.{name}"] == "clean"
+
+
+def test_a_file_is_clean_unless_a_sample_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Certifier.request
+
+    def asked_and_drawn(self: Certifier, index: int) -> None:
+        asked(self, index)
+        items, _, _ = self.learner.benchmark.read(self.learner.training_ids(0)[:1])
+        assert isinstance(items, torch.Tensor)
+        (self.directory.path / "plots").mkdir()
+        (self.directory.path / "plots" / "samples.bin").write_bytes(b"head" + items.numpy().tobytes())
+        (self.directory.path / "plots" / "accuracy.png").write_bytes(b"a curve")
+
+    monkeypatch.setattr(Certifier, "request", asked_and_drawn)
+    done = done_in(finished(tmp_path, "rewind", "L0 L1 U0"))[-1]
+    assert done["contains"] == ["plots/samples.bin"] and done["ancestry"]["plots/samples.bin"] == "contains"
+    assert done["ancestry"]["plots/accuracy.png"] == "clean"
+
+
+def test_a_kept_state_that_was_not_purged_contains_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(History, "purge", lambda self, *arguments: [])
+    done = done_in(finished(tmp_path, "rewind", "L0 L1 U0"))[-1]
+    assert len(done["contains"]) == 2 and all(place.startswith("ckpt/history/") for place in done["contains"]), "after L0, after L1"
+    assert [done["ancestry"][place] for place in done["contains"]] == ["contains"] * 2
+    assert done["guarantee_achieved"] == "none" and done["ancestry"]["weights"] == "clean"
 
 
 # --- digests and canaries ---

@@ -113,7 +113,11 @@ def test_a_run_records_each_request_and_what_was_done(rewound: Path) -> None:
     assert request["state_before"] != done["state_after"]
     assert done["guarantee_achieved"] == "exact" and not done["contains"] and not done["finished_on_resume"]
     assert len(done["purged"]) >= 3 and done["canaries"]["searched"] > 20
-    assert set(done["ancestry"].values()) == {"clean"}
+    kept = {name: told for name, told in done["ancestry"].items() if name not in done["purged"]}
+    assert set(kept.values()) == {"clean"} and {done["ancestry"][name] for name in done["purged"]} == {"removed"}
+    files = {name for name in kept if "/" in name or name.endswith(("json", "jsonl"))}
+    assert {name.split("/")[0] for name in files} >= {"ckpt", "deletion", "events.jsonl", "records.jsonl"}
+    assert sum(name.startswith("ckpt/history/") for name in files) == 2, "before any event, and after the one that is left"
 
 
 def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
