@@ -21,6 +21,7 @@ LEAST = {
     "M4": 2.0,  # points of accuracy, mean over the steps of relearning
     "M5": 0.03,  # of the area under the ROC curve
     "M6": 0.01,  # nats
+    "M7": 0.005,  # squared distance of answers: as if 0.05 of the probability went from one class to another
     "M8": 2.0,  # points of accuracy
     "M9": 0.1,  # of the way from the oracle to the model before
     "M10": 0.05,  # total variation

@@ -1,13 +1,14 @@
 """Path dependence, figure M7: the same request after other orders of the events before it.
 
 What an unlearner that follows gradients leaves behind depends on the path that led to the request; what retraining leaves depends on it no
-more than learning does (Yu et al. 2025, "On the Impossibility of Retrain Equivalence in Machine Unlearning").
+more than learning does (Yu et al. 2025, "On the Impossibility of Retrain Equivalence in Machine Unlearning"). So the models unlearned
+after several orders are set beside those that never saw the data after the same orders: they may lie no farther apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,12 +21,13 @@ from cl_framework.config import Experiment
 from cl_framework.learner import Learner
 from cl_framework.rng import RandomStream
 from cl_framework.stream import Event, Stream, Unlearn
-from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Measured, Question, measure
 from cl_framework.unlearning.oracle import Oracles, live_again
-from cl_framework.unlearning.verdicts import LEAST, Models, forget_gap, leakage, relearning_gap, retrain_gap
+from cl_framework.unlearning.verdicts import LEAST, Models, as_json, forget_gap, leakage, relearning_gap, retrain_gap, void
 
 _TRIES = 20  # draws for each order wanted: small streams have few
+_RANGE = 2 * LEAST["M1"]  # points between two orders, each of which may lie that far from its own oracle, above or below
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Route:
     before: Tensor  # (N, K) probabilities on what was unlearned, just before
     after: Tensor
     oracle: Tensor
+    void: str = ""  # why nothing can be said of the request after this order, where that is so
 
 
 def add_path_dependence(
@@ -50,8 +53,8 @@ def add_path_dependence(
             tell(f"{request['event']} after {one}")
             paths.append(in_order(experiment, benchmark, one, oracles))
         request["orders"] = [{"stream": str(path.stream), **path.figures} for path in paths]
-        request["figures"].append(asdict(path_dependence(paths)))
-        request["figures"].sort(key=lambda figure: int(figure["name"][1:]))
+        request["figures"] += as_json([path_dependence(paths)])
+        request["figures"].sort(key=lambda figure: (figure["name"][0], int(figure["name"][1:])))
 
 
 def distinct_orders(stream: Stream, index: int, count: int, seed: int) -> list[Stream]:
@@ -94,29 +97,51 @@ def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream, folde
     live_again(shown, benchmark, {}, look)
     oracles.after(last)
     models = Models(seen[last], seen[last - 1], measure(oracles.learner, question))
-    figures = (forget_gap(question, models), relearning_gap(models), retrain_gap(models), leakage(models, question))
-    answers = [one.pool.exp() for one in (models.before, models.unlearned, models.oracle)]
-    return Route(stream, {figure.name: figure.value for figure in figures}, *answers)
+    figures = as_json([forget_gap(question, models), relearning_gap(models), retrain_gap(models), leakage(models, question)])
+    before, after, oracle = (one.pool.exp() for one in (models.before, models.unlearned, models.oracle))
+    return Route(stream, {figure["name"]: figure["value"] for figure in figures}, before, after, oracle, void(question, models))
+
+
+def pairwise_distances(answers: Sequence[Tensor]) -> list[float]:
+    """For each pair of models the mean squared distance of their answers (N, K) to the same N inputs; of probabilities, 0 to 2."""
+    return [float((one - other).square().sum(1).mean()) for one, other in combinations(answers, 2)]
 
 
 def mean_pairwise_distance(answers: Sequence[Tensor]) -> float:
-    """The mean over pairs of models of the mean squared distance of their answers (N, K) to the same N inputs; 0 for a single one."""
-    pairs = [float((one - other).square().sum(1).mean()) for one, other in combinations(answers, 2)]
-    return mean(pairs) if pairs else 0.0
+    """The mean over pairs of models; 0 for a single one."""
+    return mean(pairwise_distances(answers) or [0.0])
 
 
 def path_dependence(paths: Sequence[Route]) -> Figure:
-    """M7: the range of M1 over the orders; beside it ranges and deviations of the others, and how far answers of different orders lie
-    apart before the request, after it, and when trained again without the data."""
-    details: dict[str, float] = {"orders": float(len(paths))}
+    """M7: how far models unlearned after other orders lie apart, at most as far as two that never saw the data; and the range of M1.
+
+    Where the request is void after some order, it does not pass: FAIL if what it left differs, else INVALID.
+    """
+    details = {"orders": float(len(paths)), **spreads(paths)}
+    if len(paths) < 2:
+        return Figure("M7", None, NOT_RUN, "the events before the request have no other order", details=details)
+    details |= {
+        f"distance_{name}": mean_pairwise_distance([getattr(path, name) for path in paths]) for name in ("before", "after", "oracle")
+    }
+    apart, spread = details["distance_after"], details["M1_range"]
+    floor = max(pairwise_distances([path.oracle for path in paths]))
+    bound = max(LEAST["M7"], floor)
+    nothing = next((f"after {path.stream}: {path.void}" for path in paths if path.void), "")
+    dependent = apart > bound or spread > _RANGE
+    if nothing and not dependent:
+        return Figure("M7", apart, INVALID, nothing, bound=bound, details=details)
+    why = (
+        f"mean squared distance between answers after {len(paths)} orders, at most {bound:.3g} "
+        f"(two models that never saw the data: {floor:.3g}); M1 differs by {spread:.3g} points, at most {_RANGE:g}"
+    )
+    return Figure("M7", apart, FAIL if dependent else PASS, why, bound=bound, details=details)
+
+
+def spreads(paths: Sequence[Route]) -> dict[str, float]:
+    """Range and standard deviation over the orders of each figure that two of them or more have."""
+    found: dict[str, float] = {}
     for name in ("M1", "M4", "M6", "M9"):
         values = [value for path in paths if (value := path.figures[name]) is not None]
         if len(values) > 1:
-            details |= {f"{name}_range": max(values) - min(values), f"{name}_std": stdev(values)}
-    for name in ("before", "after", "oracle"):
-        details[f"distance_{name}"] = mean_pairwise_distance([getattr(path, name) for path in paths])
-    bound, spread = 2 * LEAST["M1"], details.get("M1_range")
-    if spread is None:
-        return Figure("M7", None, NOT_RUN, f"{len(paths)} orders gave fewer than two values of M1", details=details)
-    verdict = PASS if spread <= bound else FAIL
-    return Figure("M7", spread, verdict, f"points of M1 between {len(paths)} orders, at most {bound:g}", bound=bound, details=details)
+            found |= {f"{name}_range": max(values) - min(values), f"{name}_std": stdev(values)}
+    return found

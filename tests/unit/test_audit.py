@@ -413,7 +413,8 @@ def test_the_full_tier_adds_orders(tmp_path: Path) -> None:
     path = run(made(tmp_path, "rewind", "L0 L1 L2 U0", epochs=4)).path
     (request,) = audit(path, "full", seeds=1)["requests"]
     figure = next(one for one in request["figures"] if one["name"] == "M7")
-    assert (figure["value"], figure["verdict"]) == (0.0, PASS) and len(request["orders"]) == 3
+    assert (figure["details"]["M1_range"], figure["verdict"]) == (0.0, PASS) and len(request["orders"]) == 3
+    assert figure["value"] == figure["details"]["distance_oracle"] > 0
     assert len({row["stream"] for row in request["orders"]}) > 1
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +22,8 @@ from cl_framework.stream import Stream
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.testing.neighbours import NoOptions
 from cl_framework.unlearning.audit import audit
-from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
+from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
+from cl_framework.unlearning.judging import LEAST
 from cl_framework.unlearning.oracle import live_again
 from cl_framework.unlearning.orders import Route, distinct_orders, mean_pairwise_distance, path_dependence
 
@@ -170,27 +172,73 @@ def test_the_distance_of_models() -> None:
     assert mean_pairwise_distance([one]) == 0.0
 
 
+def routes(apart: float, oracles_apart: float = 0.0, gaps: Sequence[float] = (0.0, 0.0, 0.0), void: str = "") -> list[Route]:
+    """After three orders, all answers of the third moved by `apart` from one class to another, and those of its oracle likewise."""
+    even = torch.tensor([[0.5, 0.5, 0.0]])
+    moved, oracle_moved = (even + by * torch.tensor([[1.0, -1.0, 0.0]]) for by in (apart, oracles_apart))
+    answers = [(even, even), (even, even), (moved, oracle_moved)]
+    return [
+        Route(Stream.parse("L0 L1 U1", 2), {"M1": gap, "M4": None, "M6": 1.0, "M9": None}, even, after, oracle, void)
+        for gap, (after, oracle) in zip(gaps, answers, strict=True)
+    ]
+
+
 def test_one_order_says_nothing_of_others() -> None:
-    route = Route(Stream.parse("L0 U0"), {"M1": 50.0, "M4": None, "M6": 1.0, "M9": None}, *(torch.zeros(2, 3),) * 3)
-    assert path_dependence([route]).verdict == NOT_RUN
-    other = Route(Stream.parse("L0 L1 U0"), {**route.figures, "M1": 10.0}, *(torch.zeros(2, 3),) * 3)
-    found = path_dependence([route, other])
-    assert (found.value, found.verdict) == (40.0, FAIL)
-    assert path_dependence([route, route]).verdict == PASS
+    assert path_dependence(routes(0.0)[:1]).verdict == NOT_RUN
+    assert path_dependence(routes(0.0)[:2]).verdict == PASS
 
 
-def orders_of(folder: Path, unlearner: dict[str, Any]) -> dict[str, float]:
+def test_models_that_end_apart_fail_though_none_of_them_knows_the_task() -> None:
+    """The distance of a pair is 2 x 0.3^2, and two of the three pairs have it; all lie at the oracle's accuracy."""
+    found = path_dependence(routes(0.3))
+    assert found.verdict == FAIL and found.value == found.details["distance_after"] == pytest.approx(2 / 3 * 0.18)
+    assert found.details["M1_range"] == found.details["distance_oracle"] == 0.0 and found.bound == LEAST["M7"]
+
+
+def test_they_may_lie_as_far_apart_as_models_that_never_saw_the_data() -> None:
+    found = path_dependence(routes(0.3, oracles_apart=0.3))
+    assert found.verdict == PASS and found.bound == pytest.approx(0.18) and found.details["distance_oracle"] == found.value
+    assert path_dependence(routes(0.4, oracles_apart=0.3)).verdict == FAIL  # 2 / 3 x 0.32 > 0.18
+    assert (path_dependence(routes(0.06)).verdict, path_dependence(routes(0.07)).verdict) == (PASS, FAIL)  # 4 / 3 x 0.07^2 > 0.005
+
+
+def test_accuracy_that_depends_on_the_order_fails_as_well() -> None:
+    assert path_dependence(routes(0.0, gaps=(50.0, 10.0, 10.0))).verdict == FAIL
+    assert path_dependence(routes(0.0, gaps=(2.0, -2.0, 0.0))).verdict == PASS
+    assert path_dependence(routes(0.0, gaps=(2.1, -2.0, 0.0))).verdict == FAIL
+
+
+def test_a_request_that_is_void_after_some_order_does_not_pass() -> None:
+    found = path_dependence(routes(0.0, void="it was not known just before"))
+    assert (found.verdict, found.why) == (INVALID, "after L0 L1 U1: it was not known just before")
+    assert path_dependence(routes(0.3, void="the model does not know what it retains")).verdict == FAIL
+
+
+def test_models_that_have_diverged_leave_an_audit_that_can_be_read(tmp_path: Path) -> None:
+    ascent = {"gradient_ascent": {"lr": 1e30, "epochs": 3}}
+    path = run(experiment_of(ascent, tmp_path, stream="L0 L1 L2 U1", epochs=5)).path
+    audit(path, "full", seeds=1)
+    (request,) = json.loads((path / "audit" / "full.json").read_text())["requests"]
+    figure = next(one for one in request["figures"] if one["name"] == "M7")
+    assert (figure["value"], figure["verdict"]) == (None, INVALID)
+    assert figure["why"] == "after L0 L1 L2 U1: the model has diverged: its answers are not numbers"
+    assert [row["M6"] for row in request["orders"]] == [None, None, None]
+
+
+def over_orders(folder: Path, unlearner: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """Verdict and details of M7 over all six orders of three tasks of split digits."""
     settings: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "epochs": 10, "batch_size": 32, "optimizer": {"lr": 0.1}}
     experiment = experiment_of({"er": {"capacity": 100}, **unlearner}, folder, stream="L0 L1 L2 U1", **settings)
     (request,) = audit(run(experiment).path, "full", seeds=1, orders=6)["requests"]
-    assert len({row["stream"] for row in request["orders"]}) == 6  # all that three tasks have
-    details: dict[str, float] = next(figure["details"] for figure in request["figures"] if figure["name"] == "M7")
-    return details
+    assert len({row["stream"] for row in request["orders"]}) == 6
+    figure = next(figure for figure in request["figures"] if figure["name"] == "M7")
+    return figure["verdict"], figure["details"]
 
 
 @pytest.mark.slow
 def test_a_network_is_unlearned_differently_after_each_of_six_orders(tmp_path: Path) -> None:
-    local = orders_of(tmp_path / "local", {"gradient_ascent": {"lr": 0.05, "steps": 60, "epochs": 10}})
-    exact = orders_of(tmp_path / "exact", {"rewind": {}})
-    assert exact["M1_range"] == exact["M6_range"] == 0.0 and exact["distance_after"] == exact["distance_oracle"] > 0
-    assert local["M6_range"] > 0.1 and local["distance_after"] != pytest.approx(local["distance_oracle"])
+    """Ascent until nothing is left: no order knows the task, and yet where they end lies farther apart than retraining leads."""
+    verdict, local = over_orders(tmp_path / "local", {"gradient_ascent": {"lr": 0.05, "steps": 60, "epochs": 10}})
+    assert local["M1_range"] == 0.0 and local["distance_after"] > 3 * local["distance_oracle"] and verdict == FAIL
+    verdict, exact = over_orders(tmp_path / "exact", {"rewind": {}})
+    assert exact["M1_range"] == exact["M6_range"] == 0.0 and exact["distance_after"] == exact["distance_oracle"] > 0 and verdict == PASS
