@@ -254,7 +254,7 @@ def identity(directory: RunDirectory, experiment: Experiment, learner: Learner) 
 
 
 def entry(directory: RunDirectory, learner: Learner, question: Question, own: Seen, oracles: Sequence[Seen], ensemble: bool) -> Row:
-    """One request with its figures, those of an oracle of another seed in its place, and the curves behind them.
+    """One request with its figures, those of controls in its place, and the curves behind them.
 
     ensemble: whether the oracles of other seeds calibrate an attack of their own.
     """
@@ -274,6 +274,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
         "strategy": learner.stack.unlearner_of(question.event).slot,
         "unlearned": is_unlearned(mine),
         "figures": as_json(mine),
+        "before_figures": as_json(figures(question, replace(models, unlearned=own.before), Later((), ()))),
         "relearning": {
             "steps": list(RELEARNING_STEPS),
             "unlearned": list(models.unlearned.relearning),

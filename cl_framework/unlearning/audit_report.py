@@ -41,8 +41,9 @@ NAMES = {
     "T4": "T4 exact memory",
 }
 _WORDS = {True: "yes", False: "not shown", None: NOT_RUN}
-UNLEARNED, ORACLE, NEVER_SEEN = "unlearned", "oracle of another seed", "a task never seen"  # which model a row is about
-_CONTROLS = (ORACLE, NEVER_SEEN)
+UNLEARNED, BEFORE, ORACLE, NEVER_SEEN = "unlearned", "before the request", "oracle of another seed", "a task never seen"  # a row's model
+_FIGURES_OF = {UNLEARNED: "figures", BEFORE: "before_figures", ORACLE: "oracle_figures", NEVER_SEEN: "never_seen_figures"}
+_CONTROLS = (BEFORE, ORACLE, NEVER_SEEN)
 _GRANULARITIES = ("task", "class", "sample")  # in the order of tables and pictures
 _MARKERS = "osD^v<>pP"  # none of them the oracle's star
 _SAME = 1e-12  # nats: a model that lies no farther from the oracle is the oracle, but for rounding
@@ -59,7 +60,7 @@ def rows_of(audit: Mapping[str, Any]) -> list[Row]:
     """An audit's figures, and those of the controls in its place; details, to five digits, of the former alone."""
     rows = []
     for request in audit["requests"]:
-        for model, key in ((UNLEARNED, "figures"), (ORACLE, "oracle_figures"), (NEVER_SEEN, "never_seen_figures")):
+        for model, key in _FIGURES_OF.items():
             for figure in request.get(key, ()):
                 row = {key: audit[key] for key in _IDENTITY} | {key: request[key] for key in _REQUEST}
                 details = {name: float(f"{value:.5g}") for name, value in figure["details"].items()} if model == UNLEARNED else {}
@@ -134,8 +135,8 @@ def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Many runs: a row a stack and granularity; each figure as mean over requests (but those that are void), and how many passed (P),
     failed (F), and told nothing (?: inconclusive, invalid or not run).
 
-    The last rows of a granularity are controls in the place of the unlearned model, from all runs together: an oracle of another seed,
-    and a task that was never seen.
+    The last rows of a granularity are controls in the place of the unlearned model, from all runs together: the model
+    before the request, an oracle of another seed, and a task that was never seen.
     """
     names = [name for name in NAMES if any(row["name"] == name and row["value"] is not None for row in rows)]
     header = ["unlearns", "strategies", *names, '"unlearned"', "requests", "orders", "seeds"]

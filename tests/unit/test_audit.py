@@ -228,6 +228,11 @@ def test_controls_stand_beside_the_figures(audited: dict[str, tuple[Path, dict[s
     curves = of_task["relearning"]
     assert figure["name"] == "M4" and figure["value"] == pytest.approx(mean(curves["never_seen"]) - mean(curves["oracle"]))
     assert curves["never_seen"] != curves["oracle"] and "never_seen_figures" not in of_class
+    for name in ("rewind", "do_nothing"):  # the same way up to the request, so the same model before it, which knows
+        first = audited[name][1]["requests"][0]
+        before = {figure["name"]: figure for figure in first["before_figures"]}
+        assert before["M1"]["verdict"] == before["M6"]["verdict"] == "FAIL" and before["M3"]["verdict"] == "NOT RUN"
+        assert before["M1"]["value"] == pytest.approx(_details(of_task, "M1")["before"] - _details(of_task, "M1")["oracle"])
     shares = {name: [_details(request, "M12")["moved"] for request in audited[name][1]["requests"]] for name in audited}
     assert shares["do_nothing"] == [0.0, 0.0] and min(shares["rewind"]) > 0.1
     assert moved({}, {}) is None and moved({"w": torch.ones(2)}, {"w": torch.ones(3)}) is None
@@ -276,7 +281,7 @@ def test_tables_of_audits(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     assert main(["audit", str(out), "--into", f"{page}#audit"]) == 0 and page.read_text() == table
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| task | er, ")]
     assert [(line[1], line[2]) for line in lines] == [("er, do_nothing", lines[0][2]), ("er, rewind", "0.00 (1P)")]
-    assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table
+    assert lines[0][2].endswith("(1F)") and "oracle of another seed" in table and "| task | before the request |" in table
     (never,) = [line for line in table.splitlines() if "a task never seen" in line]
     assert never.startswith("| task |") and "NOT RUN" in never
     assert main(["audit", paths[0], "--costs", "--into", f"{page}#audit"]) == 0 and "samples ÷ suffix" in capsys.readouterr().out
