@@ -92,8 +92,13 @@ def rebuild_summary(path: Path) -> dict[str, Any]:
     """Make summary.json again from the configuration and the rows of a run, and return it."""
     directory = RunDirectory(path)
     summary = summary_of(directory)
-    atomic_write(directory.summary, json.dumps(summary, indent=2) + "\n")
+    atomic_write(directory.summary, text_of_summary(summary))
     return summary
+
+
+def text_of_summary(summary: Mapping[str, Any]) -> str:
+    """What summary.json holds."""
+    return json.dumps(summary, indent=2) + "\n"
 
 
 # --- one run ---

@@ -28,7 +28,7 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.history import History, key_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
-from cl_framework.report import summary_of
+from cl_framework.report import summary_of, text_of_summary
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.unlearning.ancestry import Ancestry, known_since
 from cl_framework.unlearning.deletion import (
@@ -287,14 +287,20 @@ def _ways(evidence: _Evidence) -> set[str]:
 
 def _figures(evidence: _Evidence) -> str:
     directory = evidence.directory
-    _config_untouched(evidence)
     if not directory.summary.exists() and directory.status != "done":
         raise _NotRun("the run has no summary.json yet")
-    told, made = read_json(directory.summary), json.loads(json.dumps(summary_of(directory)))
+    _config_untouched(evidence)
+    try:
+        _rows_untouched(evidence)
+    except FrameworkError as error:
+        raise _NotRun("they rest on records that were changed") from error
+    told, text = read_json(directory.summary), text_of_summary(summary_of(directory))
+    made, again = json.loads(text), f"`clu resume {directory.path}` makes it again"
     wrong = [key for key in {**made, **told} if key not in made or key not in told or told[key] != made[key]]
     if wrong:
-        again = f"`clu resume {directory.path}` makes it again"
         raise FrameworkError(f"{directory.summary}: {wrong[0]} does not follow from the records. {again}.")
+    if directory.summary.read_text() != text:
+        raise FrameworkError(f"{directory.summary} was written by another hand: its figures are right, its text is not. {again}.")
     return "summary.json can be made again from them"
 
 

@@ -170,6 +170,11 @@ def edited_summary(key: str, value: Any) -> Callable[[Path], None]:
     return edited("summary.json", lambda text: json.dumps(json.loads(text) | {key: value}))
 
 
+def said_twice(text: str) -> str:
+    """The first key once more, with another value: readers of JSON take the last one."""
+    return text.replace("{", '{"fingerprint": "other",', 1)
+
+
 def removed(name: str) -> Callable[[Path], None]:
     return lambda path: (path / name).unlink()
 
@@ -285,6 +290,7 @@ HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "summary.json: forgetting does not follow from the records. `clu res",
     ),
     "figure added": (edited_summary("robustness", 100.0), FIGURES, "robustness does not follow from the records"),
+    "summary said twice": (edited("summary.json", said_twice), FIGURES, "summary.json was written by another hand: its figures are right"),
     "summary removed": (removed("summary.json"), FIGURES, "summary.json cannot be read"),
     "summary without a mapping": (edited("summary.json", lambda text: "[]"), FIGURES, "summary.json is damaged: it holds no mapping"),
     "rate edited": (edited("config.yaml", lambda text: text.replace("lr: ", "lr: 1")), STARTED, "config.yaml was changed or removed after"),
@@ -331,6 +337,14 @@ def test_another_configuration_is_named_where_the_data_would_be_read(rewound: Pa
     for claim in ("no state descends from what was unlearned", FIGURES, "no sample is left in the run's files"):
         told = f"{path / 'config.yaml'} is not the one that the run was started with"
         assert (found[claim].verdict, found[claim].why) == (NOT_RUN, told)
+
+
+def test_a_row_without_a_column_takes_no_figure_with_it(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    edited_rows("events.jsonl", '"peak_rss_mib"', '"peak"')(path)
+    found = {finding.claim: finding for finding in verify(path)}
+    assert found[ROWS].verdict == FAIL
+    assert (found[FIGURES].verdict, found[FIGURES].why) == (NOT_RUN, "they rest on records that were changed")
 
 
 def test_half_a_line_of_an_audit_is_mended_by_the_next_audit(rewound: Path, tmp_path: Path) -> None:
