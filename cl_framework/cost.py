@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -93,6 +94,21 @@ def cost_row(tally: EventTally, cost: Cost) -> dict[str, Any]:
         "phases": tally.phases,
         "train_seconds": tally.train_seconds,
     }
+
+
+class Stopwatch:
+    """Adds up the seconds that `with` blocks of it take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.monotonic() - self._started
 
 
 def stored_bytes(state: Any) -> int:

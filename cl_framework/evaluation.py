@@ -45,11 +45,18 @@ class Part:
     count: int  # answers asked
 
 
-def parts_of(learner: Learner, tasks: Sequence[TaskId]) -> list[Part]:
+def evenly(count: int, most: int | None) -> Tensor:
+    """Places among `count`: all, or `most` of them from first to last, as evenly as whole numbers lie."""
+    if most is None or count <= most:
+        return torch.arange(count)
+    return torch.linspace(0, count - 1, most).round().long().unique()
+
+
+def parts_of(learner: Learner, tasks: Sequence[TaskId], most: int | None = None) -> list[Part]:
     """Each task as a whole; and where the stream unlearns classes of it, these and what is left, of each request and of all so far."""
     parts = []
     for task in tasks:
-        targets = learner.benchmark.test[task].targets
+        targets = _targets(learner, task, most)
         parts.append(Part(task, "test", None, int(asked(targets, learner.benchmark.whole_rows).sum())))
         requests = [event.classes for event in learner.stream.unlearns if event.task == task and event.classes]
         so_far = [gone[task] for gone in learner.stream.classes_gone if task in gone]
@@ -63,12 +70,19 @@ def parts_of(learner: Learner, tasks: Sequence[TaskId]) -> list[Part]:
     return parts
 
 
-def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) -> list[Accuracy]:
+def _targets(learner: Learner, task: TaskId, most: int | None) -> Tensor:
+    """Of the test samples on which a task is evaluated; on the host."""
+    targets = learner.benchmark.test[task].targets
+    return targets[evenly(len(targets), most)]
+
+
+def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId], most: int | None = None) -> list[Accuracy]:
     """One pass over the test data of `tasks`, under every scenario the benchmark and the run allow; see `parts_of`.
 
+    most: of each task at most so many test samples, evenly chosen; all by default.
     Class-incremental candidates for task t are the classes of `live` tasks and of t; task-incremental ones those of t alone.
     """
-    scenarios, parts = reported_scenarios(learner), parts_of(learner, tasks)
+    scenarios, parts = reported_scenarios(learner), parts_of(learner, tasks, most)
     masks = {task: [candidates(learner, scenario, task, live) for scenario in scenarios] for task in tasks}
     chances = {task: [100.0 / int(mask.sum()) for mask in own] for task, own in masks.items()}
     # Where all classes are candidates there is nothing to mask: of a language model's logits it would make a copy.
@@ -81,7 +95,7 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
     with torch.no_grad(), full_precision, evaluation_mode(learner.model), global_randomness_kept(learner.device):
         for task in tasks:
             mine = [(place, part.classes) for place, part in enumerate(parts) if part.task == task]
-            for rows in held_out_batches(learner, task):
+            for rows in held_out_batches(learner, task, evenly(len(learner.benchmark.test[task]), most)):
                 features, scores = run_model(learner.model, rows)
                 if predict is not None:
                     scores = predict(features, scores, rows)
@@ -95,7 +109,7 @@ def evaluate(learner: Learner, tasks: Sequence[TaskId], live: Sequence[TaskId]) 
     table, sums = counts.tolist(), losses.tolist()  # the only waits for the device
 
     def found(place: int, part: Part, column: int) -> Accuracy:
-        loss = sums[part.task] / int(asked(learner.benchmark.test[part.task].targets).sum()) if models_language else None
+        loss = sums[part.task] / int(asked(_targets(learner, part.task, most)).sum()) if models_language else None
         return Accuracy(part.task, scenarios[column], table[place][column], part.count, part.split, chances[part.task][column], loss)
 
     return [found(place, part, column) for place, part in enumerate(parts) for column in range(len(scenarios))]
@@ -121,12 +135,11 @@ def candidates(learner: Learner, scenario: str, task: TaskId, live: Sequence[Tas
     return mask
 
 
-def held_out_batches(learner: Learner, task: TaskId, most: int | None = None) -> Iterator[Rows]:
-    """The test samples of a task in batches, or the first ones, `most` of them."""
+def held_out_batches(learner: Learner, task: TaskId, places: Tensor) -> Iterator[Rows]:
+    """The test samples of a task at some places (N,), in batches."""
     size, source = learner.run.evaluation_batch_size, learner.benchmark.test[task]
-    readable, count = learner.stack.reads_tasks, min(len(source), most or len(source))
-    places = torch.arange(count).split(size)
-    for rows, items in zip(places, read_ahead(source, places, learner.run.data.workers), strict=True):
+    readable, batches = learner.stack.reads_tasks, places.split(size)
+    for rows, items in zip(batches, read_ahead(source, batches, learner.run.data.workers), strict=True):
         moved = each(lambda part: part.to(learner.device), items)
         targets = source.targets[rows].to(learner.device)
         # Test samples have no training id: -1 is nobody's.

@@ -23,7 +23,7 @@ from cl_framework.settings import name_settings
 from cl_framework.stream import Stream
 from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 from cl_framework.unlearning.deletion import DeletionLog, check_complete
-from cl_framework.unlearning.fast import unlearning_entries
+from cl_framework.unlearning.fast import audit_seconds, unlearning_entries
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,6 +44,7 @@ FIGURES = {
     "facilitation_in_steps": "facilitation, steps",  # steps to the criterion more (negative: fewer), from one Learn to the next
     "learning_accuracy_slope": "learning-accuracy slope",  # points of it more, from one Learn to the next
     "train_seconds": "train s",
+    "audit_seconds": "audit s",  # what the figures and the deletion record of unlearning take beside it
     "steps": "steps",
     "samples_new": "new samples",
     "samples_replayed": "replayed",
@@ -83,6 +84,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
         if stream.unlearns:
             done = DeletionLog(directory.path / "deletion").done()
             figures["unlearning"] = unlearning_entries(records, events, done, figures["scenario"])
+            figures["audit_seconds"] = audit_seconds(events, done)
     except FrameworkError as error:
         raise FrameworkError(f"{directory.path}: {error}") from error
     return {"fingerprint": directory.path.resolve().name.partition("-s")[0], **figures}

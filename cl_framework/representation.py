@@ -69,8 +69,9 @@ def probed(learner: Learner, tasks: Sequence[TaskId], probes: Sequence[str]) -> 
 
 def _features(learner: Learner, task: TaskId) -> Tensor:
     parts = []
+    places = torch.arange(min(SAMPLES, len(learner.benchmark.test[task])))
     with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
-        for rows in held_out_batches(learner, task, SAMPLES):
+        for rows in held_out_batches(learner, task, places):
             features, _ = run_model(learner.model, rows)
             assert features is not None  # `assemble` has asked
             parts.append((features if features.ndim == 2 else features[:, -1]).cpu())

@@ -21,7 +21,7 @@ from cl_framework.assembly import assemble, choose_device, given
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
-from cl_framework.cost import cost_row, peak_rss_mib, stored_bytes
+from cl_framework.cost import Stopwatch, cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import Accuracy, evaluate
 from cl_framework.history import History
@@ -38,7 +38,7 @@ from cl_framework.unlearning.ancestry import Ancestry, Movements
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import check_complete
 from cl_framework.unlearning.fast import ROUNDED_METRIC, split_of
-from cl_framework.unlearning.quantization import roundings
+from cl_framework.unlearning.quantization import rounded_accuracies
 from cl_framework.walk import Stopped, Walk
 
 
@@ -214,6 +214,7 @@ class Runner:
         self._stop_requested = stop_requested
         self._last_checkpoint = time.monotonic()
         self._index = 0  # of the event under way
+        self._auditing = Stopwatch()  # of the figures and the deletion record of unlearning, in the event so far
         self._walked = Walk(learner, self._after_chunk, stop_requested, self.history)
 
     # --- the walk ---
@@ -262,10 +263,11 @@ class Runner:
                 raise Stopped
 
     def _event(self, index: int, inside: Mapping[str, Any] | None) -> None:
-        self._index = index
+        self._index, self._auditing = index, Stopwatch()
         self._tell("on_event_start", index)
         if isinstance(self.learner.stream.events[index], Unlearn):
-            self.certifier.request(index)
+            with self._auditing:
+                self.certifier.request(index)
         try:
             self._walked.event(index, inside)
         except Stopped:
@@ -282,6 +284,8 @@ class Runner:
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
         cost = cost_row(self._walked.tally, learner.cost)  # before the evaluation, which looks at the model too
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
+        with self._auditing:
+            self.certifier.note(index)
         self.directory.append_events(
             [
                 {
@@ -293,6 +297,7 @@ class Runner:
                     **cost,
                     "learning_curve": points(learner.curve.entries()),
                     "eval_seconds": seconds,
+                    "audit_seconds": self._auditing.seconds,
                     "stored_bytes": stored_bytes(learner.stack.state_dict()),
                     "peak_rss_mib": peak_rss_mib(),
                     "status": "done",
@@ -301,7 +306,6 @@ class Runner:
         )
         if self.history is not None:
             self.history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
-        self.certifier.note(index)
         unlearned = isinstance(event, Unlearn)
         dropped = self._checkpoint(index + 1, None, replace_all=unlearned)
         if unlearned:
@@ -327,27 +331,20 @@ class Runner:
     def _record(self, index: int, event: str, tasks: Sequence[int], live: Sequence[int]) -> float:
         started = time.monotonic()
         accuracies = evaluate(self.learner, tasks, live)
-        seconds = time.monotonic() - started
         rows = [self._row(index, event, accuracy, "accuracy", accuracy.percent) for accuracy in accuracies]
         rows += [self._row(index, event, one, "loss", one.loss) for one in accuracies if one.loss is not None]
         for task, probe, value, count in probed(self.learner, tasks, self.experiment.run.probes):
             rows.append(self._row(index, event, Accuracy(task, self.learner.run.scenario, 0, count), probe, value))
+        seconds = time.monotonic() - started
         if index >= 0 and isinstance(unlearned := self.learner.stream.events[index], Unlearn):
             asked = (unlearned.task, split_of(unlearned))
             rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) == asked]
-            rows += self._rounded(index, event, unlearned, live)
+            with self._auditing:
+                found = rounded_accuracies(self.learner, unlearned.task, live)
+                rows += [self._row(index, event, one, f"{ROUNDED_METRIC}{name}", one.percent) for name, one in found]
         self.directory.append_records(rows)
         self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
         return seconds
-
-    def _rounded(self, index: int, event: str, unlearned: Unlearn, live: Sequence[int]) -> list[Row]:
-        """Accuracies with rounded weights, of what was unlearned and what is retained."""
-        rows = []
-        for name in roundings(self.learner.model) if self.learner.stack.predictor is None else ():  # what answers must be what is rounded
-            found = evaluate(self.learner, sorted({unlearned.task, *live}), live)
-            own = [one for one in found if one.scenario == self.learner.run.scenario]
-            rows += [self._row(index, event, one, f"{ROUNDED_METRIC}{name}", one.percent) for one in own]
-        return rows
 
     def _row(self, index: int, event: str, accuracy: Accuracy, metric: str, value: float) -> Row:
         return {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cl_framework.digests import digest_of
+from cl_framework.evaluation import evenly
 from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
@@ -23,7 +26,7 @@ from cl_framework.unlearning.deletion import (
     digest_of_rows,
     file_digest,
 )
-from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
+from cl_framework.unlearning.shadow import MOST, Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 CLEAN, TREATED, CONTAINS, REMOVED = "clean", "treated", "contains", "removed"
 OUT_OF_REACH = (
@@ -84,7 +87,7 @@ class Certifier:
 
     def done(self, index: int, purged: Sequence[str], *, on_resume: bool = False) -> None:
         """When the new state is on disk and everything older is gone: search what is left, and close the request."""
-        event = self._event(index)
+        started, event = time.monotonic(), self._event(index)
         standing = self.log.open_request()
         assert standing is not None and standing["event_index"] == index
         canaries = self._canaries(event)
@@ -115,6 +118,7 @@ class Certifier:
                 **self._rows(),
                 "ancestry": self._ancestry(exact, found) | dict.fromkeys(sorted(gone), REMOVED),
                 "finished_on_resume": on_resume,
+                "seconds": time.monotonic() - started,  # of the search, which comes after the event's row
                 "check": f"clu verify {self.directory.path}",
             },
         )
@@ -145,8 +149,9 @@ class Certifier:
         return event
 
     def _canaries(self, event: Unlearn) -> Canaries:
-        items, _, _ = self.learner.benchmark.read(self.learner.forgotten(event).ids)
-        return Canaries.of_items(items, self.learner.benchmark.transform(items, None))
+        ids = self.learner.forgotten(event).ids
+        items, _, _ = self.learner.benchmark.read(ids[evenly(len(ids), MOST)])  # to read all of them took longer than the search
+        return replace(Canaries.of_items(items, self.learner.benchmark.transform(items, None)), of=len(ids))
 
     def _rows(self) -> dict[str, dict[str, Any]]:
         return {"records": digest_of_rows(self.directory.path / RECORDS), "events": digest_of_rows(self.directory.path / EVENTS)}

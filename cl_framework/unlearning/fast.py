@@ -69,8 +69,8 @@ class Measured:
         mine = [key for key in self.rows if key[:3] == (index, task, split) and key[3].startswith(f"{ROUNDED_METRIC}int")]
         return {key[3].removeprefix(ROUNDED_METRIC): self.rows[key]["value"] for key in mine}
 
-    def count(self, index: int, task: TaskId, split: str = "test") -> int:
-        return int(self.rows[index, task, split, "accuracy"]["n"])
+    def count(self, index: int, task: TaskId, split: str = "test", metric: str = "accuracy") -> int:
+        return int(self.rows[index, task, split, metric]["n"])
 
 
 def unlearning_entries(
@@ -185,7 +185,16 @@ def rounding(measured: Measured, stream: Stream, index: int) -> Figure:
         return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
     worst = max(usable.values())
     verdict = PASS if worst <= ROUNDED else FAIL
-    return Figure("M8", worst, verdict, f"points that come back, at most {ROUNDED:g}", bound=ROUNDED, details=usable)
+    details = {**usable, **_retained_tried(measured, stream.learned_after[index], event, index, next(iter(found)))}
+    return Figure("M8", worst, verdict, f"points that come back, at most {ROUNDED:g}", bound=ROUNDED, details=details)
+
+
+def _retained_tried(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, name: str) -> dict[str, float]:
+    """On how many test samples a task, at most, retained tasks were tried with rounded weights, where that was not on all."""
+    retained = [task for task in live if task != event.task and (index, task, "test", "accuracy") in measured.rows]
+    tried = {task: measured.count(index, task, metric=f"{ROUNDED_METRIC}{name}") for task in retained}
+    fewer = any(count < measured.count(index, task) for task, count in tried.items())
+    return {"retained_samples": max(tried.values())} if fewer else {}
 
 
 def _collapsed(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, name: str) -> bool:
@@ -207,6 +216,13 @@ def artefacts(done: Mapping[str, Any] | None) -> Figure:
         return Figure("M11", None, NOT_RUN, "the samples have no unmistakable bytes to search for")
     why = f"places that hold a sample, of {searched} searched for, or what was made of one; none may"
     return Figure("M11", float(found), PASS if found == 0 else FAIL, why, bound=0.0)
+
+
+def audit_seconds(events: Sequence[Mapping[str, Any]], done: Mapping[int, Mapping[str, Any]]) -> float | None:
+    """What these figures and the deletion record have taken of a run; None where it was not recorded. Arguments as of the entries."""
+    seconds = [row.get("audit_seconds") for row in events] + [entry.get("seconds") for entry in done.values()]
+    known = [value for value in seconds if value is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def efficiency(row: Mapping[str, Any]) -> Figure:

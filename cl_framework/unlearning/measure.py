@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import asked
 from cl_framework.digests import digest_of
-from cl_framework.evaluation import candidates
+from cl_framework.evaluation import candidates, evenly
 from cl_framework.inputs import each
 from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.models.freezing import take_up_training
@@ -56,9 +56,7 @@ class Samples:
         return replace(self, places=self.places[first::stride].contiguous())
 
     def evenly(self, most: int) -> Samples:
-        count = len(self.places)
-        chosen = torch.linspace(0, count - 1, min(count, most)).round().long().unique()
-        return replace(self, places=self.places[chosen])
+        return replace(self, places=self.places[evenly(len(self.places), most)])
 
     def read(self, learner: Learner, places: Tensor | None = None) -> Rows:
         """All of them, or some (M,), with inputs as in evaluation."""

@@ -8,17 +8,21 @@ from that, those that it writes: either may be what is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from cl_framework.evaluation import Accuracy, evaluate
+from cl_framework.learner import Learner
 from cl_framework.models.freezing import moving_buffers
 from cl_framework.models.hypernetwork import TaskConditionedModel
+from cl_framework.stream import TaskId
 
 BITS = (8, 4)
+RETAINED = 1000  # test samples a task, at most, that tell whether a rounded model has collapsed: a question of ten points
 
 
 def quantized(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -52,6 +56,17 @@ def roundings(model: nn.Module) -> Iterator[str]:
         if isinstance(model, TaskConditionedModel):
             with model.writing_changed(partial(quantized_weights, bits=bits)):
                 yield f"int{bits}_written"
+
+
+def rounded_accuracies(learner: Learner, task: TaskId, live: Sequence[TaskId]) -> list[tuple[str, Accuracy]]:
+    """After an Unlearn of a task or a part of it: the name of each rounding, and accuracies in the run's own scenario, of the task on all
+    test samples, of the other `live` ones on `RETAINED` of each. Nothing where a strategy answers in the model's place."""
+    retained, accuracies = [other for other in live if other != task], []
+    for name in roundings(learner.model) if learner.stack.predictor is None else ():
+        found = evaluate(learner, [task], live) + evaluate(learner, retained, live, RETAINED)
+        own = [one for one in found if one.scenario == learner.run.scenario]
+        accuracies += [(name, one) for one in sorted(own, key=lambda one: one.task)]
+    return accuracies
 
 
 def is_weight(tensor: Tensor) -> bool:

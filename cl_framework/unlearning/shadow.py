@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.digests import bytes_of
+from cl_framework.evaluation import evenly
 from cl_framework.inputs import Inputs
 
 MOST = 64  # samples searched for: evenly chosen, since a search reads every file for each of them
@@ -38,7 +39,7 @@ class Canaries:
         parts = list(items.values()) if isinstance(items, Mapping) else [items]
         read = [] if inputs is None else list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
         count = len(parts[0])
-        chosen = torch.linspace(0, count - 1, min(count, MOST)).round().long().unique()
+        chosen = evenly(count, MOST)
         forms: list[bytes] = []
         searched = 0
         for index in chosen.tolist():
@@ -49,7 +50,7 @@ class Canaries:
                 forms.append(bytes_of(row))
                 if row.dtype == torch.uint8:
                     forms += [bytes_of(row.float()), bytes_of(row.float() / 255)]
-        return cls(tuple(forms), searched, count)
+        return cls(tuple(dict.fromkeys(forms)), searched, count)
 
     def found_in(self, data: bytes) -> bool:
         return any(form in data for form in self.forms)

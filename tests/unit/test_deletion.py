@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from cl_framework import ConfigurationError, resume, run
+from cl_framework.assembly import assemble
+from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.cli import main
 from cl_framework.digests import digest_of
 from cl_framework.history import History
+from cl_framework.records import RunDirectory
+from cl_framework.stream import Unlearn
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import FIRST, BrokenChain, DeletionLog, sealed
@@ -257,5 +261,28 @@ def test_canaries_are_found_in_every_form_and_nothing_else_is(tmp_path: Path) ->
     (tmp_path / "deep" / "one").write_bytes(b"x" + own.numpy().tobytes())
     (tmp_path / "two").write_bytes((own + 1).numpy().tobytes())
     assert artefacts_on_disk(tmp_path, canaries) == ["deep/one"]
+    inputs = items.float() / 255
+    assert Canaries.of_items(items, inputs).forms == canaries.forms, "a form that is there already is searched for once"
+    assert len(Canaries.of_items(items, inputs - 1).forms) == 256
     even = Canaries.of_items(torch.zeros(5, 1, 5, 5, dtype=torch.uint8))
     assert (even.searched, even.of) == (0, 5) and not even.found_in(bytes(100))
+
+
+def test_no_more_samples_are_read_than_are_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiment_of({"do_nothing": {}}, tmp_path, stream="L0 U0", benchmark={"name": "split_digits"})
+    learner = assemble(experiment)
+    event = learner.stream.events[1]
+    assert isinstance(event, Unlearn)
+    ids = learner.forgotten(event).ids
+    items, _, _ = learner.benchmark.read(ids)
+    all_read = Canaries.of_items(items, learner.benchmark.transform(items, None))
+    read: list[int] = []
+
+    def counted(self: Benchmark, some: torch.Tensor) -> Any:
+        read.append(len(some))
+        return original(self, some)
+
+    original = Benchmark.read
+    monkeypatch.setattr(Benchmark, "read", counted)
+    assert Certifier(RunDirectory(tmp_path), learner)._canaries(event) == all_read
+    assert read == [64] and all_read.of == len(ids) > 64

@@ -12,12 +12,22 @@ from torch import nn
 from torch.nn import functional
 
 from cl_framework import Context, Done, Learn, Phase, Strategy, Traits, Unlearn, register, run
+from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.evaluation import candidates
 from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.testing.neighbours import NoOptions
+from cl_framework.unlearning import quantization
 from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.fast import FAIL
-from cl_framework.unlearning.quantization import is_weight, quantized, quantized_weights, rounded_weights, roundings
+from cl_framework.unlearning.quantization import (
+    is_weight,
+    quantized,
+    quantized_weights,
+    rounded_accuracies,
+    rounded_weights,
+    roundings,
+)
 
 INT4 = 4
 SHARE = 0.2  # of a step of the grid: the most that a weight moves
@@ -96,6 +106,27 @@ def test_rounding_puts_such_a_model_back_where_it_was() -> None:
             scales = (model.weight.abs().amax(1) / known.abs().amax(1)).unsqueeze(1)
             assert torch.allclose(model.weight, known * scales, atol=1e-6)
         assert torch.equal(model.weight, moved) and not torch.equal(moved, known)
+
+
+def test_what_is_retained_is_tried_on_fewer_samples_than_what_was_unlearned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "batch_size": 32, "optimizer": {"lr": 0.1}}
+    experiment = experiment_of({"do_nothing": {}}, tmp_path, stream="L0 L1 L2 U1", **settings)
+    learner = assemble(experiment, make_benchmark(experiment))
+    whole = rounded_accuracies(learner, 1, (0, 2))
+    assert [(name, one.task) for name, one in whole] == [(name, task) for name in ("int8", "int4") for task in (0, 1, 2)]
+    monkeypatch.setattr(quantization, "RETAINED", 20)
+    test, fewer = learner.benchmark.test, rounded_accuracies(learner, 1, (0, 2))
+    assert [one.count for _, one in fewer] == 2 * [20, len(test[1]), 20]
+    assert [pair for pair in fewer if pair[1].task == 1] == [pair for pair in whole if pair[1].task == 1]
+
+    def correct(places: torch.Tensor) -> int:
+        with rounded_weights(learner.model, 4), torch.no_grad():
+            answers = learner.model.eval()(learner.benchmark.transform(test[0].read(places), None))
+        mask = candidates(learner, "class_il", 0, (0, 2))
+        return int((answers.masked_fill(~mask, float("-inf")).argmax(1) == test[0].targets[places]).sum())
+
+    found = next(one.correct for name, one in fewer if (name, one.task) == ("int4", 0))
+    assert found == correct(torch.linspace(0, len(test[0]) - 1, 20).round().long()) != correct(torch.arange(20))
 
 
 def test_what_a_hypernetwork_writes_is_rounded_too_and_apart_from_its_own_weights() -> None:

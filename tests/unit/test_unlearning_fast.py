@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cl_framework import runner
 from cl_framework.records import RunDirectory
+from cl_framework.report import figures_line
 from cl_framework.stream import Stream
 from cl_framework.testing.laboratory import experiment_of, finish
+from cl_framework.unlearning import certificate
+from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import DeletionLog
 from cl_framework.unlearning.fast import (
     FAIL,
@@ -22,6 +27,7 @@ from cl_framework.unlearning.fast import (
     Figure,
     Measured,
     artefacts,
+    audit_seconds,
     figures_of,
     unlearning_entries,
 )
@@ -165,6 +171,41 @@ def test_what_comes_back_when_weights_are_rounded() -> None:
     found = rounding_of([10.5, 94.0], [31.0, 70.0])  # in four bits the model has lost what it retains: that says nothing
     assert (found.value, found.verdict, found.details) == (0.5, PASS, {"int8": 0.5})
     assert rounding_of([10.5, 50.0], [31.0, 70.0]).verdict == INVALID
+
+
+def test_it_is_said_on_how_many_samples_retained_tasks_were_tried_where_not_on_all() -> None:
+    matrix = [[99.0, 10.0], [90.0, 95.0], [10.0, 94.0]]
+    for tried, expected in ((600, {"retained_samples": 600}), (1000, {})):
+        eight = [{**row, "n": tried if row["eval_task"] == 1 else 1000} for row in rounded([[], [], [10.5, 93.0]], 8)]
+        found = figures_of(Measured.of([*rows(matrix), *eight], "class_il"), Stream.parse("L0 L1 U0"), 2)
+        (figure,) = [figure for figure in found if figure.name == "M8"]
+        assert (figure.value, figure.verdict, figure.details) == (0.5, PASS, {"int8": 0.5, **expected})
+
+
+def slowed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        return call(*arguments)
+
+    return slow
+
+
+def test_a_run_says_what_its_figures_and_its_record_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "rounded_accuracies", slowed(runner.rounded_accuracies))
+    monkeypatch.setattr(Certifier, "request", slowed(Certifier.request))
+    monkeypatch.setattr(Certifier, "note", slowed(Certifier.note))
+    monkeypatch.setattr(certificate, "artefacts_on_disk", slowed(certificate.artefacts_on_disk))
+    outcome = finish(experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U0:class=1 L2"))
+    events = RunDirectory(outcome.path).events()
+    done = DeletionLog(outcome.path / "deletion").done()
+    took = [row["audit_seconds"] for row in events]
+    assert took[2] >= 0.3 and min(took) >= 0.1, "roundings and the request are in the event that unlearns"
+    assert done[2]["seconds"] >= 0.1
+    assert outcome.summary["audit_seconds"] == pytest.approx(sum(took) + done[2]["seconds"])
+    assert f"audit s {outcome.summary['audit_seconds']:.2f}" in figures_line(outcome.summary)
+    older = [{key: value for key, value in row.items() if key != "audit_seconds"} for row in events]
+    assert audit_seconds(older, done) is None, "what an older run took is not on record"
+    assert "audit_seconds" not in finish(experiment_of({}, tmp_path / "learns")).summary
 
 
 def test_artefacts_are_those_of_the_deletion_record() -> None:
