@@ -22,7 +22,7 @@ from cl_framework.rng import seeded
 from cl_framework.schema import RunConfig
 from cl_framework.stack import Stack
 from cl_framework.strategy import Setting
-from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.stream import Learn, Stream, Unlearn, parse_requests
 
 _ENDS = 64  # items at either end of a source on disk that go into the digest of a given benchmark
 _PIECE = 1024  # items digested at once
@@ -141,10 +141,14 @@ def _check_single_rows(learner: Learner) -> None:
 
 
 def _check_requests(learner: Learner) -> None:
-    """Refuse requests for samples that do not exist, or that are all gone by then."""
+    """Refuse requests for samples that do not exist, or that are all gone by then, and a Learn of a task of which none are left."""
     gone = learner.deleted
     for index, event in enumerate(learner.stream):
-        if isinstance(event, Unlearn):
+        if isinstance(event, Learn):
+            planned = learner.planned_ids(event.task)
+            if len(planned) and bool(torch.isin(planned, gone).all()):
+                raise _nothing_left(learner, event, index)
+        else:
             ids = learner.forgotten(event).ids
             if len(ids) and bool(torch.isin(ids, gone).all()):
                 raise ConfigurationError(
@@ -152,6 +156,15 @@ def _check_requests(learner: Learner) -> None:
                 )
             if event.granularity != "task":
                 gone = torch.cat([gone, ids]).unique()
+
+
+def _nothing_left(learner: Learner, event: Learn, index: int) -> ConfigurationError:
+    requests = (*parse_requests(learner.run.without), *learner.stream.events[:index])
+    took = [str(one) for one in requests if isinstance(one, Unlearn) and one.task == event.task and one.granularity != "task"]
+    return ConfigurationError(
+        f"stream: {event} (event {index}) has no sample left to learn: {', '.join(took)} took all of task {event.task}, and classes and "
+        f"samples that were unlearned stay out. Remove that event, or ask for U{event.task} alone: a whole task can be learned again."
+    )
 
 
 def on_device(benchmark: Benchmark, device: torch.device, room: int) -> Benchmark:

@@ -166,10 +166,12 @@ def list_command(arguments: argparse.Namespace) -> int:
             first = path.read_text().partition("\n")[0]
             table.add_row(str(path), first.lstrip("# ") if first.startswith("#") else "")
     else:
-        for title in ("name", "from", "status", "what"):
+        needs = ["unlearning reads"] * (arguments.what == "strategies")
+        for title in ("name", "from", "status", *needs, "what"):
             table.add_column(title, overflow="fold")
         for entry in getattr(registry, arguments.what).entries():
-            table.add_row(entry.name, entry.origin, entry.status, entry.summary)
+            told = [entry.load().traits.unlearning_needs if entry.status == "ok" else "" for _ in needs]
+            table.add_row(entry.name, entry.origin, entry.status, *told, entry.summary)
     table_console().print(table)
     return 0
 

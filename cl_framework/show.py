@@ -54,7 +54,8 @@ def _strategies(experiment: Experiment) -> list[str]:
             if getattr(traits, name)
         ]
         if traits.unlearns:
-            claims.append(f"unlearns {', '.join(sorted(traits.unlearns))} ({'exact' if traits.exact else 'approximate'})")
+            kind = "exact" if traits.exact else "approximate"
+            claims.append(f"unlearns {', '.join(sorted(traits.unlearns))} ({kind}; reads {traits.unlearning_needs})")
         seams = ", ".join(seams_of(slot.strategy_class))
         lines.append(f"{slot.slot} ({slot.name}): {seams}; {'; '.join(claims) or 'no special needs'}")
     return lines

@@ -6,7 +6,9 @@ Grammar, events separated by blanks::
     L0-4      learn tasks 0, 1, 2, 3, 4  U1:class=3,4        unlearn two classes of task 1
     L0 L0     learn task 0 twice         U2:ids=forget.txt   unlearn the sample ids listed in a file
                                          U2:fraction=0.1@seed7   unlearn a seeded tenth of task 2
-                                         U2!                 unlearn task 2 for good
+    U0-1      unlearn 0, then 1          U2!                 unlearn task 2 for good
+
+Classes and samples that were unlearned stay out when their task is learned again; a whole task may be, unless it was unlearned for good.
 
 A whole stream may also be named: see `stream_presets`.
 """
@@ -53,7 +55,7 @@ class Unlearn:
     ids_file: str | None = None
     fraction: float | None = None  # in (0, 1)
     fraction_seed: int = 0
-    permanent: bool = False
+    permanent: bool = False  # of a whole task: what is unlearned of a part of one never comes back anyway
 
     @property
     def granularity(self) -> str:
@@ -227,15 +229,20 @@ def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value:
     bad = ConfigurationError(f"stream: cannot read the request in {token!r}.{allowed} {_EXAMPLES}")
     if what is None:
         return Unlearn(task, permanent=permanent)
+    if permanent:
+        raise ConfigurationError(
+            f"stream: {token!r} has a !, which is for whole tasks: classes and samples that were unlearned never come back anyway. "
+            f"Write {token.replace('!', '', 1)!r}."
+        )
     assert value is not None
     if what == "class" and re.fullmatch(r"\d+(,\d+)*", value, re.ASCII):
-        return Unlearn(task, classes=tuple(int(part) for part in value.split(",")), permanent=permanent)
+        return Unlearn(task, classes=tuple(int(part) for part in value.split(",")))
     if what == "ids":
-        return Unlearn(task, ids_file=value, permanent=permanent)
+        return Unlearn(task, ids_file=value)
     fraction = re.fullmatch(r"(0?\.\d+)(?:@seed(\d+))?", value, re.ASCII) if what == "fraction" else None
     if fraction is None or float(fraction[1]) == 0:
         raise bad
-    return Unlearn(task, fraction=float(fraction[1]), fraction_seed=int(fraction[2] or 0), permanent=permanent)
+    return Unlearn(task, fraction=float(fraction[1]), fraction_seed=int(fraction[2] or 0))
 
 
 def _with_occurrence(event: Event, occurrence: int) -> Event:

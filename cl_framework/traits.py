@@ -10,6 +10,8 @@ from torch import nn
 
 from cl_framework.errors import ConfigurationError
 
+_READS = {"forget": "forget data", "memory": "retained data from the buffer", "past": "all retained data"}
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -35,6 +37,12 @@ class Traits:
     modalities: tuple[str, ...] = ("vision", "text")
     objectives: tuple[str, ...] = ("classification", "language_modelling")  # classification only: it needs one class a sample
     scenarios: tuple[str, ...] = ("class_il", "task_il", "domain_il")
+
+    @property
+    def unlearning_needs(self) -> str:
+        """What it reads to unlearn, in words; "" if it unlearns nothing."""
+        reads = [words for word, words in _READS.items() if word in self.unlearning_reads]
+        return (" and ".join(reads) or "nothing") if self.unlearns else ""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,23 @@ def test_lists(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert "experiments/digits_er.yaml" in capsys.readouterr().out
 
 
+def test_the_list_of_strategies_says_what_each_reads_to_unlearn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "strategies"]) == 0
+    header, *lines = [line.split("│") for line in capsys.readouterr().out.replace("┃", "│").splitlines() if line[0] in "│┃"]
+    column = [cell.strip() for cell in header].index("unlearning reads")
+    told = {line[1].strip(): line[column].strip() for line in lines}
+    assert {name: told[name] for name in ("er", "hypernetwork", "npo", "finetune_retain", "grad_diff", "rewind")} == {
+        "er": "",
+        "hypernetwork": "nothing",
+        "npo": "forget data",
+        "finetune_retain": "retained data from the buffer",
+        "grad_diff": "forget data and retained data from the buffer",
+        "rewind": "all retained data",
+    }
+    assert main(["list", "models"]) == 0
+    assert "unlearning reads" not in capsys.readouterr().out
+
+
 def test_show_prints_the_step_and_the_schedule(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "trial.yaml"
     path.write_text("benchmark: {name: synthetic, tasks: 2}\nbatch_size: 20\nstrategies: {derpp: {capacity: 7}, er: {}}\n")

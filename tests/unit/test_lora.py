@@ -254,7 +254,7 @@ def test_what_is_claimed_follows_from_the_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"strategies.lora does not work with scenario=class_il; it allows: task_il"):
         assemble(experiment_of({"lora": {"per_task": True}}, tmp_path, scenario="class_il"))
     shown = [_strategies(experiment_of({"lora": {"per_task": each}}, tmp_path))[0] for each in (True, False)]
-    assert "unlearns task (exact)" in shown[0] and "no special needs" in shown[1]
+    assert "unlearns task (exact; reads nothing)" in shown[0] and "no special needs" in shown[1]
 
 
 # --- text ---

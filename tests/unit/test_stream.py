@@ -35,7 +35,6 @@ TASKS = 6
         ("L2 U2:fraction=0.1@seed7", (Learn(2), Unlearn(2, fraction=0.1, fraction_seed=7))),
         ("L2 U2:fraction=.25", (Learn(2), Unlearn(2, fraction=0.25))),
         ("L2 U2!", (Learn(2), Unlearn(2, permanent=True))),
-        ("L2 U2!:class=5", (Learn(2), Unlearn(2, classes=(5,), permanent=True))),
     ],
 )
 def test_grammar(text: str, events: tuple[Event, ...]) -> None:
@@ -93,11 +92,20 @@ def test_impossible_histories_name_the_event_and_the_remedy(text: str, message: 
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    "text", ["L0 U0 L0", "L0 U0:class=1 U0:class=2 U0", "L0 U0:fraction=0.1@seed0 L0", "L0 L0 U0", "L0 U0!:class=1 L0"]
-)
+@pytest.mark.parametrize("text", ["L0 U0 L0", "L0 U0:class=1 U0:class=2 U0", "L0 U0:fraction=0.1@seed0 L0", "L0 L0 U0", "L0 U0:class=1 L0"])
 def test_possible_histories_pass(text: str) -> None:
     assert str(Stream.parse(text, TASKS)) == text
+
+
+@pytest.mark.parametrize("part", ["class=1", "ids=a!.txt", "fraction=0.1@seed7"])
+def test_only_a_whole_task_is_unlearned_for_good(part: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Stream.parse(f"L0 U0!:{part}", TASKS)
+    assert str(caught.value) == (
+        f"stream: 'U0!:{part}' has a !, which is for whole tasks: classes and samples that were unlearned never come back anyway. "
+        f"Write 'U0:{part}'."
+    )
+    assert Stream.parse(f"L0 U0:{part}", TASKS).unlearns[0].permanent is False
 
 
 def test_task_numbers_are_unchecked_only_while_the_benchmark_is_unknown() -> None:
@@ -164,7 +172,8 @@ def histories(draw: st.DrawFn) -> tuple[Event, ...]:
             events.append(Learn(task, occurrence))
             live.add(task)
             continue
-        event = Unlearn(task, occurrence, permanent=draw(st.booleans()), **draw(UNLEARN_OPTIONS))
+        options = draw(UNLEARN_OPTIONS)
+        event = Unlearn(task, occurrence, permanent=not options and draw(st.booleans()), **options)
         events.append(event)
         if event.granularity == "task":
             live.discard(task)
@@ -201,3 +210,23 @@ def test_what_is_gone_already_cannot_be_unlearned(stream: str, event: str, tmp_p
     ):
         assemble(experiment_of({"rewind": {}}, tmp_path, stream=stream))
     assemble(experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U1:class=3 U1:class=2 U0:fraction=0.2@seed1 U0:fraction=0.2@seed2"))
+
+
+@pytest.mark.parametrize(
+    ("stream", "without", "event", "took"),
+    [
+        ("L0 U0:class=0,1 L0", "", "L0 (event 2)", "U0:class=0,1"),
+        ("L0 L1 U1:class=3 U0:class=1 L1 U1:class=2 L1", "", "L1 (event 6)", "U1:class=3, U1:class=2"),
+        ("L0 L1", "U1:class=2 U1:class=3", "L1 (event 1)", "U1:class=2, U1:class=3"),
+    ],
+)
+def test_a_task_of_which_nothing_is_left_cannot_be_learned(stream: str, without: str, event: str, took: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        assemble(experiment_of({"rewind": {}}, tmp_path, stream=stream, without=without))
+    assert str(caught.value) == (
+        f"stream: {event} has no sample left to learn: {took} took all of task {took[1]}, and classes and samples that were unlearned "
+        f"stay out. Remove that event, or ask for U{took[1]} alone: a whole task can be learned again."
+    )
+    assert caught.value.exit_code == 2
+    for possible in ("L0 U0:class=0 L0", "L0 U0 L0", "L0 L1 U0:class=0,1", "L0 L1 U0:fraction=0.9@seed1 L0"):
+        assemble(experiment_of({"rewind": {}}, tmp_path, stream=possible))
