@@ -20,7 +20,7 @@ from cl_framework.digests import digest_of
 from cl_framework.errors import FrameworkError
 from cl_framework.learner import Learner
 from cl_framework.stream import Stream, Unlearn
-from cl_framework.testing.laboratory import experiment_of, finish, first_difference
+from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_report
 from cl_framework.unlearning.audit import audit, moved
 from cl_framework.unlearning.fast import PASS
@@ -142,6 +142,18 @@ def test_the_samples_of_a_question(tmp_path: Path) -> None:
     assert asked["task"].own.tolist() == [True, True, False, False] and asked["class"].chance == 25.0
 
 
+def test_members_are_attacked_as_in_evaluation_and_not_as_they_were_trained(tmp_path: Path) -> None:
+    """With the augmentation of training, members would differ from others by it, and any model would seem to leak."""
+    experiment = experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U0")
+    plain, jittered = assemble(experiment, make_benchmark(experiment)), assemble(experiment, augmented(experiment))
+    event = plain.stream.events[2]
+    assert isinstance(event, Unlearn)
+    question = Question.of(jittered, event, 2, (1,))
+    assert measure(jittered, question).attack == measure(plain, question).attack
+    read, items = question.members.read(jittered).inputs, question.members.read(jittered).items
+    assert isinstance(read, torch.Tensor) and not torch.equal(read, jittered.inputs_of(items, "stream", None))  # type: ignore[arg-type]
+
+
 # --- whole audits ---
 
 
@@ -176,6 +188,15 @@ def test_doing_nothing_is_found_out(audited: dict[str, tuple[Path, dict[str, Any
         found = values(audited["do_nothing"][1], event)
         assert found["M1"][1] == found["M6"][1] == "FAIL" and (found["M1"][0] or 0) > 50
     assert [request["unlearned"] for request in audited["do_nothing"][1]["requests"]] == [False, False]
+
+
+@pytest.mark.slow
+def test_a_reset_head_looks_perfect_and_does_not_earn_the_word(tmp_path: Path) -> None:
+    (request,) = audit(run(made(tmp_path, "reset_head", "L0 L1 U0", epochs=8)).path, seeds=2)["requests"]
+    found = {figure["name"]: (figure["value"], figure["verdict"]) for figure in request["figures"]}
+    assert found["M1"][1] == found["M2"][1] == PASS, "to accuracy"
+    assert found["M11"] == (2.0, "FAIL"), "weights and biases of the body are as they were"
+    assert request["unlearned"] is False
 
 
 @pytest.mark.slow
