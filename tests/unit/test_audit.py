@@ -83,6 +83,24 @@ def test_the_suffix_is_what_the_oracle_does_not_share(tmp_path: Path) -> None:
     assert 0 < later.suffix_seconds < later.seconds
 
 
+@pytest.mark.parametrize(
+    ("stream", "know"),
+    [
+        ("L0 L1 U0 L2", False),
+        ("L0 L1 U1 L0", False),
+        ("L0 L1 U0 L2 U1", True),  # the first oracle learned task 1
+        ("L0 L1 U0 U1:class=3", True),
+        ("L0 L1 U0 U1:fraction=0.3@seed5", True),
+    ],
+)
+def test_an_oracle_knows_what_a_later_request_unlearns(stream: str, know: bool, tmp_path: Path) -> None:
+    oracles = oracles_of(made(tmp_path / "run", stream=stream), tmp_path / "oracles")
+    assert not oracles.know_unlearned(), "nothing is kept yet"
+    for index in range(2, len(oracles.whole)):
+        oracles.after(index)
+    assert oracles.know_unlearned() is know
+
+
 def test_a_kept_state_that_is_damaged_is_trained_anew(tmp_path: Path) -> None:
     experiment = made(tmp_path / "run")
     oracles_of(experiment, tmp_path / "oracles").after(3)
@@ -224,6 +242,21 @@ def test_both_shared_their_oracles(audited: dict[str, tuple[Path, dict[str, Any]
     folders = sorted(one.name for one in (path.parent.parent / "oracles").glob("*/"))
     assert "delete this folder" in (path.parent.parent / "oracles" / "CONTAINS_DATA.txt").read_text()
     assert len(folders) == 2 and {name[-6:] for name in folders} == {"-s0-o0", "-s0-o1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later", ["", " U1"])
+def test_an_audit_names_the_folder_that_still_knows_what_was_unlearned(
+    later: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(made(tmp_path / "my runs", "do_nothing", f"L0 L1 L2 U0{later}", epochs=1)).path
+    folder = tmp_path / "my runs" / "oracles"
+    for trained in (3 if later else 2, 0):
+        assert main(["audit", str(path), "--seeds", "1", "--again"]) == 0
+        told = capsys.readouterr().err
+        assert f"oracles of seed 0: {trained} events trained" in told
+        text = f"{folder} keeps models that know what a later request unlearned, so that an audit made again need not train them.\n"
+        assert (text in told) is bool(later) is (f"remove them: rm -r '{folder}'\n" in told)
 
 
 @pytest.mark.slow
