@@ -48,6 +48,11 @@ def key_of(stream: Stream, count: int, learner: Shows) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 
+def keys_along(stream: Stream, count: int, learner: Shows) -> set[str]:
+    """Of every state on the way along the first `count` events, the one before them included."""
+    return {key_of(stream, length, learner) for length in range(count + 1)}
+
+
 @dataclass(frozen=True)
 class History:
     """The kept states of one run."""
@@ -82,8 +87,11 @@ class History:
 
     def beside(self, stream: Stream, count: int, learner: Shows) -> list[Path]:
         """The states that do not lie on the way along these events."""
-        wanted = {key_of(stream, length, learner) for length in range(count + 1)}
+        wanted = keys_along(stream, count, learner)
         return [path for path in self.paths() if path.stem.split("-")[1] not in wanted]
+
+    def keys(self) -> set[str]:
+        return {path.stem.split("-")[1] for path in self.paths()}
 
     def paths(self) -> Iterable[Path]:
         return sorted(self.folder.glob("*-*-*.pt"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class Watch:
         self.of_run = of_run  # and not of an oracle, of which less is asked
         self.stream = stream
         self.seen = {question.index: Seen() for question in questions}
+        self.kept_know = False  # whether, of oracles, a state is kept that knows what was unlearned since
 
     def at(self, index: int, learner: Learner) -> None:
         for question in self.questions:
@@ -201,6 +203,10 @@ def audit(
             from cl_framework.unlearning.orders import add_path_dependence
 
             add_path_dependence(result, experiment, benchmark, orders, Path(experiment.run.out) / ORACLES, tell)
+        if any(watch.kept_know for watch in watched):
+            folder = Path(experiment.run.out) / ORACLES
+            tell(f"{folder} keeps models that know what a later request unlearned, so that an audit made again need not train them.")
+            tell(f"When no audit is to come, remove them: rm -r {shlex.quote(str(folder))}")
         result["seconds"] = time.monotonic() - started
         write(directory, log, result, asked)
     return result
@@ -237,6 +243,7 @@ def oracle_watch(
         watch.at(index, oracles.learner)
         if index in watch.seen:
             watch.seen[index].trained = cost
+    watch.kept_know = oracles.know_unlearned()
     tell(f"oracles of seed {seed}: {trained} events trained, the others were kept")
     return watch
 

@@ -2,7 +2,8 @@
 
 An oracle of an event is the state to which the stream leads without what was unlearned up to there: `Stream.without_unlearned`, and
 without the samples unlearned one by one. Its states are kept under `OUT/oracles/`, by what led to them, so that requests, repeated
-audits and runs that differ only in how they unlearn share what they can. They never saw what was unlearned; what they hold is retained.
+audits and runs that differ only in how they unlearn share what they can. An oracle of one event knows what a later one unlearns: kept
+states are no part of the run, and `clu audit` names the folder where some know what was unlearned since.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment
 from cl_framework.digests import digest_of
 from cl_framework.errors import FrameworkError
-from cl_framework.history import History, key_of
+from cl_framework.history import History, key_of, keys_along
 from cl_framework.learner import Learner
 from cl_framework.records import append_rows, atomic_write, read_rows
 from cl_framework.strategy import Traits
@@ -109,6 +110,17 @@ class Oracles:
         position.event = learner.stream.events[position.event_index]
         learner.new_streams()
         return self._cost(stream, count, count - done)
+
+    def know_unlearned(self) -> bool:
+        """Whether a state is kept that the stream led to, or its oracles, and that knows what was unlearned since."""
+        ways = [self._way(index) for index in range(len(self.whole))]
+        return not self.history.keys().isdisjoint(set().union(*ways) - ways[-1])
+
+    def _way(self, index: int) -> set[str]:
+        """The keys of the states that lead to the oracle of an event."""
+        stream, count = self.whole.without_unlearned(index)
+        with deleted_only(self.learner, self._deleted(index)):
+            return keys_along(stream, count, self.learner)
 
     def _deleted(self, index: int) -> Tensor:
         """Ids of samples that were unlearned one by one up to an event, and of those that the run was never to see."""

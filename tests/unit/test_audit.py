@@ -22,7 +22,7 @@ from cl_framework.errors import FrameworkError
 from cl_framework.learner import Learner
 from cl_framework.plots import png
 from cl_framework.stream import Stream, Unlearn
-from cl_framework.testing.laboratory import experiment_of, finish, first_difference
+from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_report
 from cl_framework.unlearning.audit import audit, efficiency, moved
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
@@ -83,6 +83,24 @@ def test_the_suffix_is_what_the_oracle_does_not_share(tmp_path: Path) -> None:
     assert kept.new_events == 1 and kept.suffix_seconds == 0 < kept.seconds  # L0 alone, as the run has it
     later = oracles.after(3)
     assert 0 < later.suffix_seconds < later.seconds
+
+
+@pytest.mark.parametrize(
+    ("stream", "know"),
+    [
+        ("L0 L1 U0 L2", False),
+        ("L0 L1 U1 L0", False),
+        ("L0 L1 U0 L2 U1", True),  # the first oracle learned task 1
+        ("L0 L1 U0 U1:class=3", True),
+        ("L0 L1 U0 U1:fraction=0.3@seed5", True),
+    ],
+)
+def test_an_oracle_knows_what_a_later_request_unlearns(stream: str, know: bool, tmp_path: Path) -> None:
+    oracles = oracles_of(made(tmp_path / "run", stream=stream), tmp_path / "oracles")
+    assert not oracles.know_unlearned(), "nothing is kept yet"
+    for index in range(2, len(oracles.whole)):
+        oracles.after(index)
+    assert oracles.know_unlearned() is know
 
 
 def test_a_kept_state_that_is_damaged_is_trained_anew(tmp_path: Path) -> None:
@@ -184,6 +202,18 @@ def test_without_a_suffix_there_is_no_cost_to_compare_with() -> None:
     assert (found.value, found.verdict, found.details["peak_rss_mib"]) == (None, NOT_RUN, 300.5)
 
 
+def test_members_are_attacked_as_in_evaluation_and_not_as_they_were_trained(tmp_path: Path) -> None:
+    """With the augmentation of training, members would differ from others by it, and any model would seem to leak."""
+    experiment = experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U0")
+    plain, jittered = assemble(experiment, make_benchmark(experiment)), assemble(experiment, augmented(experiment))
+    event = plain.stream.events[2]
+    assert isinstance(event, Unlearn)
+    question = Question.of(jittered, event, 2, (1,))
+    assert measure(jittered, question).attack == measure(plain, question).attack
+    read, items = question.members.read(jittered).inputs, question.members.read(jittered).items
+    assert isinstance(read, torch.Tensor) and not torch.equal(read, jittered.inputs_of(items, "stream", None))  # type: ignore[arg-type]
+
+
 # --- whole audits ---
 
 
@@ -221,6 +251,15 @@ def test_doing_nothing_is_found_out(audited: dict[str, tuple[Path, dict[str, Any
 
 
 @pytest.mark.slow
+def test_a_reset_head_looks_perfect_and_does_not_earn_the_word(tmp_path: Path) -> None:
+    (request,) = audit(run(made(tmp_path, "reset_head", "L0 L1 U0", epochs=8)).path, seeds=2)["requests"]
+    found = {figure["name"]: (figure["value"], figure["verdict"]) for figure in request["figures"]}
+    assert found["M1"][1] == found["M2"][1] == PASS, "to accuracy"
+    assert found["M11"] == (2.0, "FAIL"), "weights and biases of the body are as they were"
+    assert request["unlearned"] is False
+
+
+@pytest.mark.slow
 def test_controls_stand_beside_the_figures(audited: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     """How far the weights went; how a task is learned that was never seen, where one is left."""
     of_task, of_class = audited["rewind"][1]["requests"]
@@ -250,6 +289,21 @@ def test_both_shared_their_oracles(audited: dict[str, tuple[Path, dict[str, Any]
     folders = sorted(one.name for one in (path.parent.parent / "oracles").glob("*/"))
     assert "delete this folder" in (path.parent.parent / "oracles" / "CONTAINS_DATA.txt").read_text()
     assert len(folders) == 2 and {name[-6:] for name in folders} == {"-s0-o0", "-s0-o1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later", ["", " U1"])
+def test_an_audit_names_the_folder_that_still_knows_what_was_unlearned(
+    later: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(made(tmp_path / "my runs", "do_nothing", f"L0 L1 L2 U0{later}", epochs=1)).path
+    folder = tmp_path / "my runs" / "oracles"
+    for trained in (3 if later else 2, 0):
+        assert main(["audit", str(path), "--seeds", "1", "--again"]) == 0
+        told = capsys.readouterr().err
+        assert f"oracles of seed 0: {trained} events trained" in told
+        text = f"{folder} keeps models that know what a later request unlearned, so that an audit made again need not train them.\n"
+        assert (text in told) is bool(later) is (f"remove them: rm -r '{folder}'\n" in told)
 
 
 @pytest.mark.slow

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from cl_framework import FrameworkError, Learn, Stream
+from cl_framework import FrameworkError, Learn, Plan, Stream, from_task_datasets, load_experiment
+from cl_framework.assembly import assemble
+from cl_framework.cost import EventTally
+from cl_framework.evaluation import evaluate, held_out_batches
+from cl_framework.learner import Learner
 from cl_framework.metrics import (
     accuracy_matrix,
     average_accuracy,
@@ -225,3 +233,63 @@ def test_confidence_interval_of_a_mean() -> None:
     assert narrow is not None
     assert narrow[1] - narrow[0] < 2
     assert confidence_interval([4.0]) is None
+
+
+# --- from answers to accuracies: known errors elsewhere ---
+
+
+WIDTHS = (12, 3, 8)  # classes a task
+
+
+def labels_of(task: int, *more: int) -> Tensor:
+    """Each class of a task once, and some of them again."""
+    first = sum(WIDTHS[:task])
+    return torch.tensor([*range(first, first + WIDTHS[task]), *more])
+
+
+def constant(answers: Sequence[int], **settings: Any) -> Learner:
+    """A learner on pairs of an item and a label that gives one answer to all inputs, the first of `answers` that is a candidate.
+
+    Tests hold class 11 of task 0 four times in 15, class 14 of task 1 twice in 4, class 15 of task 2 once in 8.
+    """
+    labels = [labels_of(0, 11, 11, 11), labels_of(1, 14), labels_of(2)]
+    pairs = [[TensorDataset(torch.rand(len(own), 1, 2, 2), own) for _ in ("train", "test")] for own in labels]
+    options = {"experiment": "pairs", "benchmark": {"name": "synthetic"}, "model": {"name": "mlp"}, "stream": "L0 L1 L2", **settings}
+    learner = assemble(load_experiment(options), from_task_datasets([(train, test) for train, test in pairs]))
+    head = learner.model.head
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        for place, answer in enumerate(answers):
+            head.bias[answer] = 9.0 - place
+    return learner
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_a_batch_of_pairs_has_as_many_samples_as_it_has_rows_and_not_two(size: int) -> None:
+    learner = constant([11], evaluation_batch_size=size)
+    batches = list(held_out_batches(learner, 0))
+    assert [len(rows) for rows in batches] == [len(rows.targets) for rows in batches]
+    assert [len(rows) for rows in batches] == {1: [1] * 15, 4: [4, 4, 4, 3], 100: [15]}[size]
+    (accuracy,) = [one for one in evaluate(learner, (0,), (0,)) if one.scenario == "class_il"]
+    assert (accuracy.correct, accuracy.count, accuracy.percent) == (4, 15, pytest.approx(400 / 15))
+
+
+def test_samples_shown_are_those_of_the_plan_whatever_a_batch_holds_beside_them() -> None:
+    learner = constant([], batch_size=4, epochs=2)
+    tally = EventTally()
+    plan = learner.learn_phase(Learn(0)).plan
+    assert isinstance(plan, Plan)
+    tally.count(plan, learner.training_ids(0), 0, plan.steps, 1.0)
+    assert (plan.steps, tally.samples, tally.samples_new) == (8, 30, 30)
+
+
+def test_an_accuracy_is_among_the_classes_of_its_tasks_however_many_each_has() -> None:
+    """Not among ten: classes 10 and 11 belong to the first task, and 15 to 19 to the third."""
+    found = {(one.task, one.scenario): one for one in evaluate(constant([11, 14, 15]), (0, 1, 2), (0, 1, 2))}
+    by_task = {task: (found[task, "task_il"].correct, found[task, "task_il"].count) for task in range(3)}
+    assert by_task == {0: (4, 15), 1: (2, 4), 2: (1, 8)}
+    assert [found[task, "task_il"].chance for task in range(3)] == pytest.approx([100 / width for width in WIDTHS])
+    assert {task: found[task, "class_il"].correct for task in range(3)} == {0: 4, 1: 0, 2: 0}
+    assert [found[task, "class_il"].chance for task in range(3)] == pytest.approx([100 / 23] * 3)
