@@ -66,15 +66,16 @@ def test_an_oracle_is_the_run_that_never_saw_the_data(index: int, stream: str, w
     assert first_difference(oracles.learner.model.state_dict(), other["model"]) is not None
 
 
-def test_nothing_is_trained_twice_whatever_unlearns(tmp_path: Path) -> None:
-    first = oracles_of(made(tmp_path / "run"), tmp_path / "oracles")
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_trained_twice_whatever_unlearns(seed: int, tmp_path: Path) -> None:
+    first = oracles_of(made(tmp_path / "run", seed=seed), tmp_path / "oracles", seed)
     trained = [first.after(index).new_events for index in (2, 4, 5)]
     assert trained == [1, 2, 1]  # L1; then L1 without the class and L2; then L2 without the samples
-    again = oracles_of(made(tmp_path / "run", "do_nothing"), tmp_path / "oracles")
+    again = oracles_of(made(tmp_path / "run", "do_nothing", seed=seed), tmp_path / "oracles", seed)
     costs = [again.after(index) for index in (2, 4, 5)]
     assert [cost.new_events for cost in costs] == [0, 0, 0] and all(cost.seconds > 0 and cost.samples > 0 for cost in costs)
-    assert oracles_of(made(tmp_path / "run"), tmp_path / "oracles", seed=1).after(2).new_events == 1
-    assert oracles_of(made(tmp_path / "run", epochs=3), tmp_path / "oracles").after(2).new_events == 1
+    assert oracles_of(made(tmp_path / "run", seed=seed), tmp_path / "oracles", seed + 1).after(2).new_events == 1
+    assert oracles_of(made(tmp_path / "run", seed=seed, epochs=3), tmp_path / "oracles", seed).after(2).new_events == 1
 
 
 def test_the_suffix_is_what_the_oracle_does_not_share(tmp_path: Path) -> None:

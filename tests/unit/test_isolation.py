@@ -17,9 +17,9 @@ from strategies.isolation import Isolation
 ROUGH = {"name": "mlp", "hidden": [16], "dropout": 0.2, "batch_norm": True}
 
 
-def outcome(folder: Path, stream: str, strategies: dict[str, Any] | None = None, part: str = "model") -> Outcome:
+def outcome(folder: Path, stream: str, strategies: dict[str, Any] | None = None, part: str = "model", seed: int = 0) -> Outcome:
     stack = {"isolation": {"part": part}, **(strategies or {})}
-    return finish(experiment_of(stack, folder, stream=stream, scenario="task_il", model=ROUGH))
+    return finish(experiment_of(stack, folder, stream=stream, scenario="task_il", model=ROUGH, seed=seed))
 
 
 def part_of(found: Outcome, task: int) -> dict[str, Any]:
@@ -35,13 +35,15 @@ def test_a_task_moves_its_own_part_alone(part: str, strategies: dict[str, Any], 
     assert first_difference(part_of(one, 2), part_of(both, 2)) is None
 
 
-@pytest.mark.parametrize("part", ["model", "head"])
-def test_what_goes_leaves_nothing_and_comes_back_as_the_first_time(part: str, tmp_path: Path) -> None:
-    never = outcome(tmp_path / "never", "L1", part=part)
-    assert first_difference(outcome(tmp_path / "gone", "L0 L1 U0", part=part).weights, never.weights) is None
-    first = outcome(tmp_path / "first", "L0 L1", part=part)
-    assert first_difference(first.weights, never.weights) is not None
-    assert first_difference(outcome(tmp_path / "again", "L0 L1 U0 L0", part=part).weights, first.weights) is None
+@pytest.mark.parametrize(("part", "seed"), [("model", 0), ("model", 1), ("model", 2), ("head", 0)])
+def test_what_goes_leaves_nothing_and_comes_back_as_the_first_time(part: str, seed: int, tmp_path: Path) -> None:
+    def weights(stream: str) -> dict[str, torch.Tensor]:
+        return outcome(tmp_path / stream.replace(" ", ""), stream, part=part, seed=seed).weights
+
+    never, first = weights("L1"), weights("L0 L1")
+    assert first_difference(weights("L0 L1 U0"), never) is None
+    assert first_difference(first, never) is not None
+    assert first_difference(weights("L0 L1 U0 L0"), first) is None
 
 
 def test_a_frozen_body_stays_as_it_was(tmp_path: Path) -> None:
