@@ -5,7 +5,7 @@ Source: EVALUATION's controls: "noise of equal norm": set `norm` to the share by
 Uses: unlearn
 Cost: none.
 Differs: nothing to differ from.
-Interacts: with nobody; statistics of normalisation layers are left as they are.
+Interacts: with nobody; statistics of normalisation layers are left as they are, and the deletion record names them (M11).
 """
 
 from __future__ import annotations

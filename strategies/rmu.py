@@ -8,6 +8,7 @@ Cost: three forward passes a step, over forget rows and twice over what memories
 Differs: h is what the head reads, where the publication steers a layer in the middle of a language model, token by token; all that lies
     below moves, not three matrices alone. Retained rows are drawn from the memories of the stack. Plain SGD, capped steps.
     The head gets no gradient: what was forgotten gets the answer that the head gives to c u, which may be a class of the task itself.
+    It stays as it was when it knew the data, and the deletion record names it (M11).
     Seen here (split digits, class-incremental, "L0-4 U1", ER beside it, seeds 0 and 1) with the defaults: the task falls from 86 and
     85 % to 0 and 43 %, where most of its rows are given one of its two classes; the others lose 2.0 and 4.8 points. Larger c or rate
     forgets more and costs more: with c = 20 and a rate of 1 it falls to 0 and 8 %, and the others lose 9.1 and 9.8 points.
