@@ -30,7 +30,7 @@ from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
 from cl_framework.report import summary_of, text_of_summary
 from cl_framework.stream import Learn, Unlearn
-from cl_framework.unlearning.ancestry import Ancestry, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
 from cl_framework.unlearning.deletion import (
     AUDITED,
     DONE,
@@ -265,11 +265,13 @@ def _ancestry(evidence: _Evidence) -> str:
         if path.stem.split("-")[1] not in ways:
             raise FrameworkError(f"{path} is of a history that showed what was unlearned.")
     state = evidence.state["learner"]
-    ancestry = Ancestry(evidence.state.get("ancestry"))
+    ancestry, movements = Ancestry(evidence.state.get("ancestry")), Movements(evidence.state.get("movements"))
     for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
         if not evidence.learner.stack.is_exact(event):
-            held += ancestry.older(known_since(evidence.learner.stream, index), index, state, "learner")
+            since = known_since(evidence.learner.stream, index)
+            held += ancestry.older(since, index, state, "learner")
+            held += [f"learner.model.{name}" for name in movements.untreated(since, index, event.task, evidence.learner.model)]
         if held:
             raise FrameworkError(f"the newest checkpoint still holds what {event} unlearned, at {held[0]}.")
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"

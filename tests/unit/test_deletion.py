@@ -91,7 +91,7 @@ def test_a_kill_between_the_new_checkpoint_and_the_end_of_older_ones_is_finished
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointStore, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(experiment_of({"do_nothing": {}}, tmp_path, **settings))
+            run(experiment_of({"noise": {}}, tmp_path, **settings))
     (path,) = (tmp_path / "contract").iterdir()
     left = CheckpointStore(path / "ckpt").paths()
     before_the_request = [file for file in left if torch.load(file, weights_only=True)["position"]["event_index"] < 3]

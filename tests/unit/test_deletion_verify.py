@@ -49,7 +49,10 @@ class Lister(Strategy):
     def commit(self, batch: Batch, output: Output, context: Context) -> None:
         self.ids = torch.cat([self.ids, batch.ids])
 
+    @torch.no_grad()
     def unlearn(self, event: Unlearn, context: Context) -> Done:
+        for parameter in context.model.parameters():
+            parameter.mul_(0.9)
         return Done()
 
     def forget(self, forgotten: Forgotten, context: Context) -> None:
@@ -431,7 +434,14 @@ def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path) -> None:
 
 def test_in_a_blurred_stream_the_samples_searched_for_are_those_that_were_shown(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64, "blurry": 0.3}
-    path = run(experiment_of({"do_nothing": {}}, tmp_path, **settings)).path
+    path = run(experiment_of({"noise": {}}, tmp_path, **settings)).path
     assert failures(path) == {}
     hidden_samples_of_a_blurred_task(path)
     assert "samples.bin holds samples that U0 unlearned" in failures(path)["no sample is left in the run's files"]
+
+
+def test_weights_that_a_request_left_as_they_were_are_told(tmp_path: Path) -> None:
+    claim = "no state descends from what was unlearned"
+    paths = {name: finished(tmp_path / name, name, "L0 L1 U0 L2") for name in ("do_nothing", "noise")}
+    assert "still holds what U0 unlearned, at learner.model." in failures(paths["do_nothing"])[claim]
+    assert failures(paths["noise"]) == {}
