@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import pytest
 
@@ -25,10 +25,11 @@ from cl_framework.bench import step_table
 from cl_framework.bench_strategies import strategies_table
 from cl_framework.cli import main
 from cl_framework.forking import forked
+from cl_framework.records import Row
 from cl_framework.report import report
 from cl_framework.sweep import clu
 from cl_framework.tables import markdown
-from cl_framework.unlearning.audit_report import costs, read_csv
+from cl_framework.unlearning.audit_report import UNLEARNED, costs, read_csv
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -218,6 +219,7 @@ APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  #
     ("block", "name", "options"),
     [
         ("audit_fashion_mnist", "audit_fashion_mnist", []),
+        ("audit_digits_orders", "audit_digits_orders", []),
         ("audit_perm_mnist", "audit_perm_mnist", []),
         ("cost_fashion_mnist", "audit_fashion_mnist", ["--costs"]),
     ],
@@ -242,6 +244,53 @@ def test_what_is_said_of_costs_is_in_the_committed_rows() -> None:
     times = [row["value"] for row in rows if (row["name"], row["strategy"], row["model"]) == ("M12", "rewind", "unlearned")]
     longer = [value for value in times if value > 1]
     assert f"in {len(longer)} of {len(times)} requests, up to {max(longer):.2f} times as long" in readme
+
+
+def figures_in(name: str, strategies: str, figure: str) -> list[Row]:
+    """The rows of committed audits about the models that a stack has unlearned, of one figure."""
+    rows = read_csv(ROOT / "experiments" / "results" / f"{name}.csv")
+    return [row for row in rows if (row["model"], row["name"], " ".join(row["strategies"])) == (UNLEARNED, figure, strategies)]
+
+
+def test_what_is_said_of_orders_is_in_the_committed_rows() -> None:
+    text = " ".join(README.read_text().split())
+
+    def over_seeds(strategies: str, detail: str) -> list[float]:
+        found = [row["details"][detail] for row in figures_in("audit_digits_orders", strategies, "M7")]
+        assert len(found) == 3
+        return found
+
+    before, ascent, npo, head, rewind, oracle = (
+        mean(over_seeds(strategies, f"distance_{moment}"))
+        for strategies, moment in (
+            ("er gradient_ascent", "before"),
+            ("er gradient_ascent", "after"),
+            ("er npo", "after"),
+            ("er reset_head", "after"),
+            ("er rewind", "after"),
+            ("er rewind", "oracle"),
+        )
+    )
+    assert rewind == oracle and f"`rewind` leaves models {rewind:.2f} apart on average" in text
+    assert 1.8 < ascent / before < 2.2 and f"before the request, {before:.2f} to {ascent:.2f}" in text
+    ranges = over_seeds("er gradient_ascent", "M1_range")
+    assert f"differs by {min(ranges):.0f} to {max(ranges):.0f} points; NPO goes to {npo:.2f}" in text
+    assert set(over_seeds("er reset_head", "M1_range")) == {0.0} and f"leaves models {head:.2f} apart, which M1 alone" in text
+    assert {*over_seeds("analytic", "distance_after"), *over_seeds("isolation", "distance_after")} == {0.0}
+
+
+def test_what_is_said_of_exact_methods_is_in_the_committed_rows() -> None:
+    text = README.read_text()
+    fashion, digits = ("audit_fashion_mnist", "er rewind", 18), ("audit_digits_orders", "er rewind", 3)
+    equal = [f"M{number}" for number in (1, 3, 4, 5, 6, 8, 9, 10)]
+    for (name, strategies, count), names in ((fashion, equal), (digits, equal), (("audit_digits_orders", "isolation", 3), equal[:-1])):
+        for figure in names:
+            assert [row["value"] for row in figures_in(name, strategies, figure)] == [0.0] * count, (strategies, figure)
+    costs: dict[str, set[str]] = {}
+    for row in figures_in(*fashion[:2], "M12"):
+        costs.setdefault(row["granularity"], set()).add(f"{row['details']['samples'] / row['details']['oracle_samples']:.2f}")
+    assert costs == {"task": {"1.00"}, "class": {"1.00"}, "sample": {"0.35"}}
+    assert "samples shown over the suffix's: 1.00 for tasks, 1.00 for classes, 0.35 for samples" in text
 
 
 def test_the_sentence_that_a_mistake_ends_with_is_the_one_shown(
@@ -277,5 +326,6 @@ def test_tables_stand_between_markers() -> None:
         "audit_perm_mnist",
         "audit_fashion_mnist",
         "cost_fashion_mnist",
+        "audit_digits_orders",
         "clinc150",
     ]
