@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +152,14 @@ def _ids_files(run: RunConfig) -> dict[str, str]:
 
 
 def _without_later(options: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` less the options that came `LATER` and are at their default: such a run is the run it was before there was that option."""
-    later = [option for option in fields(options) if option.metadata == LATER] if is_dataclass(options) else []
-    defaults = {option.name: option.default if option.default_factory is MISSING else option.default_factory() for option in later}
-    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+    """`values` less the options that came `LATER` and say how it was before: such a run is the run it was when there was no such option."""
+    later = [option for option in fields(options) if LATER.items() <= option.metadata.items()] if is_dataclass(options) else []
+    before = {option.name: option.metadata.get("before", _default(option)) for option in later}
+    return {name: value for name, value in values.items() if name not in before or value != before[name]}
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def _read(path: Path) -> DictConfig:

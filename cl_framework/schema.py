@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# Metadata of an option that is younger than records of runs without it: at its default it is no part of their fingerprint.
+# Metadata of an option that is younger than records of runs without it: where it says how it was then, it is no part of the fingerprint.
+# That is its default, or where runs go another way by default now, `{**LATER, "before": VALUE}`.
 LATER = {"later": True}
 
 

@@ -75,7 +75,9 @@ class HypernetworkConfig:
     embedding: int = 32  # numbers a task, >= 1
     chunk_embedding: int = 32  # numbers a chunk, >= 1
     hidden: tuple[int, ...] = (128, 128)  # units of each hidden layer of the hypernetwork, each >= 1
-    leak: float | None = None  # what these let through of a negative input, in [0, 1]; 0 is ReLU; default: 0.01, released: 0
+    leak: float | None = field(
+        default=None, metadata={**LATER, "before": 0.0}
+    )  # what these let through of a negative input, in [0, 1]; 0 is ReLU; default: 0.01, released: 0
     chunk_size: int = 9000  # weights written at once, >= 1
     writes: str = field(
         default="all", metadata=LATER

@@ -202,11 +202,14 @@ def test_a_missing_file() -> None:
 class Younger:
     old: int = 1
     new: list[int] = field(default_factory=list, metadata=LATER)
+    better: float = field(default=0.1, metadata={**LATER, "before": 0.0})
 
 
 def test_an_option_that_came_later_is_no_part_of_the_fingerprint_at_its_default() -> None:
     assert _without_later(Younger(), {"use": "x", "old": 1, "new": []}) == {"use": "x", "old": 1}
     assert _without_later(Younger(new=[2]), {"use": "x", "old": 1, "new": [2]}) == {"use": "x", "old": 1, "new": [2]}
+    assert _without_later(Younger(better=0.0), {"old": 1, "better": 0.0}) == {"old": 1}
+    assert _without_later(Younger(), {"old": 1, "better": 0.1}) == {"old": 1, "better": 0.1}
     base = load_experiment(BASE)
     assert {"without", "evaluate_every", "probes"} & set(base.numbers) == set()
     assert load_experiment(BASE, ["evaluate_every=5"]).differing_keys(base) == ["evaluate_every is 5, was 'absent'"]

@@ -269,7 +269,7 @@ def constant(answers: Sequence[int], **settings: Any) -> Learner:
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_a_batch_of_pairs_has_as_many_samples_as_it_has_rows_and_not_two(size: int) -> None:
     learner = constant([11], evaluation_batch_size=size)
-    batches = list(held_out_batches(learner, 0))
+    batches = list(held_out_batches(learner, 0, torch.arange(15)))
     assert [len(rows) for rows in batches] == [len(rows.targets) for rows in batches]
     assert [len(rows) for rows in batches] == {1: [1] * 15, 4: [4, 4, 4, 3], 100: [15]}[size]
     (accuracy,) = [one for one in evaluate(learner, (0,), (0,)) if one.scenario == "class_il"]
