@@ -48,7 +48,9 @@ def test_each_set_has_labels_of_its_own_and_what_is_missing_is_said(folder: Path
     assert [len(source) for source in found.train] == [20, 24, 24, 4] and [len(source) for source in found.test] == [6, 6, 6, 1]
     assert found.notes["missing"].startswith("yahoo: no files in")
     assert found.notes["divided"] == "yelp, dbpedia: one split only, of which every fifth text is a test"
-    assert found.notes["left out"] == "2 texts whose label is none of their set's"
+    assert found.notes["left out"] == (
+        f"2 texts whose label is none of their set's labels.json, the first in {folder}: amazon/test.json: row 3"
+    )
     yelp = [{tuple(row) for row in source.read(torch.arange(len(source))).tolist()} for source in (found.train[2], found.test[2])]
     assert not yelp[0] & yelp[1]
     assert "agnews/World, agnews/Sport | amazon/good" in found.notes["classes"]
@@ -79,17 +81,30 @@ def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest
         benchmark_of(tmp_path_factory.mktemp("empty"))
     train = folder / "CL_Benchmark" / "TC" / "agnews" / "train.json"
     for content, text in (
-        (b"[{}]", "agnews/train.json: row 0 has no 'sentence'"),
-        (b"{}", "agnews/train.json must hold a list of texts"),
+        (b"[{}]", "agnews/train.json: row 0: the sentence is missing. Correct it, or remove that row."),
+        (b'[{"sentence": "a", "label": "World"}, "b"]', "agnews/train.json: row 1: the sentence is missing."),
+        (b'[{"sentence": ["a"], "label": "World"}]', r"row 0: the sentence is \['a'\], which is no string. Correct it"),
+        (b'[{"sentence": "a", "label": 1}]', "row 0: the label is 1, which is no string. Correct it, or remove that row."),
+        (b'[{"sentence": "a", "label": "News"}]', "agnews/train.json holds no labelled texts. Replace it"),
+        (b"{}", "agnews/train.json must hold a list of texts. Copy it from where the others came from."),
         (b"[", r"TC/agnews/train.json is no valid JSON \(line 1"),
         (b'["\xff"]', r"TC/agnews/train.json is not written in utf-8 \(byte 2\)"),
     ):
         train.write_bytes(content)
         with pytest.raises(ConfigurationError, match=text):
             benchmark_of(folder)
-    train.write_text(json.dumps(texts(["World"], 3)))
-    (train.with_name("labels.json")).unlink()
-    with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing or empty"):
+    train.write_text("\ufeff" + json.dumps(texts(["World"], 3)))
+    yelp = folder / "CL_Benchmark" / "SC" / "yelp" / "train.json"
+    yelp.write_text(json.dumps([*texts(["good"], 3), {"sentence": " ", "label": "good"}]))
+    with pytest.raises(ConfigurationError, match=r"yelp/train.json: row 3: the sentence is empty. Correct it, or remove that row."):
+        benchmark_of(folder)
+    labels = train.with_name("labels.json")
+    for content in ("[]", '{"World": 0}', "[1]"):
+        labels.write_text(content)
+        with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing, empty or no list of labels. Copy it"):
+            benchmark_of(folder)
+    labels.unlink()
+    with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing, empty or no list of labels. Copy it"):
         benchmark_of(folder)
 
 
