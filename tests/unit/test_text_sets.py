@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import load_experiment, run
+from cl_framework import load_experiment, resume, run
 from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.errors import ConfigurationError
+from cl_framework.loggers.console import ConsoleListener
 
 
 def texts(labels: list[str], each: int) -> list[dict[str, str]]:
@@ -108,9 +109,23 @@ def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest
         benchmark_of(folder)
 
 
-@pytest.mark.slow
-def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
-    settings = {
+def test_a_run_tells_once_what_is_missing_and_left_out_and_keeps_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_experiment({**learning(folder, tmp_path), "stream": "L0 L1"})
+    stopped = run(experiment, listeners=[ConsoleListener()], stop_requested=lambda step: step == 3)
+    told = capsys.readouterr().err.splitlines()
+    notes = make_benchmark(experiment).notes
+    assert stopped.status == "stopped" and json.loads((stopped.path / "env.json").read_text())["benchmark"] == notes
+    assert {"missing", "divided", "left out", "tokens"} <= notes.keys() and len(notes["classes"]) < 160
+    assert told[0].startswith("running ") and told[1 : 1 + len(notes)] == [f"{name}: {text}" for name, text in notes.items()]
+    resume(stopped.path, listeners=[ConsoleListener()])
+    again = capsys.readouterr().err
+    assert again.startswith("resuming ") and "missing: " not in again and "left out: " not in again
+
+
+def learning(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
         "benchmark": {"name": "text_sets", "folder": str(folder), "tokenizer": "bytes", "length": 24},
         "model": {"name": "encoder", "width": 16, "layers": 1, "heads": 2},
         "strategies": {"er": {"capacity": 20}},
@@ -120,5 +135,9 @@ def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
         "threads": 1,
         "out": str(tmp_path / "runs"),
     }
-    summary = run(load_experiment(settings)).summary
+
+
+@pytest.mark.slow
+def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
+    summary = run(load_experiment(learning(folder, tmp_path))).summary
     assert summary is not None and summary["num_tasks"] == 4 and summary["average_accuracy_task_il"] > 40
