@@ -102,6 +102,20 @@ def test_clinc_is_a_stream_of_domains(packed: bool, tmp_path: Path) -> None:
     assert again.classes == ((5, 4, 3, 2), (1, 0))
 
 
+def test_tokens_are_those_of_task_0_wherever_the_stream_begins(tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150")
+
+    def rows(stream: str, **options: Any) -> Tensor:
+        named = {"name": "text_classification", "length": 20, "vocabulary": 320, "classes_per_task": 2, **options}
+        benchmark = make_benchmark(load_experiment({"benchmark": named, "stream": stream, "data": {"root": str(tmp_path)}}))
+        items = benchmark.train[1].read(torch.arange(12))
+        assert isinstance(items, Tensor)
+        return items
+
+    assert torch.equal(rows("L0-2"), rows("L1 L0"))  # an audit's oracle of a stream is that of every stream that learns the same then
+    assert not torch.equal(rows("L0-2"), rows("L0-2", class_order=[4, 5, 2, 3, 0, 1]))
+
+
 def test_other_formats(tmp_path: Path) -> None:
     (tmp_path / "banking77").mkdir()
     for split in ("train", "test"):
@@ -216,6 +230,14 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
         CORPORA["banking77"](tmp_path)
 
 
+def cut_archive(folder: Path) -> bytes:
+    """A folder's files as a tar.xz of which half is missing."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz") as file:
+        file.add(folder, "20_newsgroups/sci.space")
+    return packed.getvalue()[: len(packed.getvalue()) // 2]
+
+
 def write_banking(path: Path, content: str) -> None:
     path.write_bytes(content.encode())
 
@@ -266,6 +288,15 @@ def test_messages_without_a_text_are_counted(tmp_path: Path) -> None:
         (tmp_path / "sci.space" / str(number)).write_text("From: x\n\n" + ("" if number in (3, 5) else f"body {number}\n"))
     found = news20(tmp_path)
     assert len(found.train) == 7 and len(found.test) == 1 and found.notes == {"left out": "2 messages without a text below their headers"}
+    archive = tmp_path / "20_newsgroups.tar.xz"
+    for content, text in (
+        (b"garbage", r"20_newsgroups.tar.xz cannot be read \(file could not be opened successfully\). Replace it"),
+        (cut_archive(tmp_path / "sci.space"), r"20_newsgroups.tar.xz cannot be read \(Compressed file ended before .*\). Replace it"),
+    ):
+        archive.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=text):
+            news20(tmp_path)
+    archive.unlink()
     (tmp_path / "alt.atheism").mkdir()
     (tmp_path / "alt.atheism" / "1").write_text("From: x\n\nbody\n")
     with pytest.raises(ConfigurationError, match=r"alt.atheism/1: no training text has the label 'alt.atheism'"):

@@ -27,7 +27,7 @@ class TextOptions:
     classes_per_task: int | None = None  # instead of `tasks`; the last task takes what is left
     class_order: tuple[int, ...] | None = None  # default: 0, 1, 2, ...
     length: int = 32  # tokens a text at most, >= 2; longer texts are cut
-    tokenizer: str = "bpe"  # bpe (trained on the first task of the class order), bytes, the path of a tokenizer.json, or package:NAME
+    tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
     vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
     train_limit: int | None = None  # training texts in all, stratified; default: all
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ class Corpus:
 
 Rows = Iterable[tuple[str, Any, Any]]  # of file and row, text, label
 COLUMNS = ("text", "label")
+_ANEW = "Replace it by the published file."
 
 
 def checked(where: object, rows: Rows, known: Collection[str] | None = None, columns: tuple[str, str] = COLUMNS) -> list[tuple[str, str]]:
@@ -49,7 +51,7 @@ def checked(where: object, rows: Rows, known: Collection[str] | None = None, col
         if known is not None and label not in known:
             raise ConfigurationError(f"{place}: no training text has the label {label!r}. Correct it, or remove that row.")
     if not pairs:
-        raise ConfigurationError(f"{where} holds no labelled texts. Replace it by the published file.")
+        raise ConfigurationError(f"{where} holds no labelled texts. {_ANEW}")
     return pairs
 
 
@@ -85,7 +87,7 @@ def _domains(folder: Path) -> dict[str, tuple[str, ...]]:
 def _clinc_rows(path: Path, data: dict[str, Any], split: str, known: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
     pairs = data.get(split)
     if not isinstance(pairs, list):
-        raise ConfigurationError(f"{path} has no list {split!r}. Replace it by the published file.")
+        raise ConfigurationError(f"{path} has no list {split!r}. {_ANEW}")
     for row, pair in enumerate(pairs):
         place = f"{path}: row {row} of {split!r}"
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1] in known):
@@ -172,7 +174,7 @@ def _text(folder: Path, name: str, archives: Sequence[str] = (), encoding: str =
         where = f"byte {error.start} in line {line}"
         raise ConfigurationError(f"{path} is not written in {encoding}: {where}. Convert it to {encoding}.") from error
     except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+        raise ConfigurationError(f"{path} cannot be read ({_first_line(error)}). {_ANEW}") from error
 
 
 def _members(folder: Path, archives: Sequence[str], name: str) -> Iterator[bytes]:
@@ -186,9 +188,9 @@ def _json(folder: Path, name: str) -> dict[str, list[Any]]:
     try:
         found = json.loads(_text(folder, name))
     except ValueError as error:
-        raise ConfigurationError(f"{folder / name} is no valid JSON: {error}. Replace it by the published file.") from error
+        raise ConfigurationError(f"{folder / name} is no valid JSON: {error}. {_ANEW}") from error
     if not isinstance(found, dict):
-        raise ConfigurationError(f"{folder / name} must hold a mapping. Replace it by the published file.")
+        raise ConfigurationError(f"{folder / name} must hold a mapping. {_ANEW}")
     return found
 
 
@@ -230,12 +232,8 @@ def _messages(folder: Path) -> Iterator[tuple[str, str, str]]:
     """(file, group, text) of each <group>/<number>, in order of their names."""
     archive = folder / "20_newsgroups.tar.xz"
     if archive.is_file():
-        with tarfile.open(archive) as file:
-            found = {member.name: member for member in file.getmembers() if member.isfile() and "/" in member.name}
-            for name in sorted(found):
-                extracted = file.extractfile(found[name])
-                assert extracted is not None
-                yield f"{archive}: {name}", name.split("/")[-2], extracted.read().decode("latin-1")
+        for name, raw in sorted(_archived(archive, lambda name: "/" in name)):
+            yield f"{archive}: {name}", name.split("/")[-2], raw.decode("latin-1")
         return
     if not folder.is_dir():
         raise _missing(folder)
@@ -259,12 +257,21 @@ def json_members(folder: Path, pattern: str, archive: str, data_set: str) -> Ite
         raise ConfigurationError(
             f"{packed} does not exist. Set data.root (or CL_DATA) to the folder that holds {data_set}, or benchmark.folder."
         )
+    yield from _archived(packed, lambda name: PurePosixPath(name).match(pattern))
+
+
+def _archived(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of a tar archive whose name is wanted. ConfigurationError names the archive if it cannot be read."""
     try:
-        with tarfile.open(packed) as file:
+        with tarfile.open(archive) as file:
             for member in file:
-                if member.isfile() and PurePosixPath(member.name).match(pattern):
+                if member.isfile() and wanted(member.name):
                     extracted = file.extractfile(member)
                     assert extracted is not None
                     yield member.name, extracted.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ConfigurationError(f"{packed} cannot be read: {error}.") from error
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+        raise ConfigurationError(f"{archive} cannot be read ({_first_line(error)}). {_ANEW}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0].rstrip(":.")

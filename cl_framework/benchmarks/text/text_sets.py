@@ -113,5 +113,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{folder}: {path} is not written in utf-8 (byte {error.start}). Convert it.") from error
         except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}).") from error
+            raise ConfigurationError(
+                f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}). Copy it from where the others came from."
+            ) from error
     return found
