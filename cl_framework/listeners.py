@@ -23,6 +23,7 @@ class RunInfo:
     directory: RunDirectory
     stream: Stream
     resumed: bool
+    notes: Mapping[str, str]  # the benchmark's: what it found in the data and did with it
 
 
 @dataclass(frozen=True)

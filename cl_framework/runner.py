@@ -76,7 +76,8 @@ def run(
             if finished is not None:
                 return finished
             directory.clear()
-            directory.write_start(experiment.to_yaml(), command, _environment_of(learner))
+            env = {**_environment_of(learner), "benchmark": learner.benchmark.notes}
+            directory.write_start(experiment.to_yaml(), command, env)
             return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
 
 
@@ -221,7 +222,8 @@ class Runner:
 
     def walk(self, state: dict[str, Any] | None) -> RunResult:
         """Walk from the start, or from a checkpoint's state, to the end of the stream. The directory's lock is held meanwhile."""
-        self._tell("on_start", RunInfo(self.experiment, self.directory, self.learner.stream, resumed=state is not None))
+        notes = self.learner.benchmark.notes
+        self._tell("on_start", RunInfo(self.experiment, self.directory, self.learner.stream, resumed=state is not None, notes=notes))
         try:
             self._walk(state)
         except Stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from cl_framework.listeners import Listener, Progress, RunInfo
 
 _SECONDS_BETWEEN_READINGS = 0.25  # reading the running accuracy waits for the device
+_LONGEST_NOTE = 160  # characters: the names of a hundred classes would fill the screen
 
 
 class ConsoleListener(Listener):
@@ -33,6 +35,9 @@ class ConsoleListener(Listener):
         self._started = time.monotonic()
         verb = "resuming" if info.resumed else "running"
         self._say(f"{verb} {info.directory.path}: {len(self._events)} events")
+        if not info.resumed:
+            for name, text in info.notes.items():
+                self._say(f"{name}: {textwrap.shorten(text, _LONGEST_NOTE, placeholder=' … (whole in env.json)')}")
         if self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

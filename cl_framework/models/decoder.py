@@ -15,7 +15,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tokens import folder_of
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
-from cl_framework.models.text import import_transformers, vocabulary_of
+from cl_framework.models.text import check_length, import_transformers, vocabulary_of
 from cl_framework.registry import register_model
 
 _DEVIATION = 0.02  # of initial weights, as of all of a Llama's
@@ -127,10 +127,7 @@ def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) 
             f"the benchmark's tokenizer has {vocabulary} token ids, but {options.source} knows {output.weight.shape[0]}. "
             f"Set benchmark.tokenizer={options.source}."
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and benchmark.input_shape[0] > longest:
-        length = benchmark.input_shape[0]
-        raise ConfigurationError(f"benchmark.length={length} is longer than the {longest} tokens that {options.source} reads.")
+    check_length(benchmark, getattr(model.config, "max_position_embeddings", None), options.source)
     head = TokenHead(output.in_features, output.out_features, bias=output.bias is not None)
     head.weight, head.bias = output.weight, output.bias
     wrapped = Decoder(model.base_model, head)

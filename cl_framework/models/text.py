@@ -116,9 +116,7 @@ def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) 
             f"the benchmark's tokenizer has {vocabulary} token ids, but {options.source} knows {known}. "
             f"Set benchmark.tokenizer={options.source}."
         )
-    if longest is not None and benchmark.input_shape[0] > longest:
-        length = benchmark.input_shape[0]
-        raise ConfigurationError(f"benchmark.length={length} is longer than the {longest} tokens that {options.source} reads.")
+    check_length(benchmark, longest, options.source)
     return TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
 
 
@@ -127,6 +125,16 @@ def vocabulary_of(benchmark: Benchmark) -> int:
     if benchmark.vocabulary is None:
         raise ConfigurationError(f"benchmark {benchmark.name!r} has no tokens: models of text need a benchmark of text.")
     return benchmark.vocabulary
+
+
+def check_length(benchmark: Benchmark, longest: int | None, source: str) -> None:
+    """Raise ConfigurationError where a benchmark's rows are longer than the `longest` that the model reads, None for any."""
+    length = benchmark.input_shape[0]
+    if longest is not None and length > longest:
+        raise ConfigurationError(
+            f"benchmark.length={length} is longer than the {longest} tokens that {source} reads. "
+            f"Set benchmark.length={longest} or lower, or take a model that reads more."
+        )
 
 
 def import_transformers() -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,16 @@ from torch import Tensor
 from cl_framework import load_experiment, run
 from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark, Source
-from cl_framework.benchmarks.text.arithmetic import OPERATIONS, SKILLS, ArithmeticOptions, carries, line, number_pairs
+from cl_framework.benchmarks.text.arithmetic import (
+    FUNCTIONS,
+    OPERATIONS,
+    SKILLS,
+    ArithmeticOptions,
+    carries,
+    function_line,
+    line,
+    number_pairs,
+)
 from cl_framework.benchmarks.text.questions import question_rows
 from cl_framework.benchmarks.text.tokens import PAD, START, Bytes
 from cl_framework.criterion import IGNORED
@@ -23,7 +34,7 @@ SAME_LENGTH = [(a, b) for a, b in PAIRS if len(str(a)) == len(str(b))]
 
 
 def arithmetic(**options: object) -> Benchmark:
-    return make_benchmark(load_experiment({"benchmark": {"name": "arithmetic", **options}}))
+    return make_benchmark(load_experiment({"seed": options.pop("seed", 0), "benchmark": {"name": "arithmetic", **options}}))
 
 
 def text(row: Tensor) -> str:
@@ -38,7 +49,7 @@ def parsed(question: str, answer: str) -> tuple[int, int, int]:
     return int(a), int(b), int(answer.strip("$"))
 
 
-@pytest.mark.parametrize("skill", SKILLS)
+@pytest.mark.parametrize("skill", [skill for skill in SKILLS if skill not in FUNCTIONS])
 def test_a_line_read_back_is_the_result(skill: str) -> None:
     operation, _, form = skill.partition("_")
     pairs = SAME_LENGTH if form in ("scratchpad", "detailed") else PAIRS
@@ -113,6 +124,53 @@ def test_formats_of_an_operation_share_their_pairs_and_no_training_pair_is_teste
     assert all(not questions(train) & questions(test) for train, test in zip(benchmark.train, benchmark.test, strict=True))
 
 
+def test_functions_are_truncated_to_four_decimals() -> None:
+    for name, x, line_of_it in (
+        ("sqrt", 27_174, ("sqrt(2.7174)=", "1.6484")),
+        ("sqrt", 100_000, ("sqrt(10.0000)=", "3.1622")),  # 3.16228: rounded it would be 3.1623
+        ("sqrt", 62_500, ("sqrt(6.2500)=", "2.5000")),
+        ("sin", 10_000, ("sin(1.0000)=", "0.8414")),  # 0.84147
+        ("sin", -10_000, ("sin(-1.0000)=", "-0.8414")),
+        ("sin", -15_707, ("sin(-1.5707)=", "-0.9999")),
+        ("sin", 12, ("sin(0.0012)=", "0.0011")),
+        ("sin", 0, ("sin(0.0000)=", "0.0000")),
+    ):
+        assert function_line(name, x) == line_of_it
+
+
+def sine(x: Fraction) -> Fraction:
+    """By its series, to more than twelve decimals for |x| < 2, without the library that the benchmark asks."""
+    return sum((Fraction(-1) ** k * x ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(12)), Fraction(0))
+
+
+def test_functions_have_known_answers() -> None:
+    benchmark = arithmetic(skills=["sin", "sqrt"], train=300, test=60)
+    assert benchmark.input_shape == (21,)  # START, sin(-1.2345)= and -0.9999
+    for name, low, high, train, test in (
+        ("sin", -1.5708, 1.5708, benchmark.train[0], benchmark.test[0]),
+        ("sqrt", 1, 10, benchmark.train[1], benchmark.test[1]),
+    ):
+        lines = [text(row) for source in (train, test) for row in source.read(torch.arange(len(source)))]
+        found = [re.fullmatch(rf"{name}\((-?\d+\.\d{{4}})\)=(-?\d\.\d{{4}})", one) for one in lines]
+        assert len(set(lines)) == len(found) == 360
+        for one in found:
+            assert one is not None and low <= float(one[1]) <= high
+            x, y, last = Fraction(one[1]), Fraction(one[2]), Fraction(1, 10_000)
+            if name == "sqrt":
+                assert y**2 <= x < (y + last) ** 2
+            else:
+                assert abs(y) <= abs(sine(x)) < abs(y) + last and x * y >= 0
+    other = arithmetic(skills=["sin"], train=300, test=60, seed=1)
+    assert not torch.equal(benchmark.test[0].read(torch.arange(60)), other.test[0].read(torch.arange(60)))
+
+
+def test_a_function_beside_them_leaves_the_other_skills_as_they_are() -> None:
+    alone, beside = arithmetic(skills=["add_plain"], train=200, test=50), arithmetic(skills=["sin", "add_plain"], train=200, test=50)
+    rows = [[text(row) for row in source.read(torch.arange(200))] for source in (alone.train[0], beside.train[1], beside.train[0])]
+    assert rows[0] == rows[1] != rows[2]
+    assert rows[0][:3] == ["49+78=127", "36+37=73", "1+85=86"]  # as they were before there were functions
+
+
 def test_only_the_answer_and_its_end_are_asked() -> None:
     items, targets = question_rows(Bytes(), [("1+1=", "2"), ("10+90=", "100")], None, "here")
     assert items.shape == targets.shape == (2, 10)
@@ -127,6 +185,10 @@ def test_only_the_answer_and_its_end_are_asked() -> None:
 def test_errors_name_the_option_and_the_remedy() -> None:
     with pytest.raises(ConfigurationError, match=r"there are 100 such pairs of numbers, but train and test ask for 2,500"):
         arithmetic(skills=["add_plain"], digits=1)
+    with pytest.raises(
+        ConfigurationError, match=r"sin has 31,415 arguments, but train and test ask for 40,500. Set benchmark.train lower."
+    ):
+        arithmetic(skills=["sin"], train=40_000)
     with pytest.raises(ConfigurationError, match="skills must differ, got add_plain, add_plain"):
         arithmetic(skills=["add_plain", "add_plain"])
     with pytest.raises(ConfigurationError, match="divide_plain"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from cl_framework import load_experiment, run
+from cl_framework.assembly import make_benchmark
 from cl_framework.loggers.console import ConsoleListener
 from cl_framework.records import RunDirectory
 
@@ -21,7 +23,17 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"running {tmp_path}/trial/")
     assert lines[0].endswith(": 3 events")
-    assert [line.partition(":")[0] for line in lines[1:]] == ["event 1/3 L0", "event 2/3 L1", "event 3/3 L2"]
+    assert [line.partition(":")[0] for line in lines[1:]] == ["data", "event 1/3 L0", "event 2/3 L1", "event 3/3 L2"]
+
+
+def test_a_long_note_of_the_benchmark_is_cut_on_the_screen_and_whole_in_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = load_experiment(BASE, [f"out={tmp_path}"])
+    notes = {"classes": ", ".join(f"class {number}" for number in range(60)), "tokens": "bytes"}
+    found = run(experiment, listeners=[ConsoleListener()], benchmark=replace(make_benchmark(experiment), notes=notes))
+    _, cut, whole, *_ = capsys.readouterr().err.splitlines()
+    assert cut.startswith("classes: class 0, class 1, ") and cut.endswith(" … (whole in env.json)") and len(cut) < 180
+    assert whole == "tokens: bytes"
+    assert RunDirectory(found.path).read_env()["benchmark"] == notes
 
 
 def test_a_line_says_what_the_matrix_says_of_a_task_of_which_a_class_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,20 @@ def test_clinc_is_a_stream_of_domains(packed: bool, tmp_path: Path) -> None:
     assert again.classes == ((5, 4, 3, 2), (1, 0))
 
 
+def test_tokens_are_those_of_task_0_wherever_the_stream_begins(tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150")
+
+    def rows(stream: str, **options: Any) -> Tensor:
+        named = {"name": "text_classification", "length": 20, "vocabulary": 320, "classes_per_task": 2, **options}
+        benchmark = make_benchmark(load_experiment({"benchmark": named, "stream": stream, "data": {"root": str(tmp_path)}}))
+        items = benchmark.train[1].read(torch.arange(12))
+        assert isinstance(items, Tensor)
+        return items
+
+    assert torch.equal(rows("L0-2"), rows("L1 L0"))  # an audit's oracle of a stream is that of every stream that learns the same then
+    assert not torch.equal(rows("L0-2"), rows("L0-2", class_order=[4, 5, 2, 3, 0, 1]))
+
+
 def test_other_formats(tmp_path: Path) -> None:
     (tmp_path / "banking77").mkdir()
     for split in ("train", "test"):
@@ -148,7 +162,22 @@ def test_the_embedded_corpus() -> None:
             "row 0 of 'train' is no \\[text, intent of domains.json\\]",
         ),
         (lambda folder: write_clinc(folder, {"test": []}), "has no list 'train'"),
-        (lambda folder: write_clinc(folder, {"train": [["  ", "visa"]], "test": []}), "text 0 of the train split is empty. Remove it."),
+        (lambda folder: write_clinc(folder, {"train": [["hi", ["visa"]]]}), "row 0 of 'train' is no .* Correct it, or remove it."),
+        (
+            lambda folder: write_clinc(folder, {"train": [["hi", "visa"], ["  ", "visa"]]}),
+            "clinc150/data_full.json: row 1 of 'train': the text is empty. Correct it, or remove that row.",
+        ),
+        (
+            lambda folder: write_clinc(folder, {"train": [["hi", "visa"]], "test": [[5, "visa"]]}),
+            "row 0 of 'test': the text is 5, which is no string. Correct it, or remove that row.",
+        ),
+        (lambda folder: write_clinc(folder, {"train": [[None, "visa"]]}), "row 0 of 'train': the text is missing. Correct it"),
+        (lambda folder: write_clinc(folder, {"train": []}), "data_full.json: 'train' holds no labelled texts. Replace it"),
+        (
+            lambda folder: (folder / "domains.json").write_text('{"travel": "visa"}'),
+            r"""domains.json: 'travel' is no list of intents. Write it as \["intent", ...\].""",
+        ),
+        (lambda folder: (folder / "domains.json").write_text('{"travel": 5}'), "domains.json: 'travel' is no list of intents"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(change: Any, text: str, tmp_path: Path) -> None:
@@ -162,10 +191,116 @@ def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "banking77" / "train.csv").write_text("text,kind\na,b\n")
     with pytest.raises(ConfigurationError, match=r"train.csv has no column 'category'; it has text, kind"):
         benchmark_of(tmp_path, corpus="banking77")
+    test = tmp_path / "banking77" / "test.csv"
     (tmp_path / "banking77" / "train.csv").write_text("text,category\na,b\nc,d\n")
-    (tmp_path / "banking77" / "test.csv").write_text("text,category\na,z\n")
-    with pytest.raises(ConfigurationError, match="text 0 of the test split has label 'z', which no training text has"):
-        benchmark_of(tmp_path, corpus="banking77")
+    for content, text in (
+        ("text,category\na,z\n", "test.csv, line 2: no training text has the label 'z'. Correct it, or remove that row."),
+        ('text,category\n"a\nb",b\nc\n', "test.csv, line 4: the category is missing. Correct it, or remove that row."),
+        ("text,category\na,b\n,b\n", "test.csv, line 3: the text is empty. Correct it, or remove that row."),
+        ("text,category\na, b,b\n", "test.csv, line 2: there are more columns than names. Put a text with commas in quotes."),
+        ("text,category\n", "test.csv holds no labelled texts. Replace it by the published file."),
+        (f"text,category\n{'a' * 200_000},b\n", r"test.csv: what follows line 1 is no CSV \(field larger than field limit"),
+        ("", "test.csv has no column 'text'; it has none. Name its columns in the first line."),
+    ):
+        test.write_text(content)
+        with pytest.raises(ConfigurationError, match=text):
+            benchmark_of(tmp_path, corpus="banking77")
+    test.write_text("text,category\na,b\n")
+    assert len(benchmark_of(tmp_path, corpus="banking77", tokenizer="bytes").test[0]) == 1
+    with pytest.raises(ConfigurationError, match=r"banking77: tasks must be between 1 and the number of classes 2, got 3\."):
+        benchmark_of(tmp_path, corpus="banking77", tasks=3)
+
+
+def test_the_command_says_what_is_wrong_in_a_file_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "banking77").mkdir()
+    (tmp_path / "banking77" / "train.csv").write_text("text,category\na\n")
+    (tmp_path / "trial.yaml").write_text("benchmark: {name: text_classification, corpus: banking77}\nmodel: {name: encoder}\n")
+    assert main(["run", str(tmp_path / "trial.yaml"), f"out={tmp_path / 'runs'}", f"data.root={tmp_path}"]) == 2
+    where = tmp_path / "banking77" / "train.csv"
+    assert capsys.readouterr().err == f"clu: {where}, line 2: the category is missing. Correct it, or remove that row.\n"
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_banking(tmp_path / f"{split}.csv", "\ufefftext,category\r\nwhere is it,lost\r\n")
+    assert CORPORA["banking77"](tmp_path).train == [("where is it", "lost")]
+    write_banking(tmp_path / "train.csv", "\ufffetext,category\nwhere is it,lost\n")
+    with pytest.raises(ConfigurationError, match="has no column 'text'"):
+        CORPORA["banking77"](tmp_path)
+
+
+def cut_archive(folder: Path) -> bytes:
+    """A folder's files as a tar.xz of which half is missing."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz") as file:
+        file.add(folder, "20_newsgroups/sci.space")
+    return packed.getvalue()[: len(packed.getvalue()) // 2]
+
+
+def write_banking(path: Path, content: str) -> None:
+    path.write_bytes(content.encode())
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    text = "one\u2028two\x0bthree"
+    for split in ("train", "test"):
+        folder = tmp_path / "HWU64" / split
+        folder.mkdir(parents=True)
+        (folder / "seq.in").write_bytes(f"{text}\r\nplay".encode())
+        (folder / "label").write_bytes(b"alarm\nmusic\n")
+        (tmp_path / f"{split}.txt").write_bytes("DESC:manner How\x85did ?\n".encode("latin-1"))
+    assert len(text.splitlines()) == 3
+    assert CORPORA["hwu64"](tmp_path).train == [(text, "alarm"), ("play", "music")]
+    assert trec(tmp_path).test == [("How\x85did ?", "DESC")]
+
+
+def test_lines_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "HWU64" / split).mkdir(parents=True)
+        (tmp_path / f"{split}.txt").write_text("DESC:manner How ?\n")
+    train, test = tmp_path / "HWU64" / "train", tmp_path / "HWU64" / "test"
+    for (trained, tested), text in (
+        ((("wake me", "alarm"), ("play\n\n", "alarm\nalarm\n")), "HWU64/test: line 2 of seq.in and label: the text is empty"),
+        ((("wake me\nplay", "alarm\n \n"), ("play", "alarm")), "HWU64/train: line 2 of seq.in and label: the label is empty"),
+        ((("wake me", "alarm"), ("play", "music")), "HWU64/test: line 1 of seq.in and label: no training text has the label 'music'"),
+        ((("wake me", "alarm\nmusic"), ("play", "music")), "HWU64/train: seq.in has 1 lines, label has 2"),
+        ((("wake me", "alarm"), ("", "")), "HWU64/test holds no labelled texts"),
+    ):
+        for folder, (texts, labels) in ((train, trained), (test, tested)):
+            (folder / "seq.in").write_text(texts)
+            (folder / "label").write_text(labels)
+        with pytest.raises(ConfigurationError, match=text):
+            CORPORA["hwu64"](tmp_path)
+    for content, text in (
+        ("DESC:manner How ?\nDESC", "train.txt, line 2: this is no 'CLASS:fine question'. Correct it, or remove it."),
+        ("DESC:manner  ", "train.txt, line 1: the text is empty. Correct it, or remove that row."),
+        ("NUM:date When ?", "test.txt, line 1: no training text has the label 'DESC'"),
+    ):
+        (tmp_path / "train.txt").write_text(content)
+        with pytest.raises(ConfigurationError, match=text):
+            trec(tmp_path)
+
+
+def test_messages_without_a_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "sci.space").mkdir()
+    for number in range(10):
+        (tmp_path / "sci.space" / str(number)).write_text("From: x\n\n" + ("" if number in (3, 5) else f"body {number}\n"))
+    found = news20(tmp_path)
+    assert len(found.train) == 7 and len(found.test) == 1 and found.notes == {"left out": "2 messages without a text below their headers"}
+    archive = tmp_path / "20_newsgroups.tar.xz"
+    for content, text in (
+        (b"garbage", r"20_newsgroups.tar.xz cannot be read \(file could not be opened successfully\). Replace it"),
+        (cut_archive(tmp_path / "sci.space"), r"20_newsgroups.tar.xz cannot be read \(Compressed file ended before .*\). Replace it"),
+    ):
+        archive.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=text):
+            news20(tmp_path)
+    archive.unlink()
+    (tmp_path / "alt.atheism").mkdir()
+    (tmp_path / "alt.atheism" / "1").write_text("From: x\n\nbody\n")
+    with pytest.raises(ConfigurationError, match=r"alt.atheism/1: no training text has the label 'alt.atheism'"):
+        news20(tmp_path)
 
 
 def test_inputs_and_views(tmp_path: Path) -> None:

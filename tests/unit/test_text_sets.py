@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import load_experiment, run
+from cl_framework import load_experiment, resume, run
 from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.errors import ConfigurationError
+from cl_framework.loggers.console import ConsoleListener
 
 
 def texts(labels: list[str], each: int) -> list[dict[str, str]]:
@@ -48,7 +49,9 @@ def test_each_set_has_labels_of_its_own_and_what_is_missing_is_said(folder: Path
     assert [len(source) for source in found.train] == [20, 24, 24, 4] and [len(source) for source in found.test] == [6, 6, 6, 1]
     assert found.notes["missing"].startswith("yahoo: no files in")
     assert found.notes["divided"] == "yelp, dbpedia: one split only, of which every fifth text is a test"
-    assert found.notes["left out"] == "2 texts whose label is none of their set's"
+    assert found.notes["left out"] == (
+        f"2 texts whose label is none of their set's labels.json, the first in {folder}: amazon/test.json: row 3"
+    )
     yelp = [{tuple(row) for row in source.read(torch.arange(len(source))).tolist()} for source in (found.train[2], found.test[2])]
     assert not yelp[0] & yelp[1]
     assert "agnews/World, agnews/Sport | amazon/good" in found.notes["classes"]
@@ -79,23 +82,50 @@ def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest
         benchmark_of(tmp_path_factory.mktemp("empty"))
     train = folder / "CL_Benchmark" / "TC" / "agnews" / "train.json"
     for content, text in (
-        (b"[{}]", "agnews/train.json: row 0 has no 'sentence'"),
-        (b"{}", "agnews/train.json must hold a list of texts"),
+        (b"[{}]", "agnews/train.json: row 0: the sentence is missing. Correct it, or remove that row."),
+        (b'[{"sentence": "a", "label": "World"}, "b"]', "agnews/train.json: row 1: the sentence is missing."),
+        (b'[{"sentence": ["a"], "label": "World"}]', r"row 0: the sentence is \['a'\], which is no string. Correct it"),
+        (b'[{"sentence": "a", "label": 1}]', "row 0: the label is 1, which is no string. Correct it, or remove that row."),
+        (b'[{"sentence": "a", "label": "News"}]', "agnews/train.json holds no labelled texts. Replace it"),
+        (b"{}", "agnews/train.json must hold a list of texts. Copy it from where the others came from."),
         (b"[", r"TC/agnews/train.json is no valid JSON \(line 1"),
         (b'["\xff"]', r"TC/agnews/train.json is not written in utf-8 \(byte 2\)"),
     ):
         train.write_bytes(content)
         with pytest.raises(ConfigurationError, match=text):
             benchmark_of(folder)
-    train.write_text(json.dumps(texts(["World"], 3)))
-    (train.with_name("labels.json")).unlink()
-    with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing or empty"):
+    train.write_text("\ufeff" + json.dumps(texts(["World"], 3)))
+    yelp = folder / "CL_Benchmark" / "SC" / "yelp" / "train.json"
+    yelp.write_text(json.dumps([*texts(["good"], 3), {"sentence": " ", "label": "good"}]))
+    with pytest.raises(ConfigurationError, match=r"yelp/train.json: row 3: the sentence is empty. Correct it, or remove that row."):
+        benchmark_of(folder)
+    labels = train.with_name("labels.json")
+    for content in ("[]", '{"World": 0}', "[1]"):
+        labels.write_text(content)
+        with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing, empty or no list of labels. Copy it"):
+            benchmark_of(folder)
+    labels.unlink()
+    with pytest.raises(ConfigurationError, match=r"agnews/labels.json is missing, empty or no list of labels. Copy it"):
         benchmark_of(folder)
 
 
-@pytest.mark.slow
-def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
-    settings = {
+def test_a_run_tells_once_what_is_missing_and_left_out_and_keeps_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_experiment({**learning(folder, tmp_path), "stream": "L0 L1"})
+    stopped = run(experiment, listeners=[ConsoleListener()], stop_requested=lambda step: step == 3)
+    told = capsys.readouterr().err.splitlines()
+    notes = make_benchmark(experiment).notes
+    assert stopped.status == "stopped" and json.loads((stopped.path / "env.json").read_text())["benchmark"] == notes
+    assert {"missing", "divided", "left out", "tokens"} <= notes.keys() and len(notes["classes"]) < 160
+    assert told[0].startswith("running ") and told[1 : 1 + len(notes)] == [f"{name}: {text}" for name, text in notes.items()]
+    resume(stopped.path, listeners=[ConsoleListener()])
+    again = capsys.readouterr().err
+    assert again.startswith("resuming ") and "missing: " not in again and "left out: " not in again
+
+
+def learning(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
         "benchmark": {"name": "text_sets", "folder": str(folder), "tokenizer": "bytes", "length": 24},
         "model": {"name": "encoder", "width": 16, "layers": 1, "heads": 2},
         "strategies": {"er": {"capacity": 20}},
@@ -105,5 +135,9 @@ def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
         "threads": 1,
         "out": str(tmp_path / "runs"),
     }
-    summary = run(load_experiment(settings)).summary
+
+
+@pytest.mark.slow
+def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
+    summary = run(load_experiment(learning(folder, tmp_path))).summary
     assert summary is not None and summary["num_tasks"] == 4 and summary["average_accuracy_task_il"] > 40

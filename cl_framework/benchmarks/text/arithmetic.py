@@ -1,11 +1,12 @@
 """Arithmetic as a stream of skills: operations and formats of the same sums, each an exact question (Lee et al. 2023, arXiv 2307.03381).
 
 One token a byte; a line ends with the token that begins a text, where the released data have a line break. Additions are balanced by
-the number of carries, since most random ones have many.
+the number of carries, since most random ones have many. Sine and square root are of numbers with four decimals, and so are their values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,13 +30,22 @@ OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 }
 PLAIN = ("plain", "plain2", "reverse", "reverse2")
 SCRATCHPADS = ("scratchpad", "detailed")  # of additions of numbers with equally many digits
-SKILLS = tuple(f"{operation}_{form}" for operation in OPERATIONS for form in PLAIN) + tuple(f"add_{form}" for form in SCRATCHPADS)
+UNIT = 10_000  # arguments and values of functions are whole numbers of ten-thousandths: they have four decimals
+FUNCTIONS: dict[str, tuple[int, int, Callable[[int], int]]] = {  # smallest and largest argument; the value, truncated towards zero
+    "sin": (-15_707, 15_707, lambda x: math.trunc(UNIT * math.sin(x / UNIT))),  # -pi / 2 to pi / 2
+    "sqrt": (1 * UNIT, 10 * UNIT, lambda x: math.isqrt(x * UNIT)),
+}
+SKILLS = (
+    *(f"{operation}_{form}" for operation in OPERATIONS for form in PLAIN),
+    *(f"add_{form}" for form in SCRATCHPADS),
+    *FUNCTIONS,
+)
 
 
 @dataclass(frozen=True)
 class ArithmeticOptions:
-    skills: tuple[str, ...] = ("add_plain", "subtract_plain")  # tasks in order: OPERATION_FORMAT, see SKILLS
-    digits: int = 2  # of the numbers at most, 1 to 4; scratchpads have exactly so many
+    skills: tuple[str, ...] = ("add_plain", "subtract_plain")  # tasks in order: OPERATION_FORMAT, sin or sqrt, see SKILLS
+    digits: int = 2  # of the numbers at most, 1 to 4; scratchpads have exactly so many, functions four decimals
     train: int = 2000  # questions of a skill, >= 1
     test: int = 500  # >= 1
 
@@ -51,14 +61,16 @@ class ArithmeticOptions:
 
 @register_benchmark("arithmetic", ArithmeticOptions)
 def arithmetic(options: ArithmeticOptions, context: BenchmarkContext) -> Benchmark:
-    """Sums, differences and products as questions, in plain and reversed digits or with a scratchpad; made up, no download."""
+    """Sums, differences, products, sines and roots as questions, plain, reversed or with a scratchpad; made up, no download."""
     if not options.skills:
         raise ConfigurationError("benchmark.skills names no skill. Name some of: " + ", ".join(SKILLS) + ".")
     tasks = []
     for skill in options.skills:
         operation, _, form = skill.partition("_")
-        pairs = number_pairs(operation, form in SCRATCHPADS, options, context.seed).tolist()
-        lines = [line(operation, form, a, b) for a, b in pairs]
+        if skill in FUNCTIONS:
+            lines = [function_line(skill, x) for x in arguments(skill, options, context.seed)]
+        else:
+            lines = [line(operation, form, a, b) for a, b in number_pairs(operation, form in SCRATCHPADS, options, context.seed).tolist()]
         tasks.append((skill, lines[options.test :], lines[: options.test]))
     return question_benchmark("arithmetic", tasks, Bytes(), None, "arithmetic", {})
 
@@ -87,6 +99,18 @@ def number_pairs(operation: str, full: bool, options: ArithmeticOptions, seed: i
     return pairs[rank_within(kinds).argsort(stable=True)[:wanted]]
 
 
+def arguments(function: str, options: ArithmeticOptions, seed: int) -> list[int]:
+    """test + train different arguments in units. Raises ConfigurationError if there are fewer than asked for."""
+    first, last, _ = FUNCTIONS[function]
+    wanted, there = options.train + options.test, last - first + 1
+    if wanted > there:
+        raise ConfigurationError(
+            f"arithmetic: {function} has {there:,} arguments, but train and test ask for {wanted:,}. Set benchmark.train lower."
+        )
+    drawn = torch.randperm(there, generator=RandomStream(seed, "arithmetic", function).generator())[:wanted]
+    return (drawn + first).tolist()
+
+
 def carries(pairs: Tensor) -> Tensor:
     """How many carries the sum of each pair has, (N,): a ninth of what the digit sums lose."""
     return (digit_sum(pairs[:, 0]) + digit_sum(pairs[:, 1]) - digit_sum(pairs.sum(1))) // 9
@@ -110,6 +134,17 @@ def line(operation: str, form: str, a: int, b: int) -> tuple[str, str]:
     if form in ("plain2", "reverse"):
         return f"${a}{sign}{b}=", f"{answer}$"
     return f"{a}{sign}{b}=", answer
+
+
+def function_line(function: str, x: int) -> tuple[str, str]:
+    """Question and answer; `x` in units."""
+    return f"{function}({_decimal(x)})=", _decimal(FUNCTIONS[function][2](x))
+
+
+def _decimal(value: int) -> str:
+    """A number of units with its four decimals."""
+    whole, rest = divmod(abs(value), UNIT)
+    return f"{'-' * (value < 0)}{whole}.{rest:04d}"
 
 
 def _steps(a: int, b: int) -> list[tuple[int, int, int, int, int]]:

@@ -27,7 +27,7 @@ class TextOptions:
     classes_per_task: int | None = None  # instead of `tasks`; the last task takes what is left
     class_order: tuple[int, ...] | None = None  # default: 0, 1, 2, ...
     length: int = 32  # tokens a text at most, >= 2; longer texts are cut
-    tokenizer: str = "bpe"  # bpe (trained on the first task of the class order), bytes, the path of a tokenizer.json, or package:NAME
+    tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
     vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
     train_limit: int | None = None  # training texts in all, stratified; default: all
 
@@ -54,7 +54,7 @@ class NamedCorpusOptions(CorpusOptions):
 @register_benchmark("docstrings", TextOptions)
 def docstrings(options: TextOptions, context: BenchmarkContext) -> Benchmark:
     """Paragraphs of docstrings by module, two modules a task: text that comes with the packages installed."""
-    return classification("docstrings", docstring_corpus(), options, context, "the packages installed")
+    return classification("docstrings", docstring_corpus(), options, context)
 
 
 @register_benchmark("text_classification", NamedCorpusOptions)
@@ -62,24 +62,18 @@ def text_classification(options: NamedCorpusOptions, context: BenchmarkContext) 
     """Intents, questions, news: clinc150 (ten domains), banking77, hwu64, trec, news20, from their published files."""
     name = options.corpus
     folder = Path(options.folder).expanduser() if options.folder else context.root / FOLDERS.get(name, name)
-    return classification(name, CORPORA[name](folder), options, context, str(folder))
+    return classification(name, CORPORA[name](folder), options, context)
 
 
-def classification(name: str, corpus: Corpus, options: TextOptions, context: BenchmarkContext, where: str) -> Benchmark:
-    """A benchmark of a corpus; `where` it lies, for what is wrong in it."""
+def classification(name: str, corpus: Corpus, options: TextOptions, context: BenchmarkContext) -> Benchmark:
+    """A benchmark of a corpus."""
     labels = corpus.labels
-    classes = _divided(corpus, labels, options)
+    classes = _divided(name, corpus, labels, options)
     number = {label: place for place, label in enumerate(labels)}
-    parts = {}
-    for split, pairs in (("train", corpus.train), ("test", corpus.test)):
-        numbers = []
-        for row, (text, label) in enumerate(pairs):
-            if not text.strip():
-                raise ConfigurationError(f"{where}: text {row} of the {split} split is empty. Remove it.")
-            if label not in number:
-                raise ConfigurationError(f"{where}: text {row} of the {split} split has label {label!r}, which no training text has.")
-            numbers.append(number[label])
-        parts[split] = [text for text, _ in pairs], torch.tensor(numbers)
+    parts = {
+        split: ([text for text, _ in pairs], torch.tensor([number[label] for _, label in pairs]))
+        for split, pairs in (("train", corpus.train), ("test", corpus.test))
+    }
     first = set(classes[0])
     texts, targets = parts["train"]
     shown_first = [text for text, label in zip(texts, targets.tolist(), strict=True) if label in first]
@@ -87,12 +81,13 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
     train, train_cut = _source(tokens, *parts["train"], options.length)
     test, test_cut = _source(tokens, *parts["test"], options.length)
     notes = {"classes": " | ".join(", ".join(labels[label] for label in held) for held in classes)}
-    cut = f"{train_cut} training and {test_cut} test texts are longer than {options.length}"
+    cut = f"{train_cut} training and {test_cut} test texts are longer than {options.length} and cut there"
     notes["tokens"] = f"{options.tokenizer}, {tokens.size} ids; {cut}"
     if options.train_limit is not None:
         generator = RandomStream("train_limit", name, context.seed).generator()
         train = train.select(stratified(train.targets, options.train_limit, generator))
         notes["train_limit"] = f"{len(train):,} training texts in all, stratified, seed {context.seed}"
+    notes.update(corpus.notes)
     return Benchmark(
         name=name,
         num_classes=len(labels),
@@ -108,7 +103,7 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
     )
 
 
-def _divided(corpus: Corpus, labels: Sequence[str], options: TextOptions) -> list[tuple[int, ...]]:
+def _divided(name: str, corpus: Corpus, labels: Sequence[str], options: TextOptions) -> list[tuple[int, ...]]:
     """By domain, where the corpus has them and nothing else is asked for."""
     asked = options.tasks is not None or options.classes_per_task is not None or options.class_order is not None
     if corpus.groups and not asked:
@@ -117,7 +112,10 @@ def _divided(corpus: Corpus, labels: Sequence[str], options: TextOptions) -> lis
     tasks = options.tasks
     if tasks is None and options.classes_per_task is None:
         tasks = min(10, len(labels))
-    return divide_classes(len(labels), tasks, options.classes_per_task, options.class_order)
+    try:
+        return divide_classes(len(labels), tasks, options.classes_per_task, options.class_order)
+    except ValueError as error:
+        raise ConfigurationError(f"{name}: {error}.") from error
 
 
 def _source(tokens: Tokens, texts: Sequence[str], targets: Tensor, length: int) -> tuple[TensorSource, int]:

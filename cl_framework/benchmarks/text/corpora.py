@@ -6,9 +6,10 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,11 +19,12 @@ from cl_framework.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Labelled texts in two splits. Labels are names; `groups` divides them into tasks, where the corpus does."""
+    """Labelled texts in two splits, as `checked` leaves them. Labels are names; `groups` divides them into tasks, where the corpus does."""
 
     train: list[tuple[str, str]]  # (text, label)
-    test: list[tuple[str, str]]
+    test: list[tuple[str, str]]  # labels that `train` or `groups` has
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name of a domain -> its labels
+    notes: dict[str, str] = field(default_factory=dict)  # what was missing, divided or left out
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -32,65 +34,109 @@ class Corpus:
         return tuple(sorted({label for _, label in self.train}))
 
 
+Rows = Iterable[tuple[str, Any, Any]]  # of file and row, text, label
+COLUMNS = ("text", "label")
+_ANEW = "Replace it by the published file."
+
+
+def checked(where: object, rows: Rows, known: Collection[str] | None = None, columns: tuple[str, str] = COLUMNS) -> list[tuple[str, str]]:
+    """(text, label) of each row, which its file calls `columns`.
+
+    Raises ConfigurationError, naming file and row, where one of them is missing, empty or no string, or where the label is none of
+    `known`, those of the training texts; and naming `where`, if there are no rows.
+    """
+    pairs = []
+    for place, text, label in rows:
+        pairs.append((_string(place, columns[0], text), _string(place, columns[1], label)))
+        if known is not None and label not in known:
+            raise ConfigurationError(f"{place}: no training text has the label {label!r}. Correct it, or remove that row.")
+    if not pairs:
+        raise ConfigurationError(f"{where} holds no labelled texts. {_ANEW}")
+    return pairs
+
+
+def _string(place: str, what: str, value: Any) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    fault = "missing" if value is None else "empty" if isinstance(value, str) else f"{value!r:.60}, which is no string"
+    raise ConfigurationError(f"{place}: the {what} is {fault}. Correct it, or remove that row.")
+
+
+def _two_splits(train: Path, test: Path, rows_of: Callable[[Path], Rows], columns: tuple[str, str] = COLUMNS) -> Corpus:
+    pairs = checked(train, rows_of(train), columns=columns)
+    return Corpus(pairs, checked(test, rows_of(test), {label for _, label in pairs}, columns))
+
+
 def clinc150(folder: Path) -> Corpus:
     """CLINC150 (Larson et al. 2019): `data_full.json` and `domains.json`; out-of-scope texts are left out."""
-    data = _json(folder, "data_full.json")
-    domains = {name: tuple(map(str, labels)) for name, labels in _json(folder, "domains.json").items()}
+    domains = _domains(folder)
+    path, data = folder / "data_full.json", _json(folder, "data_full.json")
     known = {label for labels in domains.values() for label in labels}
-    parts = {}
-    for split in ("train", "test"):
-        pairs = data.get(split)
-        if not isinstance(pairs, list):
-            raise ConfigurationError(f"{folder / 'data_full.json'} has no list {split!r}.")
-        for row, pair in enumerate(pairs):
-            if not (isinstance(pair, list) and len(pair) == 2 and pair[1] in known):
-                raise ConfigurationError(f"{folder / 'data_full.json'}: row {row} of {split!r} is no [text, intent of domains.json].")
-        parts[split] = [(text, label) for text, label in pairs]
-    return Corpus(parts["train"], parts["test"], domains)
+    train, test = (checked(f"{path}: {split!r}", _clinc_rows(path, data, split, known)) for split in ("train", "test"))
+    return Corpus(train, test, domains)
+
+
+def _domains(folder: Path) -> dict[str, tuple[str, ...]]:
+    domains = _json(folder, "domains.json")
+    for name, labels in domains.items():
+        if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
+            raise ConfigurationError(f'{folder / "domains.json"}: {name!r} is no list of intents. Write it as ["intent", ...].')
+    return {name: tuple(labels) for name, labels in domains.items()}
+
+
+def _clinc_rows(path: Path, data: dict[str, Any], split: str, known: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
+    pairs = data.get(split)
+    if not isinstance(pairs, list):
+        raise ConfigurationError(f"{path} has no list {split!r}. {_ANEW}")
+    for row, pair in enumerate(pairs):
+        place = f"{path}: row {row} of {split!r}"
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1] in known):
+            raise ConfigurationError(f"{place} is no [text, intent of domains.json]. Correct it, or remove it.")
+        yield place, *pair
 
 
 def banking77(folder: Path) -> Corpus:
     """BANKING77 (Casanueva et al. 2020): `train.csv` and `test.csv` with columns text and category."""
-    train, test = (_csv(folder / f"{split}.csv", "text", "category") for split in ("train", "test"))
-    return Corpus(train, test)
+    columns = "text", "category"
+    return _two_splits(folder / "train.csv", folder / "test.csv", lambda path: _csv(path, columns), columns)
 
 
 def hwu64(folder: Path) -> Corpus:
     """HWU64 (Liu et al. 2019): folders train and test, each with `seq.in` and `label`, a line an utterance."""
-    train, test = (_parallel(folder / "HWU64" / split) for split in ("train", "test"))
-    return Corpus(train, test)
+    return _two_splits(folder / "HWU64" / "train", folder / "HWU64" / "test", _parallel)
 
 
 def trec(folder: Path) -> Corpus:
     """TREC questions (Li & Roth 2002), six coarse classes: `train.txt` and `test.txt`, lines "CLASS:fine question", also in `qc.zip`."""
-    parts = []
-    for split in ("train", "test"):
-        lines = _text(folder, f"{split}.txt", ("qc.zip",), "latin-1").splitlines()
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            label, colon, rest = line.partition(":")
-            if not colon or " " not in rest:
-                raise ConfigurationError(f"{folder}: line {number} of {split}.txt is no 'CLASS:fine question'.")
-            rows.append((rest.partition(" ")[2], label))
-        parts.append(rows)
-    train, test = parts
-    return Corpus(train, test)
+    return _two_splits(folder / "train.txt", folder / "test.txt", _questions)
+
+
+def _questions(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, line in enumerate(_lines(_text(path.parent, path.name, ("qc.zip",), "latin-1")), start=1):
+        label, colon, rest = line.partition(":")
+        if not colon or " " not in rest:
+            raise ConfigurationError(f"{path}, line {number}: this is no 'CLASS:fine question'. Correct it, or remove it.")
+        yield f"{path}, line {number}", rest.partition(" ")[2], label
 
 
 def news20(folder: Path) -> Corpus:
     """20 Newsgroups (Lang 1995): a folder a group with a file a message, also in `20_newsgroups.tar.xz`; every fifth message is a test.
 
-    Headers are cut off, which name the group.
+    Headers are cut off, which name the group; a message that has nothing else is left out.
     """
-    train: list[tuple[str, str]] = []
-    test: list[tuple[str, str]] = []
-    for number, (group, text) in enumerate(_messages(folder)):
+    halves: tuple[list[tuple[str, str, str]], ...] = [], []
+    empty = 0
+    for number, (place, group, text) in enumerate(_messages(folder)):
         body = text.partition("\n\n")[2].strip()
         if body:
-            (test if number % 5 == 0 else train).append((body, group))
-    if not train:
+            halves[number % 5 == 0].append((place, body, group))
+        else:
+            empty += 1
+    if not halves[0]:
         raise ConfigurationError(f"{folder} holds no messages: expected <group>/<number>, or 20_newsgroups.tar.xz.")
-    return Corpus(train, test)
+    train = checked(folder, halves[0])
+    test = checked(folder, halves[1], {group for _, group in train})
+    return Corpus(train, test, notes={"left out": f"{empty:,} messages without a text below their headers"} if empty else {})
 
 
 CORPORA: dict[str, Callable[[Path], Corpus]] = {
@@ -122,13 +168,13 @@ def _text(folder: Path, name: str, archives: Sequence[str] = (), encoding: str =
             raw = next(_members(folder, archives, name), None) or b""
             if not raw:
                 raise _missing(path)
-        return raw.decode(encoding)
+        return raw.decode(encoding).removeprefix("\ufeff")  # the mark that some editors begin a file with
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         where = f"byte {error.start} in line {line}"
         raise ConfigurationError(f"{path} is not written in {encoding}: {where}. Convert it to {encoding}.") from error
     except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+        raise ConfigurationError(f"{path} cannot be read ({_first_line(error)}). {_ANEW}") from error
 
 
 def _members(folder: Path, archives: Sequence[str], name: str) -> Iterator[bytes]:
@@ -142,43 +188,58 @@ def _json(folder: Path, name: str) -> dict[str, list[Any]]:
     try:
         found = json.loads(_text(folder, name))
     except ValueError as error:
-        raise ConfigurationError(f"{folder / name} is no valid JSON: {error}.") from error
+        raise ConfigurationError(f"{folder / name} is no valid JSON: {error}. {_ANEW}") from error
     if not isinstance(found, dict):
-        raise ConfigurationError(f"{folder / name} must hold a mapping.")
+        raise ConfigurationError(f"{folder / name} must hold a mapping. {_ANEW}")
     return found
 
 
-def _csv(path: Path, text: str, label: str) -> list[tuple[str, str]]:
+def _csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
+    """File and row, and what stands in two columns; None where the row is too short."""
     reader = csv.DictReader(io.StringIO(_text(path.parent, path.name)))
-    missing = [column for column in (text, label) if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ConfigurationError(f"{path} has no column {missing[0]!r}; it has {', '.join(reader.fieldnames or ()) or 'none'}.")
-    return [(row[text], row[label]) for row in reader]
+    try:
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            there = ", ".join(reader.fieldnames or ()) or "none"
+            raise ConfigurationError(f"{path} has no column {missing[0]!r}; it has {there}. Name its columns in the first line.")
+        for row in reader:
+            if None in row:
+                raise ConfigurationError(
+                    f"{path}, line {reader.line_num}: there are more columns than names. Put a text with commas in quotes."
+                )
+            yield f"{path}, line {reader.line_num}", row[columns[0]], row[columns[1]]
+    except csv.Error as error:
+        raise ConfigurationError(
+            f"{path}: what follows line {reader.line_num} is no CSV ({error}). Correct that row, or remove it."
+        ) from error
 
 
-def _parallel(folder: Path) -> list[tuple[str, str]]:
-    texts, labels = (_text(folder, name).splitlines() for name in ("seq.in", "label"))
+def _lines(text: str) -> list[str]:
+    """Lines without their breaks. Nothing but a line feed ends one: within a text there may be U+2028 or others that `splitlines` takes."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _parallel(folder: Path) -> Iterator[tuple[str, str, str]]:
+    texts, labels = (_lines(_text(folder, name)) for name in ("seq.in", "label"))
     if len(texts) != len(labels):
         raise ConfigurationError(f"{folder}: seq.in has {len(texts)} lines, label has {len(labels)}. They must have one for each other.")
-    return list(zip(texts, labels, strict=True))
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+        yield f"{folder}: line {number} of seq.in and label", text, label
 
 
-def _messages(folder: Path) -> Iterator[tuple[str, str]]:
-    """(group, text) of each <group>/<number>, in order of their names."""
+def _messages(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(file, group, text) of each <group>/<number>, in order of their names."""
     archive = folder / "20_newsgroups.tar.xz"
     if archive.is_file():
-        with tarfile.open(archive) as file:
-            found = {member.name: member for member in file.getmembers() if member.isfile() and "/" in member.name}
-            for name in sorted(found):
-                extracted = file.extractfile(found[name])
-                assert extracted is not None
-                yield name.split("/")[-2], extracted.read().decode("latin-1")
+        for name, raw in sorted(_archived(archive, lambda name: "/" in name)):
+            yield f"{archive}: {name}", name.split("/")[-2], raw.decode("latin-1")
         return
     if not folder.is_dir():
         raise _missing(folder)
     for path in sorted(folder.glob("*/*")):
         if path.is_file():
-            yield path.parent.name, path.read_text(encoding="latin-1")
+            yield str(path), path.parent.name, path.read_text(encoding="latin-1")
 
 
 def json_members(folder: Path, pattern: str, archive: str, data_set: str) -> Iterator[tuple[str, bytes]]:
@@ -196,12 +257,21 @@ def json_members(folder: Path, pattern: str, archive: str, data_set: str) -> Ite
         raise ConfigurationError(
             f"{packed} does not exist. Set data.root (or CL_DATA) to the folder that holds {data_set}, or benchmark.folder."
         )
+    yield from _archived(packed, lambda name: PurePosixPath(name).match(pattern))
+
+
+def _archived(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of a tar archive whose name is wanted. ConfigurationError names the archive if it cannot be read."""
     try:
-        with tarfile.open(packed) as file:
+        with tarfile.open(archive) as file:
             for member in file:
-                if member.isfile() and PurePosixPath(member.name).match(pattern):
+                if member.isfile() and wanted(member.name):
                     extracted = file.extractfile(member)
                     assert extracted is not None
                     yield member.name, extracted.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ConfigurationError(f"{packed} cannot be read: {error}.") from error
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+        raise ConfigurationError(f"{archive} cannot be read ({_first_line(error)}). {_ANEW}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0].rstrip(":.")

@@ -35,7 +35,7 @@ class Text:
 @dataclass(frozen=True)
 class LanguageOptions:
     length: int = 64  # tokens a row, >= 2
-    tokenizer: str = "bpe"  # bpe (trained on the first task), bytes, the path of a tokenizer.json, or package:NAME
+    tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
     vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
     train_limit: int | None = None  # tokens of each task at most, its first ones, >= 2; default: all
 

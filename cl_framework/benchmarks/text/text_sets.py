@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.classification import CorpusOptions, classification
-from cl_framework.benchmarks.text.corpora import Corpus, json_members
+from cl_framework.benchmarks.text.corpora import Corpus, checked, json_members
 from cl_framework.checks import check_choice
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -54,11 +54,11 @@ def text_sets(options: TextSetsOptions, context: BenchmarkContext) -> Benchmark:
     notes = {"missing": f"{', '.join(missing)}: no files in {folder}"} if missing else {}
     halves: list[str] = []
     parts: dict[str, tuple[Texts, Texts]] = {}
-    left_out = 0
+    strange: list[str] = []
     for name in wanted:
         if name not in missing:
             labelled = {split: _labelled(found[name], name, split, folder) for split in SPLITS if split in found[name]}
-            left_out += sum(count for _, count in labelled.values())
+            strange += [place for _, places in labelled.values() for place in places]
             parts[name] = _split({split: texts for split, (texts, _) in labelled.items()})
             halves += [name] * (len(labelled) == 1)
     if not parts:
@@ -67,12 +67,11 @@ def text_sets(options: TextSetsOptions, context: BenchmarkContext) -> Benchmark:
         )
     if halves:
         notes["divided"] = f"{', '.join(halves)}: one split only, of which every fifth text is a test"
-    if left_out:
-        notes["left out"] = f"{left_out} texts whose label is none of their set's"
+    if strange:
+        notes["left out"] = f"{len(strange):,} texts whose label is none of their set's labels.json, the first in {strange[0]}"
     groups = {name: tuple(dict.fromkeys(label for half in halves for _, label in half)) for name, halves in parts.items()}
     train, test = ([one for halves in parts.values() for one in halves[place]] for place in (0, 1))
-    benchmark = classification("text_sets", Corpus(train, test, groups), options, context, str(folder))
-    return replace(benchmark, notes={**benchmark.notes, **notes})
+    return classification("text_sets", Corpus(train, test, groups, notes), options, context)
 
 
 def _split(texts: Mapping[str, Texts]) -> tuple[Texts, Texts]:
@@ -83,24 +82,25 @@ def _split(texts: Mapping[str, Texts]) -> tuple[Texts, Texts]:
     return [one for place, one in enumerate(whole) if place % 5], whole[::5]
 
 
-def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> tuple[Texts, int]:
-    """The texts of a split with labels that no other set has, and how many were left out since their label is none of the set's."""
+def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> tuple[Texts, list[str]]:
+    """The texts of a split with labels that no other set has, and the rows that were left out since their label is none of the set's."""
     where = f"{folder}: {name}/{split}.json"
-    labels = set(files.get("labels") or ())
-    if not labels:
-        raise ConfigurationError(f"{folder}: {name}/labels.json is missing or empty. Copy it from where the others came from.")
+    labels = files.get("labels")
+    if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
+        raise ConfigurationError(
+            f"{folder}: {name}/labels.json is missing, empty or no list of labels. Copy it from where the others came from."
+        )
     if not isinstance(files[split], list):
-        raise ConfigurationError(f"{where} must hold a list of texts.")
-    texts, strange = [], 0
+        raise ConfigurationError(f"{where} must hold a list of texts. Copy it from where the others came from.")
+    rows, strange = [], []
     for row, entry in enumerate(files[split]):
-        absent = [key for key in ("sentence", "label") if not (isinstance(entry, dict) and isinstance(entry.get(key), str))]
-        if absent:
-            raise ConfigurationError(f"{where}: row {row} has no {absent[0]!r}.")
-        if entry["label"] not in labels:
-            strange += 1
-            continue
-        texts.append((entry["sentence"], f"{name}/{entry['label']}"))
-    return texts, strange
+        text, label = (entry.get("sentence"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        place = f"{where}: row {row}"
+        if isinstance(label, str) and label.strip() and label not in labels:
+            strange.append(place)
+        else:
+            rows.append((place, text, label))
+    return [(text, f"{name}/{label}") for text, label in checked(where, rows, columns=("sentence", "label"))], strange
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -109,9 +109,11 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     for path, raw in json_members(folder, "CL_Benchmark/*/*/*.json", ARCHIVE, "cl_benchmark"):
         name, file = path.split("/")[-2:]
         try:
-            found.setdefault(name, {})[file.removesuffix(".json")] = json.loads(raw.decode())
+            found.setdefault(name, {})[file.removesuffix(".json")] = json.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{folder}: {path} is not written in utf-8 (byte {error.start}). Convert it.") from error
         except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}).") from error
+            raise ConfigurationError(
+                f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}). Copy it from where the others came from."
+            ) from error
     return found

@@ -1,6 +1,7 @@
-"""Tokens: byte-level BPE trained on a benchmark's first task, plain bytes, or a tokenizer that was trained before.
+"""Tokens: byte-level BPE trained on a benchmark's task 0, plain bytes, or a tokenizer that was trained before.
 
-Nothing but the texts given decides a trained tokenizer: the same texts give the same token ids on every machine.
+Nothing but the texts given decides a trained tokenizer: the same texts give the same token ids on every machine. They are task 0's
+wherever a stream begins, so that a run, its oracles and other orders of its stream have the same tokens.
 """
 
 from __future__ import annotations
