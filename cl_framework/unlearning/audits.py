@@ -30,7 +30,7 @@ from cl_framework.unlearning.report_of_answers import ANSWER_WORDS, probabilitie
 
 VERDICT_WORDS = " · ".join(NAMES.values()) + (
     ". Means over requests; P passed, F failed, ? inconclusive, invalid or not run; T1 with the mean of the requests' 95 % intervals "
-    "[low to high], each of n questions."
+    "in brackets, each of n questions."
 )
 TABLES = {"verdicts": (comparison, VERDICT_WORDS), "costs": (costs, COST_WORDS), "answers": (probabilities, ANSWER_WORDS)}
 

@@ -17,8 +17,8 @@ _SETS = {  # column: the details of T2 before the request, after it, and of the 
 }
 ANSWER_WORDS = (
     "Probability of the right answers before the request → after it (oracle), means over requests. forgotten: what was unlearned (T2); "
-    "retained: utility on the other tasks; real authors and world facts, which no task teaches: of the answers offered, four a question, "
-    "as TOFU's code has it."
+    "retained: utility on the other tasks; real authors and world facts, which no task teaches: as a share of all answers "
+    "offered, as TOFU's code has it."
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 from cl_framework.cli import main
 from cl_framework.errors import ConfigurationError
 from cl_framework.unlearning.audit_report import COLUMNS, comparison, read_csv, rows_of, to_csv, verdicts_of
+from cl_framework.unlearning.audit_report import ORACLE as ANOTHER
 from cl_framework.unlearning.report_of_answers import probabilities
 
 OWN = {"own": 0.25, "retained": 0.5, "world_facts": 0.375}
@@ -92,6 +93,8 @@ def test_the_table_of_answers_has_before_after_and_oracle_by_set() -> None:
     assert header == ["unlearns", "strategies", "forgotten", "retained", "world facts", "requests", "seeds"]
     told = ["1.000 → 0.250 (0.125)", "0.875 → 0.500 (0.750)", "0.250 → 0.375 (0.500)"]
     assert lines == [["task", "joint, npo", *told, "3", "0, 1"]]
+    controls = [{**row, "model": ANOTHER, "details": {}} for row in rows_of(AUDIT)]
+    assert probabilities([*rows_of(AUDIT), *controls]) == probabilities(rows_of(AUDIT)), "controls hold no probabilities of their own"
     older = rows_of(audit_of([figure("T2", 0.5, None, own=0.75, oracle=0.625, before=0.5)]))
     assert probabilities(older)[0] == ["unlearns", "strategies", "forgotten", "requests", "seeds"]
     assert probabilities([*rows_of(AUDIT), *older])[1][0][2] == "0.833 → 0.417 (0.292)"
@@ -105,7 +108,8 @@ def test_the_command_shows_the_table_of_answers(tmp_path: Path, capsys: pytest.C
     assert main(["audit", str(path), "--answers", "--into", f"{page}#told"]) == 0
     assert "1.000 → 0.250 (0.125)" in capsys.readouterr().out and "| forgotten | retained | world facts |" in page.read_text()
     assert main(["audit", str(path)]) == 0
-    assert "→" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "→" not in shown and "intervals in brackets, each of n questions." in shown and "0.38 [0.19 to 0.62], n 40, (2F)" in shown
     written = page.read_text()
     path.write_text(to_csv([row for row in rows_of(AUDIT) if row["name"] == "M1"]))
     assert main(["audit", str(path), "--answers", "--into", f"{page}#told", "--out", str(tmp_path / "b.csv")]) == 2
