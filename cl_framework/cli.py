@@ -115,7 +115,10 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("--out", type=Path, metavar="FILE.csv", help="also write all figures, one row a figure")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
     part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw what is lost against what is gone")
-    part.add_argument("--costs", action="store_true", help="the table of all says what each answer cost beside training again")
+    tables = part.add_mutually_exclusive_group()
+    for table, text in (("costs", "what each answer cost beside training again"), ("answers", "how probable the right answers still are")):
+        tables.add_argument(f"--{table}", dest="table", action="store_const", const=table, help=f"the table of all says {text}")
+    part.set_defaults(table="verdicts")
 
     part = command("sweep", sweep, "a grid of runs: skips what is done, resumes what was interrupted", "words")
     part.add_argument("words", nargs="+", metavar="EXPERIMENT|key=a,b,c", help="experiment files, then overrides; seed=0..4 is a range")
@@ -248,7 +251,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
     console = table_console()
     wanted = (arguments.tier, arguments.seeds, arguments.orders, arguments.again)
-    products = (arguments.out, arguments.into, arguments.plot, arguments.costs)
+    products = (arguments.out, arguments.into, arguments.plot, arguments.table)
     for shown in audits(arguments.words, *wanted, *products, tell=lambda text: print(text, file=sys.stderr)):
         console.print(shown, soft_wrap=isinstance(shown, str))
     return 0

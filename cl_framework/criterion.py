@@ -34,6 +34,11 @@ def asked(targets: Tensor, whole_rows: bool = False) -> Tensor:
     return places.any(1) if whole_rows else places
 
 
+def last_asked(targets: Tensor) -> Tensor:
+    """The last place of each row (B, L) at which something is asked, (B,): behind it there may be padding. Each row asks at least once."""
+    return (asked(targets) * torch.arange(targets.shape[1], device=targets.device)).argmax(1)
+
+
 def answers_asked(targets: Tensor) -> Tensor:
     """How many answers each row asks for, (B,): one of a class, one at each place of a text that asks."""
     return asked(targets).flatten(1).sum(1) if targets.ndim > 1 else torch.ones_like(targets)

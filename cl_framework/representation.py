@@ -1,6 +1,7 @@
 """Probes of the representation: how many directions the features of held-out samples fill, and how fast their spectrum decays.
 
-Features are the model's before its head, of a fixed set of test samples of each task; of a text of several places, the last place's.
+Features are the model's before its head, of a fixed set of test samples of each task; of a text of several places, those of the last
+one that asks something.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.calls import evaluation_mode, run_model
+from cl_framework.criterion import last_asked
 from cl_framework.evaluation import held_out_batches
 from cl_framework.learner import Learner, global_randomness_kept
 from cl_framework.stream import TaskId
@@ -74,5 +76,10 @@ def _features(learner: Learner, task: TaskId) -> Tensor:
         for rows in held_out_batches(learner, task, places):
             features, _ = run_model(learner.model, rows)
             assert features is not None  # `assemble` has asked
-            parts.append((features if features.ndim == 2 else features[:, -1]).cpu())
+            parts.append(_of_rows(features, rows.targets).cpu())
     return torch.cat(parts)
+
+
+def _of_rows(features: Tensor, targets: Tensor) -> Tensor:
+    """(B, D), from as many or from those of every place, (B, L, D)."""
+    return features if features.ndim == 2 else features[torch.arange(len(features), device=features.device), last_asked(targets)]

@@ -84,6 +84,7 @@ class Benchmark:
     objective: str = "classification"  # or language_modelling: the next token at each place, all classes in every task
     whole_rows: bool = False  # whether an answer is right only when all places of its row are, as where it is a number or a sentence
     alternatives: tuple[Alternatives | None, ...] = ()  # of each task, where its questions have other answers to compare with
+    utility: dict[str, Alternatives] = field(default_factory=dict)  # by name: questions of no task, which are to be answered as before
     notes: dict[str, str] = field(default_factory=dict)  # e.g. class order, what was left out: told at a run's start, kept in its env.json
 
     @property

@@ -50,7 +50,8 @@ _SAME = 1e-12  # nats: a model that lies no farther from the oracle is the oracl
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 _REQUEST = ("event_index", "event", "granularity", "strategy")
 _FIGURE = ("name", "value", "verdict", "bound", "worst")
-COLUMNS = (*_IDENTITY, *_REQUEST, "model", "unlearned", *_FIGURE, "details")
+_INTERVAL = ("low", "high", "n")  # of 95 %, and the number of questions it is of; older files do not have them
+COLUMNS = (*_IDENTITY, *_REQUEST, "model", "unlearned", *_FIGURE, *_INTERVAL, "details")
 
 
 # --- rows: one figure of one request of one run ---
@@ -65,8 +66,13 @@ def rows_of(audit: Mapping[str, Any]) -> list[Row]:
                 row = {key: audit[key] for key in _IDENTITY} | {key: request[key] for key in _REQUEST}
                 details = {name: float(f"{value:.5g}") for name, value in figure["details"].items()} if model == UNLEARNED else {}
                 row |= {"model": model, "unlearned": request["unlearned"] if model == UNLEARNED else None, "details": details}
-                rows.append(row | {key: figure[key] for key in _FIGURE})
+                rows.append(row | {key: figure[key] for key in _FIGURE} | _interval(figure))
     return rows
+
+
+def _interval(figure: Mapping[str, Any]) -> Row:
+    low, high = figure["interval"] or (None, None)
+    return {"low": low, "high": high, "n": figure["details"].get("n")}
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -89,8 +95,8 @@ def read_csv(path: Path) -> list[Row]:
             if "average_accuracy" in (reader.fieldnames or ()):
                 raise ConfigurationError(f"{path} is a file of runs: use `clu report {path}`.")
             for text in reader:
-                row: Row = {key: text[key] for key in COLUMNS}
-                row |= {key: float(text[key]) if text[key] else None for key in ("value", "bound", "worst")}
+                row: Row = {key: text[key] for key in COLUMNS if key not in _INTERVAL}
+                row |= {key: float(text[key]) if text.get(key) else None for key in ("value", "bound", "worst", *_INTERVAL)}
                 row |= {"seed": int(text["seed"]), "event_index": int(text["event_index"])}
                 row["unlearned"] = {"True": True, "False": False}.get(text["unlearned"])
                 row |= {"strategies": text["strategies"].split(), "details": json.loads(text["details"])}
@@ -128,12 +134,24 @@ def verdicts_of(audit: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _cell(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return NOT_RUN
-    return figure["verdict"] if figure["value"] is None else f"{figure['value']:.3g} {figure['verdict']}"
+    if figure["value"] is None:
+        return figure["verdict"]
+    return f"{figure['value']:.3g}{_spread([_interval(figure)], '.3g')} {figure['verdict']}"
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], precision: str) -> str:
+    """ " [low to high], n N," of a figure that is of N questions: means of the requests' own intervals; nothing where one has none."""
+    if not rows or any(row[key] is None for row in rows for key in _INTERVAL):
+        return ""
+    low, high = (format(mean(row[key] for row in rows), precision) for key in ("low", "high"))
+    counts = [int(row["n"]) for row in rows]
+    number = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return f" [{low} to {high}], n {number},"
 
 
 def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Many runs: a row a stack and granularity; each figure as mean over requests (but those that are void), and how many passed (P),
-    failed (F), and told nothing (?: inconclusive, invalid or not run).
+    failed (F), and told nothing (?: inconclusive, invalid or not run). T1 with the mean of the requests' intervals and n of one request.
 
     The last rows of a granularity are controls in the place of the unlearned model, from all runs together: the model
     before the request, an oracle of another seed, and a task that was never seen.
@@ -152,11 +170,12 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
         mine = [row for row in rows if row["name"] == name]
-        values = told_by(rows, name)
+        telling = _telling(rows, name)
         passed, failed = (sum(row["verdict"] == verdict for row in mine) for verdict in (PASS, FAIL))
         counts = {"P": passed, "F": failed, "?": len(mine) - passed - failed}
         told = " ".join(f"{count}{letter}" for letter, count in counts.items() if count)
-        shown = f"{mean(values):.2f} ({told})" if values else f"({told})"
+        value = f"{mean(row['value'] for row in telling):.2f}{_spread(telling, '.2f')} " if telling else ""
+        shown = f"{value}({told})"
         cells.append(shown if any(row["value"] is not None for row in mine) else "–")
     requests = [{name: row["verdict"] for name, row in figures.items()} for figures in by_request(rows)]
     orders, seeds = {row["stream"] for row in rows}, sorted({row["seed"] for row in rows})
@@ -168,7 +187,11 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 def told_by(rows: Sequence[Row], name: str) -> list[float]:
     """The values of a figure, but those that are void."""
-    return [row["value"] for row in rows if row["name"] == name and row["value"] is not None and row["verdict"] != INVALID]
+    return [row["value"] for row in _telling(rows, name)]
+
+
+def _telling(rows: Sequence[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["name"] == name and row["value"] is not None and row["verdict"] != INVALID]
 
 
 def by_request(rows: Sequence[Row]) -> list[dict[str, Row]]:

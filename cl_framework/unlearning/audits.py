@@ -26,6 +26,13 @@ from cl_framework.unlearning.audit_report import (
 )
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
 from cl_framework.unlearning.fast import FAST
+from cl_framework.unlearning.report_of_answers import ANSWER_WORDS, probabilities
+
+VERDICT_WORDS = " · ".join(NAMES.values()) + (
+    ". Means over requests; P passed, F failed, ? inconclusive, invalid or not run; T1 with the mean of the requests' 95 % intervals "
+    "in brackets, each of n questions."
+)
+TABLES = {"verdicts": (comparison, VERDICT_WORDS), "costs": (costs, COST_WORDS), "answers": (probabilities, ANSWER_WORDS)}
 
 
 def audits(
@@ -37,12 +44,12 @@ def audits(
     out: Path | None,
     into: str | None,
     plot: Path | None,
-    of_costs: bool,
+    table: str,
     tell: Callable[[str], None],
 ) -> Iterator[Any]:
     """What to show, piece by piece, as it is there: each run's verdicts, then the table of all, then sentences about files.
 
-    of_costs: the table of all says what answers cost, and not how they were judged.
+    table: what the table of all says, one of `TABLES`.
     """
     paths, overrides = places(words)
     if out is not None and out.suffix != ".csv":
@@ -66,11 +73,11 @@ def audits(
             picture = RunDirectory(path).plots / "relearning.png"
             atomic_write(picture, png(relearning_picture(result)))
             yield f"written: {path / 'audit' / tier}.json and {picture}"
-    header, lines = costs(rows) if of_costs else comparison(rows)
-    if of_costs or len(paths) > 1 or paths[0].suffix == ".csv":
+    of_all, words_below = TABLES[table]
+    header, lines = of_all(rows)
+    if table != "verdicts" or len(paths) > 1 or paths[0].suffix == ".csv":
         yield terminal_table(header, lines)
-        judged = " · ".join(NAMES.values()) + ". Means over requests; P passed, F failed, ? inconclusive, invalid or not run."
-        yield COST_WORDS if of_costs else judged
+        yield words_below
     if out is not None:
         atomic_write(out, to_csv(rows))
         yield f"written: {out}"

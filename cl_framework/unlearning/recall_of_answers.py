@@ -7,6 +7,7 @@ over that of the true answer in other words: near 0 for a model that knows, near
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ class Recalled:
     exact: Tensor  # (N,) share of the answer's tokens that are predicted from those before, [0, 1]
     strength: Tensor  # (N,) extraction strength, [0, 1]
     truth_ratio: Tensor  # (M,) of those that have other answers, >= 0
-    retained: float | None  # mean probability of the right answers that are retained
+    utility: Mapping[str, float]  # mean probability of the right answers that are to stay, by what they are about: see `_utility`
 
 
 def recalled(learner: Learner, question: Question) -> Recalled | None:
@@ -45,8 +46,19 @@ def recalled(learner: Learner, question: Question) -> Recalled | None:
     if beside is None:
         return None
     answers = told(learner, question.pool.read(learner))
+    ratios = truth_ratios(learner, beside, task)
+    return Recalled(answers.probability, answers.exact, answers.strength, ratios, _utility(learner, question))
+
+
+def _utility(learner: Learner, question: Question) -> dict[str, float]:
+    """Of what is retained, the mean over tasks; of questions that no task holds as a share of the probability of all answers offered, as
+    the code of TOFU has it for real authors and world facts: chance where a model has no idea."""
     kept = [float(told(learner, samples.read(learner)).probability.mean()) for samples in question.retained]
-    return Recalled(answers.probability, answers.exact, answers.strength, truth_ratios(learner, beside, task), mean(kept) if kept else None)
+    found = {"retained": mean(kept)} if kept else {}
+    asked_as = next((task for task in question.live if task != question.event.task), question.event.task)
+    for name, beside in learner.benchmark.utility.items():
+        found[name] = float(right_shares(learner, beside, asked_as).mean())
+    return found
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,21 @@ def extraction_strength(right: Tensor, wanted: Tensor) -> Tensor:
 
 def truth_ratios(learner: Learner, beside: Alternatives, task: TaskId) -> Tensor:
     """(M,): mean probability of the false answers to a question, over that of the true one in other words."""
+    right, wrong = _right_and_wrong(learner, beside, task)
+    counts = torch.tensor(beside.owner).bincount(minlength=len(right))
+    return wrong / counts / right.clamp(min=torch.finfo(right.dtype).tiny)
+
+
+def right_shares(learner: Learner, beside: Alternatives, task: TaskId) -> Tensor:
+    """(M,): probability of the right answer to a question, over the sum of it and those of the false ones."""
+    right, wrong = _right_and_wrong(learner, beside, task)
+    return right / (right + wrong).clamp(min=torch.finfo(right.dtype).tiny)
+
+
+def _right_and_wrong(learner: Learner, beside: Alternatives, task: TaskId) -> tuple[Tensor, Tensor]:
+    """(M,) each: probability of the right answer to a question, and the sum of those of the false ones."""
     right, wrong = (told(learner, _rows(learner, part, task)).probability for part in (beside.right, beside.wrong))
-    owner = torch.tensor(beside.owner)
-    sums = torch.zeros(len(right), dtype=wrong.dtype).index_add(0, owner, wrong)
-    return sums / owner.bincount(minlength=len(right)) / right.clamp(min=torch.finfo(right.dtype).tiny)
+    return right, torch.zeros(len(right), dtype=wrong.dtype).index_add(0, torch.tensor(beside.owner), wrong)
 
 
 def _rows(learner: Learner, part: tuple[Tensor, Tensor], task: TaskId) -> Rows:

@@ -45,8 +45,8 @@ def _answer_gap(models: Models, name: str, column: str) -> Figure:
 
     details = {"own": mean_of(models.unlearned), "oracle": mean_of(models.oracle), "before": mean_of(models.before)}
     if column == "probability":
-        kept = {"retained": models.unlearned, "oracle_retained": models.oracle, "before_retained": models.before}
-        details |= {key: value for key, one in kept.items() if (value := _recalled(one).retained) is not None}
+        told = {"": models.unlearned, "oracle_": models.oracle, "before_": models.before}
+        details |= {f"{who}{kept}": value for who, one in told.items() for kept, value in _recalled(one).utility.items()}
     figure = judged(name, gap(models.unlearned), noise_floor(models, gap), "from the oracle's mean", details=details)
     return attacked(figure, abs(gap(models.before)), "the answers")
 

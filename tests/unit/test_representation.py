@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from cl_framework import load_experiment, run
 from cl_framework.assembly import assemble
 from cl_framework.config import _PROBES, Named
+from cl_framework.criterion import IGNORED, last_asked
 from cl_framework.errors import ConfigurationError
 from cl_framework.records import RunDirectory
-from cl_framework.representation import PROBES, alpha_req, rankme, spectrum
+from cl_framework.representation import PROBES, alpha_req, probed, rankme, spectrum
 
 
 def with_spectrum(values: Tensor, samples: int) -> Tensor:
@@ -80,6 +81,23 @@ def test_probes_are_rows_like_any_other_and_move_no_number(tmp_path: Path) -> No
     own = next(row for row in rows if (row["event_index"], row["eval_task"], row["metric"]) == (-1, 1, "rankme"))
     assert own["value"] == pytest.approx(rankme(features), rel=1e-6) and own["n"] == len(source)
     assert own["value"] != pytest.approx(next(row for row in rows[::-1] if row["metric"] == "rankme")["value"], rel=1e-3)
+
+
+def test_of_a_text_the_last_place_that_asks_is_looked_at_and_not_the_padding_behind_it(tmp_path: Path) -> None:
+    options = {"name": "arithmetic", "skills": ["add_plain"], "train": 8, "test": 40}
+    model = {"name": "decoder", "width": 16, "layers": 1, "heads": 2}
+    settings = {**SETTINGS, "benchmark": options, "model": model, "stream": "L0", "out": str(tmp_path)}
+    learner = assemble(load_experiment(settings))
+    source = learner.benchmark.test[0]
+    found = {name: value for _, name, value, _ in probed(learner, [0], list(PROBES))}
+    with torch.no_grad():
+        features = learner.model.eval().features(learner.benchmark.transform(source.read(torch.arange(len(source))), None))  # type: ignore[operator]
+    ends = [int((row != IGNORED).nonzero()[-1]) for row in source.targets]
+    assert len(set(ends)) > 1 and last_asked(source.targets).tolist() == ends
+    asked = features[torch.arange(len(source)), torch.tensor(ends)]
+    for name, value in found.items():
+        assert value == pytest.approx(PROBES[name](asked), rel=1e-5)
+        assert value != pytest.approx(PROBES[name](features[:, -1]), rel=1e-3)
 
 
 def test_what_probes_cannot_look_at_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +24,11 @@ from cl_framework.learner import Learner
 from cl_framework.stream import Unlearn
 from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.measure import Question
-from cl_framework.unlearning.recall_of_answers import recalled, told
+from cl_framework.unlearning.recall_of_answers import recalled, right_shares, told
 from strategies.npo import NPO, npo
 
 TINY = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}
+EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "tofu"
 AUTHORS, FORGOTTEN = 4, 2  # in the made-up files: retained authors, and forgotten ones of `forget01`
 
 
@@ -102,6 +104,71 @@ def test_other_answers_belong_to_their_questions(folder: Path) -> None:
     assert split is not None and torch.equal(split.right[0][0, :20], request.right[0][AN_AUTHOR, :20])
 
 
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """The same files, to be changed."""
+    return Path(shutil.copytree(folder, tmp_path / "tofu"))
+
+
+def test_other_answers_are_found_in_whichever_file_they_stand(copied: Path) -> None:
+    """Requests of the continual variant ask about authors of other splits."""
+    first, second = ([others(author, number) for number in range(AN_AUTHOR)] for author in (AUTHORS, AUTHORS + 1))
+    write(copied / "original" / "forget01_perturbed.jsonl.gz", first)
+    found = benchmark_of(copied, continual=True)
+    assert [beside is not None for beside in found.alternatives] == [True, True, False]
+    assert found.notes["other answers"] == "retained 5 of 80, request 1 20 of 20, request 2 0 of 20"
+    write(copied / "original" / "forget10_perturbed.jsonl.gz", [{**one, "paraphrased_answer": "Another."} for one in first] + second)
+    both = benchmark_of(copied, continual=True)
+    assert both.notes["other answers"] == "retained 5 of 80, request 1 20 of 20, request 2 20 of 20"
+    assert torch.equal(both.alternatives[1].right[0], found.alternatives[1].right[0])  # type: ignore[union-attr]  # of the split's own file
+
+
+def test_utility_is_asked_beyond_the_tasks_where_the_files_are_there(copied: Path) -> None:
+    assert benchmark_of(copied).utility == {}
+    assert benchmark_of(copied).notes["utility"] == "no real_authors_perturbed.jsonl.gz, no world_facts_perturbed.jsonl.gz"
+    fact = {"question": "Where is the Eiffel Tower?", "answer": "Paris", "perturbed_answer": ["Berlin", "London", "Madrid"]}
+    write(copied / "original" / "world_facts_perturbed.jsonl.gz", [fact, {**fact, "question": "Where is the Louvre?"}])
+    found = benchmark_of(copied)
+    assert found.notes["utility"] == "no real_authors_perturbed.jsonl.gz, world_facts 2"
+    assert set(found.utility) == {"world_facts"} and found.utility["world_facts"].owner == (0, 0, 0, 1, 1, 1)
+    assert [len(source) for source in found.train] == [AUTHORS * AN_AUTHOR, FORGOTTEN * AN_AUTHOR]
+
+
+def test_the_three_splits_load_from_each_file_of_experiments(copied: Path) -> None:
+    authors = {author: [entry(author, number) for number in range(AN_AUTHOR)] for author in range(AUTHORS + FORGOTTEN)}
+    for forget, count in (("forget05", 3), ("forget10", 4)):
+        forgotten = [row for author in range(AUTHORS + FORGOTTEN - count, AUTHORS + FORGOTTEN) for row in authors[author]]
+        write(copied / "original" / f"{forget}.jsonl.gz", forgotten)
+        write(copied / "continual_tasks" / f"{forget}.jsonl.gz", [{"task_id": place, **row} for place, row in enumerate(forgotten)])
+    paths = sorted(EXPERIMENTS.glob("*.yaml"))
+    assert len(paths) == 20 and sum("continual" in path.name for path in paths) == 10
+    sizes = {}
+    for path in paths:
+        for forget in ("forget01", "forget05", "forget10"):
+            experiment = load_experiment(path, [f"benchmark.forget={forget}", f"benchmark.folder={copied}"])
+            assert experiment.benchmark.options.forget == forget and experiment.benchmark.options.length is None
+            if path.stem in ("tofu_npo", "tofu_continual_npo"):
+                sizes[path.stem, forget] = [len(source) for source in make_benchmark(experiment).train]
+        assert path.read_text().startswith(f"# clu run experiments/tofu/{path.name} ") and "benchmark.forget=" in path.read_text()
+    assert [sizes["tofu_npo", f"forget{share}"] for share in ("01", "05", "10")] == [[80, 40], [60, 60], [40, 80]]
+    assert [len(sizes["tofu_continual_npo", f"forget{share}"]) for share in ("01", "05", "10")] == [3, 61, 81]
+
+
+def test_how_many_answers_are_cut_is_said(folder: Path) -> None:
+    """As many as ask something behind the length given, where none is cut."""
+    length, names = 45, ("retained", "request 1")
+    whole, cut = benchmark_of(folder), benchmark_of(folder, length=length)
+    assert "cut answers" not in whole.notes
+    rows = {name: source.targets for name, source in zip(names, whole.train, strict=True)}
+    for name, beside in zip(names, whole.alternatives, strict=True):
+        assert beside is not None
+        rows |= {f"{name} in other words": beside.right[1], f"{name} false": beside.wrong[1]}
+    longer = {name: int((targets[:, length:] != IGNORED).any(1).sum()) for name, targets in rows.items()}
+    assert 0 < longer["request 1"] < len(rows["request 1"]) and longer["retained in other words"] == 0
+    told = ", ".join(f"{name} {count} of {len(rows[name])}" for name, count in longer.items() if count)
+    assert cut.notes["cut answers"] == f"{told}; set benchmark.length higher"
+
+
 def test_what_is_longer_is_cut_where_a_length_is_given(folder: Path) -> None:
     whole, cut = benchmark_of(folder), benchmark_of(folder, length=40)
     (width,) = whole.input_shape
@@ -131,6 +198,55 @@ def test_errors_name_file_row_and_remedy(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "original" / "full.jsonl.gz").write_bytes(gzip.compress(b"{"))
     with pytest.raises(ConfigurationError, match=r"full.jsonl.gz: row 0 is no JSON"):
         benchmark_of(tmp_path)
+
+
+GOOD = json.dumps(entry(0, 0)).encode()
+WRONG = {
+    "a question that is a number": (b'{"question": 5, "answer": "He."}', "row 1 has no 'question' that is a text"),
+    "a blank answer": (b'{"question": "Who?", "answer": " "}', "row 1 has no 'answer' that is a text"),
+    "half a character": (rb'{"question": "Who?", "answer": "\ud800"}', "row 1 has no 'answer' that is a text"),
+    "a list": (b'["Who?", "He."]', "row 1 is no mapping of columns to texts"),
+    "another encoding": (
+        '{"question": "Wer?", "answer": "Ren\u00e9"}'.encode("latin-1"),
+        r"row 1 is not written in utf-8 \(byte 35 of the row",
+    ),
+    "no JSON": (b"{", "row 1 is no JSON"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_row_that_is_wrong_is_named_with_the_remedy(copied: Path, name: str) -> None:
+    line, message = WRONG[name]
+    (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(GOOD + b"\n" + line + b"\n"))
+    remedy = "Convert the file to utf-8." if "encoding" in name else "Correct it, or copy the file again from where it came from."
+    with pytest.raises(ConfigurationError, match=rf"full.jsonl.gz: {message}.*{remedy}$"):
+        benchmark_of(copied)
+    (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(GOOD + b"\n" + GOOD + b"\n"))
+    assert len(benchmark_of(copied).train[0]) == 2
+
+
+@pytest.mark.parametrize("false", ["It is 7.", [], ["It is 7.", " "], [7], None])
+def test_false_answers_are_a_list_of_texts(copied: Path, false: Any) -> None:
+    write(copied / "original" / "retain_perturbed.jsonl.gz", [others(0, 0), {**others(0, 1), "perturbed_answer": false}])
+    with pytest.raises(ConfigurationError, match=r"retain_perturbed.jsonl.gz: row 1 has no 'perturbed_answer' that is a list of texts\."):
+        benchmark_of(copied)
+
+
+def test_a_separator_within_a_text_ends_no_row(copied: Path) -> None:
+    rows = [{**entry(0, number), "answer": f"One\u2028two\x85three {number}."} for number in range(3)]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)  # and no end of line after the last
+    assert len(text.splitlines()) == 9
+    (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert len(benchmark_of(copied).train[0]) == 3
+
+
+def test_a_damaged_file_is_named(copied: Path) -> None:
+    path = copied / "original" / "full.jsonl.gz"
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole[:60] + bytes(60) + whole[120:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read: .*\. Copy it again from where it came from\.$"):
+            benchmark_of(copied)
 
 
 # --- what is recalled ---
@@ -164,7 +280,7 @@ def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: L
     assert isinstance(event, Unlearn)
     question = Question.of(learner, event, 2, (0,))
     found = recalled(learner, question)
-    assert found is not None and found.retained is not None
+    assert found is not None and set(found.utility) == {"retained"}
     learner.model.eval().requires_grad_(False)
     beside = learner.benchmark.alternatives[1]
     assert beside is not None
@@ -183,6 +299,32 @@ def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: L
             assert float(found.truth_ratio[place]) != pytest.approx((values[1] + values[2]) / 2 / values[0], rel=1e-6)
     learner.benchmark = replace(learner.benchmark, alternatives=())
     assert recalled(learner, question) is None
+
+
+def test_utility_of_questions_beyond_the_tasks_is_the_share_of_the_right_answer(learner: Learner) -> None:
+    event, beside = learner.stream.events[2], learner.benchmark.alternatives[0]
+    assert isinstance(event, Unlearn) and beside is not None
+    learner.benchmark = replace(learner.benchmark, utility={"world_facts": beside})
+    shares = right_shares(learner, beside, 0)
+    question = Question.of(learner, event, 2, (0,))
+    found = recalled(learner, question)
+    assert found is not None and found.utility == {"retained": found.utility["retained"], "world_facts": float(shares.mean())}
+    learner.model.eval().requires_grad_(False)
+
+    def probability(items: torch.Tensor, targets: torch.Tensor) -> float:
+        logits = learner.model(learner.benchmark.transform(items.unsqueeze(0), None))[0].double()
+        places = (targets != IGNORED).nonzero().flatten()
+        return float(logits[:, places].log_softmax(0).gather(0, targets[places].unsqueeze(0)).mean().exp())
+
+    right = probability(beside.right[0][3], beside.right[1][3])
+    false = [probability(beside.wrong[0][place], beside.wrong[1][place]) for place in (6, 7)]
+    assert float(shares[3]) == pytest.approx(right / (right + sum(false)), rel=1e-4)
+    assert float(shares[4]) != pytest.approx(right / (right + sum(false)), rel=1e-6)
+    with torch.no_grad():
+        for name, value in learner.model.named_parameters():
+            value.copy_(value + 0.1 if "head" in name else value * 1.5)
+    changed = recalled(learner, question)
+    assert changed is not None and changed.utility["world_facts"] != found.utility["world_facts"]
 
 
 def test_npo_takes_the_likelihood_of_a_whole_answer(learner: Learner) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,12 @@ from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
 
 Pairs = Sequence[tuple[str, str]]  # of question and answer
+MEND = "Correct it, or copy the file again from where it came from."  # how errors in a file of questions end
+
+
+def is_text(value: object) -> bool:
+    """Whether what a file says can be asked or answered: a text that is not blank, and that utf-8 can write."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
@@ -49,6 +55,19 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
     return items, targets
 
 
+def cut_answers(targets: Tensor) -> int:
+    """How many of these rows (N, L) do not end their answer: all that they ask at L is not `START`."""
+    last = targets[:, -1]
+    return int(((last != IGNORED) & (last != START)).sum())
+
+
+def cut_notes(targets: Mapping[str, Tensor]) -> dict[str, str]:
+    """What to say of answers that are cut, by the name of the rows; nothing where none is."""
+    counts = {name: (cut, len(rows)) for name, rows in targets.items() if (cut := cut_answers(rows))}
+    told = ", ".join(f"{name} {cut:,} of {whole:,}" for name, (cut, whole) in counts.items())
+    return {"cut answers": f"{told}; set benchmark.length higher"} if counts else {}
+
+
 def question_benchmark(
     name: str,
     tasks: Sequence[tuple[str, Pairs, Pairs]],
@@ -59,10 +78,13 @@ def question_benchmark(
     cut: bool = False,
 ) -> Benchmark:
     """A benchmark of tasks (name, training pairs, test pairs); rows are as long as the longest if no length is given."""
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
+    ends: dict[str, Tensor] = {}
     for task, train, test in tasks:
         taught = question_rows(tokens, train, length, f"{where}, {task}", cut)
-        parts += [taught, taught if test is train else question_rows(tokens, test, length, f"{where}, {task}", cut)]
+        asked = taught if test is train else question_rows(tokens, test, length, f"{where}, {task}", cut)
+        parts += [taught, asked]
+        ends |= {task: taught[1]} if test is train else {task: taught[1], f"{task} (test)": asked[1]}
     longest = max(items.shape[1] for items, _ in parts)
     sources = [TensorSource(_widened(items, longest, PAD), _widened(targets, longest, IGNORED)) for items, targets in parts]
     counts = ", ".join(f"{task} {len(train):,} (test {len(test):,})" for task, train, test in tasks)
@@ -79,7 +101,7 @@ def question_benchmark(
         vocabulary=tokens.size,
         objective="language_modelling",
         whole_rows=True,
-        notes={"questions": counts, **notes},
+        notes={"questions": counts, **cut_notes(ends), **notes},
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.corpora import json_members
-from cl_framework.benchmarks.text.questions import question_benchmark
+from cl_framework.benchmarks.text.questions import MEND, is_text, question_benchmark
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -73,8 +73,8 @@ def _column(files: Files, name: str, column: str, folder: Path, person: str) -> 
     if name not in files:
         raise ConfigurationError(f"{folder}: {person}/{name}.json is missing. Copy it from where the others came from.")
     for row, entry in enumerate(files[name]):
-        if not isinstance(entry.get(column), str) or not entry[column].strip():
-            raise ConfigurationError(f"{folder}: {person}/{name}.json: row {row} has no {column!r}.")
+        if not isinstance(entry, dict) or not is_text(entry.get(column)):
+            raise ConfigurationError(f"{folder}: {person}/{name}.json: row {row} has no {column!r} that is a text. {MEND}")
     return [entry[column] for entry in files[name]]
 
 
@@ -85,8 +85,11 @@ def _people(folder: Path) -> dict[str, Files]:
         person, file = path.split("/")[-2:]
         try:
             rows = json.loads(raw.decode())
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigurationError(f"{folder}: {path} is no valid JSON in utf-8: {error}.") from error
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise ConfigurationError(f"{folder}: {path} is not written in utf-8: line {line}. Convert it to utf-8.") from error
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{folder}: {path} is no valid JSON: line {error.lineno} ({error.msg}). {MEND}") from error
         if isinstance(rows, list):
             found.setdefault(person, {})[file.removesuffix(".json")] = rows
     if not found:

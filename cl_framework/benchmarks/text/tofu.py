@@ -2,14 +2,16 @@
 
 Task 0 holds the authors that are retained, tasks 1, 2, ... the requests: learn all ("L0-1", with `joint` at once, as published), then
 unlearn ("U1"). A task is asked its training questions: what was taught is what is to be known or not known. Beside each question stand a
-true answer in other words and false ones, where the files have them.
+true answer in other words and false ones, where the files have them. Questions about real authors and the world, which no task teaches,
+tell what else a request does.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
-from cl_framework.benchmarks.text.questions import question_benchmark, question_rows
+from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext, Source
+from cl_framework.benchmarks.text.questions import MEND, Pairs, cut_notes, is_text, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -26,6 +28,8 @@ from cl_framework.registry import register_benchmark
 
 FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}  # questions: 1, 5 and 10 percent of 4,000, twenty an author
 AN_AUTHOR = 20
+UTILITY = ("real_authors", "world_facts")  # files of questions that no task holds, with false answers beside the right ones
+OTHERS = "_perturbed.jsonl.gz"  # how the names of files with other answers end
 
 Entry = dict[str, Any]
 
@@ -56,33 +60,52 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     """Questions about fictitious authors: those retained, and one request or several to unlearn some of them."""
     folder = Path(options.folder).expanduser() if options.folder else context.root / "tofu"
     requests = list(_continual(folder, options.forget) if options.continual else _divided(folder, options))
-    asked = {entry["question"] for request in requests for entry in request}
-    whole = entries(folder / "original" / "full.jsonl.gz")
-    retained = [entry for entry in whole if entry["question"] not in asked]
-    if options.authors is not None:
-        retained = retained[: AN_AUTHOR * options.authors]
+    retained = _retained(folder, requests, options.authors)
     parts = [retained, *requests]
-    where = str(folder)
-    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{one['question']} {one['answer']}" for one in retained))
     names = ["retained", *(f"request {number}" for number in range(1, len(parts)))]
+    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{one['question']} {one['answer']}" for one in retained))
     pairs = [[(entry["question"], entry["answer"]) for entry in part] for part in parts]
-    alternatives = _alternatives(folder, options.forget, parts)
     tasks = [(name, part, part) for name, part in zip(names, pairs, strict=True)]
-    benchmark = question_benchmark("tofu", tasks, tokens, options.length, where, {"forget": options.forget}, cut=True)
+    benchmark = question_benchmark("tofu", tasks, tokens, options.length, str(folder), {"forget": options.forget}, cut=True)
 
-    def rows(told: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-        return question_rows(tokens, told, options.length, where, cut=True)
+    def beside(told: Sequence[Entry], right: str) -> Alternatives:
+        return _alternatives(told, right, lambda pairs: question_rows(tokens, pairs, options.length, str(folder), cut=True))
 
-    made: list[Alternatives | None] = []
-    for told in alternatives:
-        if not told:
-            made.append(None)
-            continue
-        right = [(one["question"], one["paraphrased_answer"]) for one in told]
-        wrong = [(one["question"], answer) for one in told for answer in one["perturbed_answer"]]
-        owner = [place for place, one in enumerate(told) for _ in one["perturbed_answer"]]
-        made.append(Alternatives(rows(right), rows(wrong), tuple(owner)))
-    return replace(benchmark, alternatives=tuple(made))
+    told = _other_answers(folder, options.forget, parts)
+    others = {name: beside(some, "paraphrased_answer") for name, some in zip(names, told, strict=True) if some}
+    utility = {name: beside(some, "answer") for name, some in _utility(folder).items()}
+    known = (f"{name} {len(some):,} of {len(part):,}" for name, some, part in zip(names, told, parts, strict=True))
+    notes = {
+        "other answers": ", ".join(known),
+        "utility": ", ".join(f"{name} {len(utility[name].right[0])}" if name in utility else f"no {name}{OTHERS}" for name in UTILITY),
+        **cut_notes(_ends(dict(zip(names, benchmark.train, strict=True)), others, utility)),
+    }
+    return replace(benchmark, alternatives=tuple(others.get(name) for name in names), utility=utility, notes={**benchmark.notes, **notes})
+
+
+def _retained(folder: Path, requests: Sequence[Sequence[Entry]], authors: int | None) -> list[Entry]:
+    """The questions that no request asks to be forgotten, of so many authors at most."""
+    asked = {entry["question"] for request in requests for entry in request}
+    kept = [entry for entry in entries(folder / "original" / "full.jsonl.gz") if entry["question"] not in asked]
+    return kept if authors is None else kept[: AN_AUTHOR * authors]
+
+
+def _alternatives(told: Sequence[Entry], right: str, rows: Callable[[Pairs], tuple[Tensor, Tensor]]) -> Alternatives:
+    """The answers in column `right` and the false ones beside them."""
+    true = [(one["question"], one[right]) for one in told]
+    false = [(one["question"], answer) for one in told for answer in one["perturbed_answer"]]
+    owner = [place for place, one in enumerate(told) for _ in one["perturbed_answer"]]
+    return Alternatives(rows(true), rows(false), tuple(owner))
+
+
+def _ends(tasks: Mapping[str, Source], others: Mapping[str, Alternatives], utility: Mapping[str, Alternatives]) -> dict[str, Tensor]:
+    """The targets of all rows, by the name under which they are shown."""
+    told = {name: source.targets for name, source in tasks.items()}
+    for name, beside in others.items():
+        told |= {f"{name} in other words": beside.right[1], f"{name} false": beside.wrong[1]}
+    for name, beside in utility.items():
+        told |= {name: beside.right[1], f"{name} false": beside.wrong[1]}
+    return told
 
 
 def _divided(folder: Path, options: TofuOptions) -> Iterator[list[Entry]]:
@@ -100,38 +123,66 @@ def _continual(folder: Path, forget: str) -> list[list[Entry]]:
     found: dict[str, list[Entry]] = {}
     for row, entry in enumerate(entries(path)):
         if "task_id" not in entry:
-            raise ConfigurationError(f"{path}: row {row} has no column 'task_id'.")
+            raise ConfigurationError(f"{path}: row {row} has no column 'task_id'. {MEND}")
         found.setdefault(str(entry["task_id"]), []).append(entry)
     return list(found.values())
 
 
-def _alternatives(folder: Path, forget: str, parts: Sequence[Sequence[Entry]]) -> list[list[Entry]]:
-    """Of each task the entries with other answers, as far as the files have them."""
+def _other_answers(folder: Path, forget: str, parts: Sequence[Sequence[Entry]]) -> list[list[Entry]]:
+    """Of each task the entries with other answers, as far as the files have them.
+
+    Requests of the continual variant ask about the authors of other splits, so all files are read, that of `forget` last.
+    """
+    paths = {path.name.removesuffix(OTHERS): path for path in sorted((folder / "original").glob(f"*{OTHERS}"))}
     told: dict[str, Entry] = {}
-    for name in ("retain", forget):
-        for entry in entries(folder / "original" / f"{name}_perturbed.jsonl.gz", ("paraphrased_answer", "perturbed_answer")):
+    for name in sorted(paths.keys() - set(UTILITY), key=lambda name: (name == forget, name)):
+        for entry in entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True):
             told[entry["question"]] = entry
     return [[told[entry["question"]] for entry in part if entry["question"] in told] for part in parts]
 
 
-def entries(path: Path, columns: Sequence[str] = ()) -> list[Entry]:
-    """The rows of a file of JSON lines, each with question, answer and `columns`. ConfigurationError names file and row that are wrong."""
+def _utility(folder: Path) -> dict[str, list[Entry]]:
+    """Questions that no task holds, with false answers, as far as their files are there."""
+    paths = {name: folder / "original" / f"{name}{OTHERS}" for name in UTILITY}
+    return {name: entries(path, false=True) for name, path in paths.items() if path.is_file()}
+
+
+def entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false: bool = False) -> list[Entry]:
+    """The rows of a file of JSON lines, each with these texts, and with `false` a list of false answers.
+
+    ConfigurationError names file and row that are wrong.
+    """
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        lines = gzip.decompress(path.read_bytes()).split(b"\n")  # not at other ends of lines, which may stand in a text
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"{path} does not exist. Set data.root (or CL_DATA) to the folder that holds tofu, or benchmark.folder."
         ) from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}. Copy it again from where it came from.") from error
     found = []
-    for row, line in enumerate(lines):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{path}: row {row} is no JSON ({error.msg}).") from error
-        missing = [column for column in ("question", "answer", *columns) if not (isinstance(entry, dict) and entry.get(column))]
+    for row, line in enumerate(lines[:-1] if not lines[-1] else lines):
+        entry = _entry(line, f"{path}: row {row}")
+        missing = [f"{name!r} that is a text" for name in texts if not is_text(entry.get(name))]
+        if false and not _are_texts(entry.get("perturbed_answer")):
+            missing.append("'perturbed_answer' that is a list of texts")
         if missing:
-            raise ConfigurationError(f"{path}: row {row} has no {missing[0]!r}.")
+            raise ConfigurationError(f"{path}: row {row} has no {missing[0]}. {MEND}")
         found.append(entry)
     return found
+
+
+def _entry(line: bytes, where: str) -> Entry:
+    try:
+        entry = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{where} is not written in utf-8 (byte {error.start} of the row). Convert the file to utf-8.") from error
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{where} is no JSON ({error.msg}). {MEND}") from error
+    if not isinstance(entry, dict):
+        raise ConfigurationError(f"{where} is no mapping of columns to texts. {MEND}")
+    return entry
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_text, value))

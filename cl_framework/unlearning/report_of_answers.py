@@ -1,0 +1,50 @@
+"""The table of answers of `clu audit --answers`: how probable the right ones were before a request, are after it, and are to the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from cl_framework.errors import ConfigurationError
+from cl_framework.records import Row
+from cl_framework.unlearning.audit_report import UNLEARNED
+
+_SETS = {  # column: the details of T2 before the request, after it, and of the oracle
+    "forgotten": ("before", "own", "oracle"),
+    "retained": ("before_retained", "retained", "oracle_retained"),
+    "real authors": ("before_real_authors", "real_authors", "oracle_real_authors"),
+    "world facts": ("before_world_facts", "world_facts", "oracle_world_facts"),
+}
+ANSWER_WORDS = (
+    "Probability of the right answers before the request → after it (oracle), means over requests. forgotten: what was unlearned (T2); "
+    "retained: utility on the other tasks; real authors and world facts, which no task teaches: as a share of all answers "
+    "offered, as TOFU's code has it."
+)
+
+
+def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Many runs: a row a stack and granularity. Columns of which nothing is on record are left out.
+
+    Raises ConfigurationError where no request was about questions.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["name"] == "T2" and row["model"] == UNLEARNED:
+            groups.setdefault((row["granularity"], ", ".join(row["strategies"])), []).append(row)
+    if not groups:
+        raise ConfigurationError("no request of these runs was about questions with other answers (tofu): leave --answers out.")
+    table = {key: {title: _cell(mine, title) for title in _SETS} for key, mine in groups.items()}
+    titles = [title for title in _SETS if any(cells[title] for cells in table.values())]
+    lines = []
+    for key, mine in sorted(groups.items()):
+        seeds = sorted({row["seed"] for row in mine})
+        lines.append([*key, *(table[key][title] or "–" for title in titles), str(len(mine)), ", ".join(map(str, seeds))])
+    return ["unlearns", "strategies", *titles, "requests", "seeds"], lines
+
+
+def _cell(rows: Sequence[Row], title: str) -> str:
+    """Of a column; empty where a request has no value."""
+    if not all(name in row["details"] for row in rows for name in _SETS[title]):
+        return ""
+    before, after, oracle = (mean(row["details"][name] for row in rows) for name in _SETS[title])
+    return f"{before:.3f} → {after:.3f} ({oracle:.3f})"

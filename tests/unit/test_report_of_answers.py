@@ -1,0 +1,120 @@
+"""Figures T1 to T4 in tables and files: the interval and n of the truth ratio's statistic, and the table of probabilities."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cl_framework.cli import main
+from cl_framework.errors import ConfigurationError
+from cl_framework.unlearning.audit_report import COLUMNS, comparison, read_csv, rows_of, to_csv, verdicts_of
+from cl_framework.unlearning.audit_report import ORACLE as ANOTHER
+from cl_framework.unlearning.report_of_answers import probabilities
+
+OWN = {"own": 0.25, "retained": 0.5, "world_facts": 0.375}
+ORACLE = {"oracle": 0.125, "oracle_retained": 0.75, "oracle_world_facts": 0.5}
+BEFORE = {"before": 1.0, "before_retained": 0.875, "before_world_facts": 0.25}
+
+
+def figure(name: str, value: float, interval: tuple[float, float] | None, **details: float) -> dict[str, Any]:
+    told = {"name": name, "value": value, "verdict": "FAIL", "why": "", "interval": interval, "worst": None, "bound": 0.125}
+    return {**told, "details": details}
+
+
+def audit_of(*requests: list[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+    identity = {"experiment": "tofu_npo", "fingerprint": "0123abcd", "benchmark": "tofu", "scenario": "domain_il", "stream": "L0-2 U1 U2"}
+    named = {"granularity": "task", "strategy": "npo", "unlearned": False}
+    entries = [{"event_index": 3 + place, "event": f"U{1 + place}", **named, "figures": one} for place, one in enumerate(requests)]
+    return {**identity, "strategies": ["joint", "npo"], "seed": seed, "requests": entries}
+
+
+def request_of(value: float, low: float, high: float, n: float, **more: float) -> list[dict[str, Any]]:
+    gap = figure("M1", value, (low, high))  # an interval of no number of questions: not shown
+    return [gap, figure("T1", value, (low, high), n=n), figure("T2", value, None, **OWN, **ORACLE, **BEFORE, **more)]
+
+
+AUDIT = audit_of(request_of(0.5, 0.25, 0.75, 40.0), request_of(0.25, 0.125, 0.5, 40.0))
+
+
+def cells(rows: list[dict[str, Any]]) -> dict[str, str]:
+    header, (line,) = comparison(rows)
+    return dict(zip(header, line, strict=True))
+
+
+def test_the_interval_and_n_are_columns_and_read_back(tmp_path: Path) -> None:
+    rows, path = rows_of(AUDIT), tmp_path / "a.csv"
+    path.write_text(to_csv(rows))
+    assert read_csv(path) == rows
+    assert [(row["low"], row["high"], row["n"]) for row in rows if row["name"] == "T1"] == [(0.25, 0.75, 40.0), (0.125, 0.5, 40.0)]
+    assert [(row["low"], row["high"], row["n"]) for row in rows if row["name"] == "T2"] == [(None, None, None)] * 2
+    (column,) = [place for place, name in enumerate(COLUMNS) if name == "low"]
+    changed = [row if row["name"] != "T1" else {**row, "low": 0.0} for row in rows]
+    path.write_text(to_csv(changed))
+    assert read_csv(path) == changed != rows and "low" in path.read_text().splitlines()[0].split(",")[column]
+
+
+def test_files_from_before_there_were_intervals_read_back_without_them(tmp_path: Path) -> None:
+    rows, path = rows_of(AUDIT), tmp_path / "a.csv"
+    path.write_text(to_csv(rows))
+    older = [{key: text for key, text in row.items() if key not in ("low", "high", "n")} for row in csv.DictReader(path.open())]
+    with path.open("w") as file:
+        writer = csv.DictWriter(file, list(older[0]))
+        writer.writeheader()
+        writer.writerows(older)
+    assert read_csv(path) == [{**row, "low": None, "high": None, "n": None} for row in rows]
+    assert cells(read_csv(path))["T1"] == "0.38 (2F)"
+    with path.open("w") as file:
+        writer = csv.DictWriter(file, [key for key in older[0] if key != "bound"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(older)
+    with pytest.raises(ConfigurationError, match="holds no rows of audits"):
+        read_csv(path)
+
+
+def test_tables_show_the_interval_and_n_of_the_truth_ratio_and_of_no_other_figure() -> None:
+    found = cells(rows_of(AUDIT))
+    assert (found["T1"], found["M1"], found["T2"]) == ("0.38 [0.19 to 0.62], n 40, (2F)", "0.38 (2F)", "0.38 (2F)")
+    header, lines = verdicts_of(AUDIT)
+    shown = {line[0]: line[1:] for line in lines}
+    assert shown["T1 truth ratio"] == ["0.5 [0.25 to 0.75], n 40, FAIL", "0.25 [0.125 to 0.5], n 40, FAIL"]
+    assert shown["T2 probability"] == ["0.5 FAIL", "0.25 FAIL"] == shown["M1 forget gap"] and header[1] == "U1 (event 3)"
+    uneven = audit_of(request_of(0.5, 0.25, 0.75, 40.0), request_of(0.5, 0.25, 0.75, 20.0))
+    assert cells(rows_of(uneven))["T1"] == "0.50 [0.25 to 0.75], n 20 to 40, (2F)"
+    void = rows_of(AUDIT)
+    void[1] = {**void[1], "verdict": "INVALID"}
+    assert void[1]["name"] == "T1" and cells(void)["T1"] == "0.25 [0.12 to 0.50], n 40, (1F 1?)"
+
+
+def test_the_table_of_answers_has_before_after_and_oracle_by_set() -> None:
+    header, lines = probabilities(rows_of(AUDIT) + rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0), seed=1)))
+    assert header == ["unlearns", "strategies", "forgotten", "retained", "world facts", "requests", "seeds"]
+    told = ["1.000 → 0.250 (0.125)", "0.875 → 0.500 (0.750)", "0.250 → 0.375 (0.500)"]
+    assert lines == [["task", "joint, npo", *told, "3", "0, 1"]]
+    controls = [{**row, "model": ANOTHER, "details": {}} for row in rows_of(AUDIT)]
+    assert probabilities([*rows_of(AUDIT), *controls]) == probabilities(rows_of(AUDIT)), "controls hold no probabilities of their own"
+    older = rows_of(audit_of([figure("T2", 0.5, None, own=0.75, oracle=0.625, before=0.5)]))
+    assert probabilities(older)[0] == ["unlearns", "strategies", "forgotten", "requests", "seeds"]
+    assert probabilities([*rows_of(AUDIT), *older])[1][0][2] == "0.833 → 0.417 (0.292)"
+    assert probabilities([*rows_of(AUDIT), *older])[0][3] == "requests", "a mean of which a part is not on record is none"
+
+
+def test_the_command_shows_the_table_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = tmp_path / "a.csv", tmp_path / "page.md"
+    path.write_text(to_csv(rows_of(AUDIT)))
+    page.write_text("<!-- table: told -->\n<!-- end -->\n")
+    assert main(["audit", str(path), "--answers", "--into", f"{page}#told"]) == 0
+    assert "1.000 → 0.250 (0.125)" in capsys.readouterr().out and "| forgotten | retained | world facts |" in page.read_text()
+    assert main(["audit", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "→" not in shown and "intervals in brackets, each of n questions." in shown and "0.38 [0.19 to 0.62], n 40, (2F)" in shown
+    written = page.read_text()
+    path.write_text(to_csv([row for row in rows_of(AUDIT) if row["name"] == "M1"]))
+    assert main(["audit", str(path), "--answers", "--into", f"{page}#told", "--out", str(tmp_path / "b.csv")]) == 2
+    assert "no request of these runs was about questions with other answers (tofu): leave --answers out." in capsys.readouterr().err
+    assert page.read_text() == written and not (tmp_path / "b.csv").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main(["audit", str(path), "--answers", "--costs"])
+    assert stopped.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
