@@ -369,6 +369,13 @@ def test_a_language_that_was_unlearned_is_audited(name: str, tmp_path: Path) -> 
     [
         ({"er_ace": {}}, {}, "strategies.er_ace needs one class a sample, which benchmarks of language modelling do not have."),
         ({"analytic": {}}, {}, "strategies.analytic needs one class a sample"),
+        (
+            {"lora": {"per_task": True}},
+            {},
+            "strategies.lora cannot be used with benchmark 'folder': it needs task_il, and the benchmark has domain_il alone. "
+            "With its options at their defaults it allows domain_il: keep those, or remove it.",
+        ),
+        ({"hypernetwork": {}}, {}, "it needs task_il, and the benchmark has domain_il alone. Remove it."),
         ({"gdumb": {}}, {}, "strategies.gdumb needs one class a sample"),
         ({"er": {"policy": "balanced"}}, {}, "strategies.er.policy: balanced shares memory among classes, which texts lack."),
         ({"ewc": {"variant": "released"}}, {}, "strategies.ewc.fisher_labels: squared gradients \\(weighted\\) would be weighted"),
