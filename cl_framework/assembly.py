@@ -99,6 +99,8 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         model = experiment.model.builder(experiment.model.options, benchmark)
         known = replace(
             setting_of(run, stack, stream),
+            benchmark=benchmark.name,
+            benchmark_scenarios=benchmark.scenarios,
             modality=benchmark.modality,
             objective=benchmark.objective,
             num_classes=benchmark.num_classes,

@@ -97,7 +97,14 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("EXPERIMENT", "OTHER"),
-        help="instead: average accuracy of one less the other's, paired over seeds, with its interval; may be repeated",
+        help="instead: a figure of one less the other's, paired over seeds, with its interval; may be repeated",
+    )
+    part.add_argument(
+        "--figure",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="of --difference: the .csv column to compare, such as loss_of_old_tasks (default average_accuracy); may be repeated",
     )
 
     part = command("verify", verify, "re-check the deletion record of a run")
@@ -221,7 +228,10 @@ def report(arguments: argparse.Namespace) -> int:
     from cl_framework.tables import table_console
 
     pairs = [(one, other) for one, other in arguments.difference]
-    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into, pairs, arguments.plot)
+    if arguments.figure and not pairs:
+        raise ConfigurationError("--figure says what --difference compares. Add --difference EXPERIMENT OTHER.")
+    figures = arguments.figure or ["average_accuracy"]
+    shown, notes = reports.report(arguments.paths, arguments.out, arguments.into, pairs, arguments.plot, figures)
     console = table_console()
     console.print(shown)
     for note in notes:

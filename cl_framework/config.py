@@ -19,12 +19,11 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from cl_framework import registry
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError, nearest
+from cl_framework.metrics import PROBES
 from cl_framework.schema import LATER, RunConfig
 from cl_framework.settings import flat
 from cl_framework.stream import ids_files_in, parse_requests
 from cl_framework.structured import first_line, structured
-
-_PROBES = ("rankme", "alpha_req")  # of `representation`, which is not imported to name them
 
 GIVEN = "given"  # key of a benchmark that was given as an object
 
@@ -281,7 +280,7 @@ def _check_run(run: RunConfig) -> None:
         check_range("evaluation_batch_size", run.evaluation_batch_size, low=1, high=_MOST)
         check_range("evaluate_every", run.evaluate_every, low=0)
         for probe in run.probes:
-            check_choice("probes", probe, _PROBES)
+            check_choice("probes", probe, PROBES)
         check_range("data.workers", run.data.workers, low=0, high=_MOST_THREADS)
         check_range("threads", run.threads, low=0, high=_MOST_THREADS)
         check_range("checkpoint.every_seconds", run.checkpoint.every_seconds, low=0)

@@ -19,12 +19,13 @@ from cl_framework.stream import Learn, Stream, TaskId
 
 Matrix = list[list[float | None]]
 BASELINE = -1  # event_index of the untrained model's rows
+PROBES = ("rankme", "alpha_req")  # of `representation`, which is not imported to name them
 
 
-def loss_matrix(rows: Sequence[Mapping[str, Any]], scenario: str, num_events: int, num_tasks: int) -> Matrix:
-    """The loss in nats an answer in place of the accuracy; records of language modelling alone have it."""
+def metric_matrix(rows: Sequence[Mapping[str, Any]], scenario: str, metric: str, num_events: int, num_tasks: int) -> Matrix:
+    """A figure of each task's whole test split after each event, whatever is measured there."""
     matrix: Matrix = [[None] * num_tasks for _ in range(num_events)]
-    for row in _whole(rows, scenario, "loss"):
+    for row in _whole(rows, scenario, metric):
         if row["event_index"] != BASELINE:
             matrix[row["event_index"]][row["eval_task"]] = row["value"]
     return matrix
@@ -37,10 +38,7 @@ def accuracy_matrix(
 
     `gone` names for each event the classes of a task that were unlearned: they are no part of what is measured there.
     """
-    matrix: Matrix = [[None] * num_tasks for _ in range(num_events)]
-    for row in _whole(rows, scenario):
-        if row["event_index"] != BASELINE:
-            matrix[row["event_index"]][row["eval_task"]] = row["value"]
+    matrix = metric_matrix(rows, scenario, "accuracy", num_events, num_tasks)
     left = {(row["event_index"], row["eval_task"], row["split"]): row["value"] for row in _parts(rows, scenario, "test:class!=")}
     for index, classes in enumerate(gone):
         for task, labels in classes.items():
@@ -247,10 +245,7 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "fwt": fwt(matrix, baseline(records, scenario, tasks), stream),
         "accuracy_matrix": matrix,
     }
-    losses = loss_matrix(records, scenario, len(stream), tasks)
-    if _whole(records, scenario, "loss"):
-        rise = forgetting([[None if value is None else -value for value in row] for row in losses], stream)
-        summary |= {"average_loss": average_accuracy(losses[-1], live), "loss_rise": rise, "loss_matrix": losses}
+    summary |= loss_figures(records, scenario, stream, tasks) | probe_figures(records, scenario, stream, tasks)
     gaps = stability_gaps(records, scenario, stream, tasks, "loss" if _whole(records, scenario, "loss") else "accuracy")
     if gaps:
         summary |= {"stability_gap": mean(gap.depth for gap in gaps), "stability_gaps": [asdict(gap) for gap in gaps]}
@@ -267,11 +262,48 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "samples": sum(row["samples"] for row in events),
         "samples_new": _total(events, "samples_new"),
         "samples_replayed": _total(events, "samples_past", "samples_drawn"),
+        **token_figures(events),
         "forward_passes": _total(events, "forward_passes"),
         "backward_passes": _total(events, "backward_passes"),
         "stored_bytes": max((row.get("stored_bytes") for row in events), key=lambda size: size or 0),
         "peak_rss_mib": max(row["peak_rss_mib"] for row in events),
     }
+
+
+def loss_figures(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int) -> dict[str, Any]:
+    """What a summary says of losses, in nats an answer; nothing where records hold none, as beside language modelling.
+
+    Of the live tasks the newest is the one that was learned last, and the old ones are the rest.
+    """
+    if not _whole(rows, scenario, "loss"):
+        return {}
+    losses = metric_matrix(rows, scenario, "loss", len(stream), num_tasks)
+    live = stream.learned_after[-1]
+    newest = [event.task for event in stream if isinstance(event, Learn) and event.task in live][-1:]
+    return {
+        "average_loss": average_accuracy(losses[-1], live),
+        "loss_of_old_tasks": average_accuracy(losses[-1], [task for task in live if task not in newest]),
+        "loss_of_newest_task": average_accuracy(losses[-1], newest),
+        "loss_rise": forgetting([[None if value is None else -value for value in row] for row in losses], stream),
+        "loss_matrix": losses,
+    }
+
+
+def probe_figures(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int) -> dict[str, Any]:
+    """Of each probe that records hold: the mean over the tasks live at the end, and its matrix; nothing without probes."""
+    figures: dict[str, Any] = {}
+    for probe in PROBES:
+        if _whole(rows, scenario, probe):
+            matrix = metric_matrix(rows, scenario, probe, len(stream), num_tasks)
+            figures |= {probe: average_accuracy(matrix[-1], stream.learned_after[-1]), f"{probe}_matrix": matrix}
+    return figures
+
+
+def token_figures(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """New and replayed tokens, where rows are packed full of them (`tokens_a_row`); nothing where records do not say so."""
+    length = events[-1].get("tokens_a_row")
+    totals = {"tokens_new": _total(events, "samples_new"), "tokens_replayed": _total(events, "samples_past", "samples_drawn")}
+    return {name: length * rows for name, rows in totals.items() if length is not None and rows is not None}
 
 
 def _total(events: Sequence[Mapping[str, Any]], *columns: str) -> int | None:

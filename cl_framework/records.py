@@ -29,7 +29,9 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 Row = dict[str, Any]
 
 RECORDS = "records.jsonl"
-EVENTS = "events.jsonl"  # beside what stands below: kind, task, cost.cost_row, learning_curve, seconds, bytes, peak memory, status
+EVENTS = (
+    "events.jsonl"  # beside what stands below: kind, task, cost.cost_row, tokens_a_row, learning_curve, seconds, bytes, peak memory, status
+)
 _COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of a file has
     RECORDS: {
         "run": str,

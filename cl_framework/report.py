@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cl_framework.errors import ConfigurationError, FrameworkError
-from cl_framework.metrics import looks_at_losses, summarise
-from cl_framework.paired import HEADER, differences
+from cl_framework.metrics import PROBES, looks_at_losses, summarise
+from cl_framework.paired import differences
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import CRITERION, kept_figures, living_figures
 from cl_framework.settings import name_settings
@@ -37,21 +37,27 @@ FIGURES = {
     "bwt": "BWT",
     "fwt": "FWT",
     "average_loss": "loss",  # nats an answer, in language modelling alone
+    "loss_of_old_tasks": "loss, old tasks",
+    "loss_of_newest_task": "loss, newest task",
     "loss_rise": "loss rise",  # forgetting in nats
     "retained_share": "kept",  # of what each Learn took off its text's loss, at the end
     "stability_gap": "gap",  # mean fall of earlier tasks while another is learned, where `evaluate_every` looks
     "retention_slope": "retention slope",  # log-log, of accuracy by lag
     "facilitation_in_steps": "facilitation, steps",  # steps to the criterion more (negative: fewer), from one Learn to the next
     "learning_accuracy_slope": "learning-accuracy slope",  # points of it more, from one Learn to the next
+    "rankme": "RankMe",  # of features, where `probes` looks at them
+    "alpha_req": "alpha-ReQ",
     "train_seconds": "train s",
     "audit_seconds": "audit s",  # what the figures and the deletion record of unlearning take beside it
     "steps": "steps",
     "samples_new": "new samples",
     "samples_replayed": "replayed",
+    "tokens_new": "new tokens",  # of rows that are packed full of them
+    "tokens_replayed": "replayed tokens",
 }
 CURVES = ("retention", "steps_to_criterion")  # columns of a .csv that hold a list: by lag, by Learn event
 _EARLIER = {"learning_accuracy_slope": "facilitation"}  # what a column is called in older files
-_COUNTS = ("steps", "samples_new", "samples_replayed")  # whole numbers
+_COUNTS = ("steps", "samples_new", "samples_replayed", "tokens_new", "tokens_replayed")  # whole numbers
 _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 
 
@@ -120,10 +126,11 @@ def titled(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def tables_of_run(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of what a run tells: accuracy (and perplexity) by event and task, accuracy by lag, steps by Learn event."""
+    """Title, header, rows of what a run tells: accuracy, perplexity, probes by event and task; accuracy by lag, steps by Learn event."""
     events, matrices = summary["stream"].split(), {"accuracy in percent": summary["accuracy_matrix"]}
     if "loss_matrix" in summary:
         matrices["perplexity"] = perplexities(summary)
+    matrices |= {FIGURES[probe]: summary[f"{probe}_matrix"] for probe in PROBES if f"{probe}_matrix" in summary}
     tables = []
     for title, matrix in matrices.items():
         header = ["after", *(f"task {task}" for task in range(len(matrix[0])))]
@@ -326,12 +333,13 @@ def report(
     into: str | None = None,
     pairs: Sequence[tuple[str, str]] = (),
     plot: Path | None = None,
+    figures: Sequence[str] = ("average_accuracy",),
 ) -> tuple[RenderableType, list[str]]:
     """What to show, and sentences about what was written or left out. `out` ends in .md or .csv; `into` is FILE.md#BLOCK; `plot` is a
     .png for accuracy by lag and steps to the criterion by task, beside which FILE_tradeoff.png is written of runs that were audited.
 
-    With `pairs` of experiments the table is that of their differences, while a .csv holds the runs all the same. For a single run
-    directory summary.json, the plots and report.html are written into it.
+    With `pairs` of experiments the table is that of their differences in `figures`, while a .csv holds the runs all the same. For a
+    single run directory summary.json, the plots and report.html are written into it.
     """
     from rich.console import Group
 
@@ -348,7 +356,7 @@ def report(
     alone = found.summaries[0] if len(found.summaries) == 1 and "accuracy_matrix" in found.summaries[0] else None
     if pairs:
         alone = None
-    header, rows = (list(HEADER), differences(found.summaries, pairs)) if pairs else comparison(found.summaries)
+    header, rows = differences(found.summaries, pairs, figures, FIGURES) if pairs else comparison(found.summaries)
     shown = terminal_table(header, rows) if alone is None else table_of_run(alone)
     if out is not None:
         if out.suffix == ".csv":

@@ -297,6 +297,7 @@ class Runner:
                     "task": event.task,
                     "stream_step": learner.position.stream_step,
                     **cost,
+                    "tokens_a_row": learner.benchmark.tokens_a_row,
                     "learning_curve": points(learner.curve.entries()),
                     "eval_seconds": seconds,
                     "audit_seconds": self._auditing.seconds,

@@ -32,6 +32,7 @@ from cl_framework.strategy import (
     Traits,
 )
 from cl_framework.stream import Stream, Unlearn
+from cl_framework.traits import check_scenario
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,7 @@ class Stack:
 
     def _check_traits(self, member: Member, setting: Setting) -> None:
         traits = member.strategy.traits
-        if setting.scenario and setting.scenario not in traits.scenarios:
-            allowed = ", ".join(traits.scenarios)
-            raise ConfigurationError(
-                f"strategies.{member.slot} does not work with scenario={setting.scenario}; it allows: {allowed}. "
-                f"Set scenario={traits.scenarios[0]}."
-            )
+        check_scenario(member.slot, traits, type(member.strategy).traits, setting)
         if setting.modality is not None and setting.modality not in traits.modalities:
             allowed = ", ".join(traits.modalities)
             raise ConfigurationError(f"strategies.{member.slot} does not work on {setting.modality} benchmarks; it allows: {allowed}.")

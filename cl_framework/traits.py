@@ -59,6 +59,8 @@ class Setting:
     blurry: float
     learns: int  # Learn events of the stream; 0 if the benchmark decides
     slots: Mapping[str, Traits]  # every strategy of the stack, itself included
+    benchmark: str | None = None  # its name
+    benchmark_scenarios: tuple[str, ...] | None = None  # those that it allows
     modality: str | None = None  # vision or text
     objective: str | None = None  # classification or language_modelling
     num_classes: int | None = None  # of the whole benchmark
@@ -83,6 +85,25 @@ class Setting:
         """The slots after the own one."""
         slots = list(self.slots)
         return slots[slots.index(self.slot) + 1 :] if self.slot in slots else []
+
+
+def check_scenario(slot: str, traits: Traits, by_default: Traits, setting: Setting) -> None:
+    """Refuse, as ConfigurationError, a strategy in a scenario that it does not work in; `by_default` are its traits without options."""
+    if not setting.scenario or setting.scenario in traits.scenarios:
+        return
+    allowed = ", ".join(traits.scenarios)
+    had = setting.benchmark_scenarios
+    if had is None or set(had) & set(traits.scenarios):
+        fitting = next(one for one in traits.scenarios if had is None or one in had)
+        raise ConfigurationError(
+            f"strategies.{slot} does not work with scenario={setting.scenario}; it allows: {allowed}. Set scenario={fitting}."
+        )
+    fits = setting.scenario in by_default.scenarios
+    remedy = f"With its options at their defaults it allows {setting.scenario}: keep those, or remove it" if fits else "Remove it"
+    raise ConfigurationError(
+        f"strategies.{slot} cannot be used with benchmark {setting.benchmark!r}: it needs {allowed}, and the benchmark has "
+        f"{', '.join(had)} alone. {remedy}."
+    )
 
 
 def check_first_to_plan(setting: Setting) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cl_framework.criterion import asked
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, concatenated, each
 
@@ -95,6 +96,12 @@ class Benchmark:
     def offsets(self) -> Tensor:
         """(T + 1,) int64: the first global sample id of each task, and the number of all."""
         return torch.tensor([0, *(len(source) for source in self.train)]).cumsum(0)
+
+    @cached_property
+    def tokens_a_row(self) -> int | None:
+        """The tokens of every training row, where each row is full of them and asks at all places, as packed texts do; else None."""
+        modelled = self.objective == "language_modelling"
+        return self.input_shape[0] if modelled and all(bool(asked(source.targets).all()) for source in self.train) else None
 
     def ids_of(self, task: int) -> Tensor:
         """Global training sample ids of a task, ascending."""

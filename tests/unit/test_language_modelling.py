@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
 from cl_framework.fisher import squared_gradients
 from cl_framework.models.decoder import Decoder, DecoderOptions, TokenHead
-from cl_framework.report import markdown_of_run
+from cl_framework.records import RunDirectory
+from cl_framework.report import collect, comparison, markdown_of_run, read_csv, to_csv
 from cl_framework.strategy import Rows
 from cl_framework.unlearning.audit import audit
 
@@ -266,8 +269,49 @@ def test_a_run_reports_perplexity_beside_accuracy(tmp_path: Path) -> None:
     assert result.summary["average_loss"] == pytest.approx(sum(matrix[-1]) / 2)
     assert result.summary["loss_rise"] == pytest.approx(max(0.0, matrix[1][0] - matrix[0][0]))
     assert matrix[0][0] < math.log(258) / 1.5 < matrix[0][1] * 2  # it has learned its own text
+    assert (result.summary["loss_of_old_tasks"], result.summary["loss_of_newest_task"]) == tuple(matrix[-1]) and matrix[1][0] != matrix[1][
+        1
+    ]
     text = markdown_of_run(result.summary)
     assert "Perplexity:" in text and f"{math.exp(matrix[1][1]):.2f}" in text
+
+
+def test_losses_and_tokens_are_committed_with_a_run(tmp_path: Path) -> None:
+    made = experiment(tmp_path, {"er": {"capacity": 8}}, stream="L2 L0 L1 L0 U1", probes=["rankme"])
+    made = load_experiment({**made.to_dict(), "strategies": {"er": {"capacity": 8}, "rewind": {}}})
+    result = run(made)
+    rows = {row["eval_task"]: row["value"] for row in RunDirectory(result.path).records() if row["metric"] == "loss"}
+    (summary,) = summaries = collect([result.path]).summaries
+    assert (summary["loss_of_newest_task"], summary["loss_of_old_tasks"]) == (rows[0], rows[2])  # task 1 is unlearned
+    assert summary["average_loss"] == pytest.approx((rows[0] + rows[2]) / 2)
+    assert summary["tokens_new"] == 12 * summary["samples_new"] > 0
+    assert summary["tokens_replayed"] == 12 * summary["samples_replayed"] > 0
+    assert "RankMe" in markdown_of_run(summary) and summary["rankme"] is not None
+    header, (row,) = comparison(summaries)
+    table = dict(zip(header, row, strict=True))
+    assert (table["loss, old tasks"], table["loss, newest task"]) == (f"{rows[2]:.2f}", f"{rows[0]:.2f}")
+    assert (table["new tokens"], table["replayed tokens"]) == (str(summary["tokens_new"]), str(summary["tokens_replayed"]))
+    file = tmp_path / "records.csv"
+    file.write_text(to_csv(summaries))
+    assert comparison(read_csv(file)) == (header, [row])
+    (whole,) = csv.DictReader(io.StringIO(file.read_text()))
+    later = ("loss_of_", "tokens_", "rankme", "alpha_req")
+    kept = {column: cell for column, cell in whole.items() if not column.startswith(later)}
+    assert len(whole) - len(kept) == 6
+    with file.open("w", newline="") as before:  # as before there were such columns
+        writer = csv.DictWriter(before, list(kept))
+        writer.writeheader()
+        writer.writerow(kept)
+    older, _ = comparison(read_csv(file))
+    new = ("loss, old tasks", "loss, newest task", "RankMe", "new tokens", "replayed tokens")
+    assert older == [title for title in header if title not in new]
+
+
+def test_tokens_are_counted_where_every_row_is_full_of_them(tmp_path: Path) -> None:
+    assert benchmark_of(write_texts(tmp_path)).tokens_a_row == 12
+    questions = make_benchmark(load_experiment({"benchmark": {"name": "arithmetic", "train": 20, "test": 10}}))
+    assert questions.objective == "language_modelling" and questions.tokens_a_row is None
+    assert make_benchmark(load_experiment({"benchmark": {"name": "synthetic"}})).tokens_a_row is None
 
 
 # --- strategies ---
@@ -327,6 +371,13 @@ def test_a_language_that_was_unlearned_is_audited(name: str, tmp_path: Path) -> 
     [
         ({"er_ace": {}}, {}, "strategies.er_ace needs one class a sample, which benchmarks of language modelling do not have."),
         ({"analytic": {}}, {}, "strategies.analytic needs one class a sample"),
+        (
+            {"lora": {"per_task": True}},
+            {},
+            "strategies.lora cannot be used with benchmark 'folder': it needs task_il, and the benchmark has domain_il alone. "
+            "With its options at their defaults it allows domain_il: keep those, or remove it.",
+        ),
+        ({"hypernetwork": {}}, {}, "it needs task_il, and the benchmark has domain_il alone. Remove it."),
         ({"gdumb": {}}, {}, "strategies.gdumb needs one class a sample"),
         ({"er": {"policy": "balanced"}}, {}, "strategies.er.policy: balanced shares memory among classes, which texts lack."),
         ({"ewc": {"variant": "released"}}, {}, "strategies.ewc.fisher_labels: squared gradients \\(weighted\\) would be weighted"),

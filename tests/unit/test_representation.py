@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from cl_framework import load_experiment, run
 from cl_framework.assembly import assemble
-from cl_framework.config import _PROBES, Named
+from cl_framework.config import Named
 from cl_framework.criterion import IGNORED, last_asked
 from cl_framework.errors import ConfigurationError
+from cl_framework.metrics import PROBES as NAMES
 from cl_framework.records import RunDirectory
+from cl_framework.report import markdown_of_run
 from cl_framework.representation import PROBES, alpha_req, probed, rankme, spectrum
 
 
@@ -67,7 +69,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def test_probes_are_rows_like_any_other_and_move_no_number(tmp_path: Path) -> None:
-    assert tuple(PROBES) == _PROBES
+    assert tuple(PROBES) == NAMES
     plain = run(load_experiment({**SETTINGS, "out": str(tmp_path / "plain")}))
     looked = run(load_experiment({**SETTINGS, "out": str(tmp_path / "looked"), "probes": list(PROBES)}))
     assert plain.summary is not None and looked.summary is not None
@@ -80,6 +82,11 @@ def test_probes_are_rows_like_any_other_and_move_no_number(tmp_path: Path) -> No
         features = learner.model.features(learner.benchmark.transform(source.read(torch.arange(len(source))), None))  # type: ignore[operator]
     own = next(row for row in rows if (row["event_index"], row["eval_task"], row["metric"]) == (-1, 1, "rankme"))
     assert own["value"] == pytest.approx(rankme(features), rel=1e-6) and own["n"] == len(source)
+    matrix = looked.summary["rankme_matrix"]
+    last = [row["value"] for row in rows if (row["event_index"], row["metric"]) == (1, "rankme")]
+    assert matrix[-1] == last and matrix[0] != last and looked.summary["rankme"] == pytest.approx(sum(last) / 2)
+    assert f"| L1 | {last[0]:.2f} | {last[1]:.2f} |" in markdown_of_run(looked.summary) and "RankMe:" in markdown_of_run(looked.summary)
+    assert {"rankme", "alpha_req_matrix"} <= set(looked.summary) and not {"rankme", "alpha_req_matrix"} & set(plain.summary)
     assert own["value"] != pytest.approx(next(row for row in rows[::-1] if row["metric"] == "rankme")["value"], rel=1e-3)
 
 

@@ -91,6 +91,14 @@ FITTING: dict[str, Any] = {"scenario": "task_il", "modality": "text", "objective
     ("changed", "text"),
     [
         ({"scenario": "class_il"}, "strategies.narrow does not work with scenario=class_il; it allows: task_il. Set scenario=task_il."),
+        (
+            {"scenario": "domain_il", "benchmark": "book", "benchmark_scenarios": ("domain_il",)},
+            "strategies.narrow cannot be used with benchmark 'book': it needs task_il, and the benchmark has domain_il alone. Remove it.",
+        ),
+        (
+            {"scenario": "class_il", "benchmark": "book", "benchmark_scenarios": ("class_il", "task_il")},
+            "strategies.narrow does not work with scenario=class_il; it allows: task_il. Set scenario=task_il.",
+        ),
         ({"modality": "vision"}, "strategies.narrow does not work on vision benchmarks; it allows: text."),
         (
             {"objective": "language_modelling"},
