@@ -43,6 +43,7 @@ FIGURES = {
     "retention_slope": "retention slope",  # log-log, of accuracy by lag
     "facilitation_in_steps": "facilitation, steps",  # steps to the criterion more (negative: fewer), from one Learn to the next
     "learning_accuracy_slope": "learning-accuracy slope",  # points of it more, from one Learn to the next
+    "trained_share": "trained",  # share of the parameters that learned, where others rested
     "train_seconds": "train s",
     "audit_seconds": "audit s",  # what the figures and the deletion record of unlearning take beside it
     "steps": "steps",
