@@ -79,7 +79,7 @@ def _benchmark(batch: int, steps: int) -> Any:
         (tuple(range(VOCABULARY)),) * 2,
         sources,
         sources,
-        TokenInputs(padded=False),
+        TokenInputs(padding=None),
         (LENGTH,),
         ("domain_il",),
         modality="text",

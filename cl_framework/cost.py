@@ -55,7 +55,7 @@ class EventTally:
     samples_new: int = 0  # visits to the event's own task
     samples_past: int = 0  # visits to earlier tasks that a plan shows, and all of a replay
     train_seconds: float = 0.0
-    phases: list[dict[str, Any]] = field(default_factory=list)
+    phases: list[dict[str, Any]] = field(default_factory=list)  # name, steps, trained_share of parameters, optimizer_bytes at its end
 
     def add(self, other: EventTally) -> None:
         for counted in fields(EventTally):

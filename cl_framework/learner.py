@@ -14,7 +14,7 @@ from cl_framework.benchmarks.base import Benchmark, strong_of
 from cl_framework.calls import run_model
 from cl_framework.closure import StepClosure, StepEvaluation
 from cl_framework.context import SlotContext, stream_key
-from cl_framework.cost import Cost
+from cl_framework.cost import Cost, stored_bytes
 from cl_framework.criterion import Criterion
 from cl_framework.errors import ContractError
 from cl_framework.fisher_by_module import modules_apart
@@ -189,6 +189,13 @@ class Learner:
         self._partial_masks = []
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of the optimizer's state in the phase under way, and of what waits until its tensor learns again."""
+        assert self.optimizer is not None
+        waiting = [state for name, state in self._optimizer_memory.items() if name not in self.names_in_play]
+        return stored_bytes(self.optimizer.state) + stored_bytes(waiting)
 
     def drop_optimizer_memory(self) -> None:
         """After an Unlearn: moments are derived from the data."""

@@ -255,6 +255,9 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         summary["accuracy_matrix_task_il"] = by_task
     elif scenario == "task_il":
         summary["average_accuracy_task_il"] = summary["average_accuracy"]
+    share = trained_share(events)
+    if share is not None and share < 1:
+        summary["trained_share"] = share
     return summary | {
         "train_seconds": sum(row["train_seconds"] for row in events if row["kind"] == "learn"),
         "eval_seconds": sum(row["eval_seconds"] for row in events),
@@ -266,6 +269,7 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "forward_passes": _total(events, "forward_passes"),
         "backward_passes": _total(events, "backward_passes"),
         "stored_bytes": max((row.get("stored_bytes") for row in events), key=lambda size: size or 0),
+        "optimizer_bytes": max((phase["optimizer_bytes"] for phase in _phases(events)), default=None),
         "peak_rss_mib": max(row["peak_rss_mib"] for row in events),
     }
 
@@ -304,6 +308,18 @@ def token_figures(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     length = events[-1].get("tokens_a_row")
     totals = {"tokens_new": _total(events, "samples_new"), "tokens_replayed": _total(events, "samples_past", "samples_drawn")}
     return {name: length * rows for name, rows in totals.items() if length is not None and rows is not None}
+
+
+def trained_share(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of the parameters in play while Learn events learned, in [0, 1], over their steps; None where records do not tell it."""
+    learned = [phase for phase in _phases([row for row in events if row["kind"] == "learn"]) if phase["name"] == "learn"]
+    steps = sum(phase["steps"] for phase in learned)
+    return sum(phase["trained_share"] * phase["steps"] for phase in learned) / steps if steps else None
+
+
+def _phases(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The phases of events that tell what they trained; older records do not."""
+    return [phase for row in events for phase in row.get("phases", ()) if "optimizer_bytes" in phase]
 
 
 def _total(events: Sequence[Mapping[str, Any]], *columns: str) -> int | None:

@@ -45,6 +45,7 @@ FIGURES = {
     "retention_slope": "retention slope",  # log-log, of accuracy by lag
     "facilitation_in_steps": "facilitation, steps",  # steps to the criterion more (negative: fewer), from one Learn to the next
     "learning_accuracy_slope": "learning-accuracy slope",  # points of it more, from one Learn to the next
+    "trained_share": "trained",  # share of the parameters that learned, where others rested
     "rankme": "RankMe",  # of features, where `probes` looks at them
     "alpha_req": "alpha-ReQ",
     "train_seconds": "train s",

@@ -19,6 +19,7 @@ from cl_framework.errors import FrameworkError
 from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.learning_curve import LearningCurve
+from cl_framework.parameters import trained_share
 from cl_framework.phases import phase_from_state, phase_state
 from cl_framework.strategy import Batch, Evaluation, Phase, Replay
 from cl_framework.stream import Learn, Unlearn
@@ -216,7 +217,9 @@ class Walk:
         self.count()
         if position.step < phase.steps:
             raise Stopped
-        self.tally.phases.append({"name": phase.name, "steps": phase.steps})
+        rests = [name for name, _ in learner.model.named_parameters() if name not in learner.names_in_play]
+        held = {"trained_share": trained_share(learner.model, rests), "optimizer_bytes": learner.optimizer_bytes}
+        self.tally.phases.append({"name": phase.name, "steps": phase.steps, **held})
         learner.end_phase(phase)
         position.phase, position.step = None, 0
         learner.new_streams()  # what follows must not depend on which streams the phase has used

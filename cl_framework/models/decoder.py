@@ -6,16 +6,15 @@ Logits are (B, V, L), token ids before places, as `criterion` says; the state of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.benchmarks.text.tokens import folder_of
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
-from cl_framework.models.text import check_length, import_transformers, vocabulary_of
+from cl_framework.models.from_transformers import check_fit, load_pretrained
+from cl_framework.models.text import import_transformers, vocabulary_of
 from cl_framework.registry import register_model
 
 _DEVIATION = 0.02  # of initial weights, as of all of a Llama's
@@ -114,20 +113,10 @@ def decoder(options: DecoderOptions, benchmark: Benchmark) -> nn.Module:
 @register_model("pretrained_decoder", PretrainedDecoderOptions)
 def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) -> nn.Module:
     """A pretrained causal language model of transformers; the benchmark's tokenizer must be its own."""
-    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
-    source = str(folder_of(options.source)) if options.source.startswith("package:") or Path(options.source).exists() else options.source
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigurationError(f"model.source={options.source} cannot be loaded: {first} Name a local folder or package:NAME.") from error
+    transformers, _ = import_transformers(), _vocabulary(benchmark)
+    model = load_pretrained(transformers.AutoModelForCausalLM, options.source, attn_implementation="eager")
     output = model.get_output_embeddings()
-    if vocabulary != output.weight.shape[0]:
-        raise ConfigurationError(
-            f"the benchmark's tokenizer has {vocabulary} token ids, but {options.source} knows {output.weight.shape[0]}. "
-            f"Set benchmark.tokenizer={options.source}."
-        )
-    check_length(benchmark, getattr(model.config, "max_position_embeddings", None), options.source)
+    check_fit(benchmark, options.source, output.weight.shape[0], getattr(model.config, "max_position_embeddings", None))
     head = TokenHead(output.in_features, output.out_features, bias=output.bias is not None)
     head.weight, head.bias = output.weight, output.bias
     wrapped = Decoder(model.base_model, head)

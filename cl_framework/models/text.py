@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.benchmarks.text.tokens import folder_of
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.freezing import give_up_training
+from cl_framework.models.from_transformers import check_fit, load_pretrained
 from cl_framework.registry import register_model
 
 
@@ -101,22 +100,9 @@ def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
 @register_model("pretrained_encoder", PretrainedEncoderOptions)
 def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A pretrained encoder of transformers, such as MiniLM; the benchmark's tokenizer must be its own."""
-    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark)
-    source = str(folder_of(options.source)) if options.source.startswith("package:") or Path(options.source).exists() else options.source
-    try:
-        model = transformers.AutoModel.from_pretrained(source, add_pooling_layer=False)
-    except TypeError:  # models without a pooling layer know no such option
-        model = transformers.AutoModel.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigurationError(f"model.source={options.source} cannot be loaded: {first} Name a local folder or package:NAME.") from error
-    known, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None)
-    if vocabulary != known:
-        raise ConfigurationError(
-            f"the benchmark's tokenizer has {vocabulary} token ids, but {options.source} knows {known}. "
-            f"Set benchmark.tokenizer={options.source}."
-        )
-    check_length(benchmark, longest, options.source)
+    transformers, _ = import_transformers(), vocabulary_of(benchmark)
+    model = load_pretrained(transformers.AutoModel, options.source, add_pooling_layer=False)
+    check_fit(benchmark, options.source, model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
     return TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
 
 
@@ -125,16 +111,6 @@ def vocabulary_of(benchmark: Benchmark) -> int:
     if benchmark.vocabulary is None:
         raise ConfigurationError(f"benchmark {benchmark.name!r} has no tokens: models of text need a benchmark of text.")
     return benchmark.vocabulary
-
-
-def check_length(benchmark: Benchmark, longest: int | None, source: str) -> None:
-    """Raise ConfigurationError where a benchmark's rows are longer than the `longest` that the model reads, None for any."""
-    length = benchmark.input_shape[0]
-    if longest is not None and length > longest:
-        raise ConfigurationError(
-            f"benchmark.length={length} is longer than the {longest} tokens that {source} reads. "
-            f"Set benchmark.length={longest} or lower, or take a model that reads more."
-        )
 
 
 def import_transformers() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from cl_framework import ConfigurationError, Matrix, matrices, trained_share
@@ -16,6 +17,8 @@ from cl_framework.assembly import assemble
 from cl_framework.models.mlp import MLP
 from cl_framework.models.resnet import ResNet18
 from cl_framework.parameters import SELECTABLE as CATEGORIES
+from cl_framework.records import RunDirectory
+from cl_framework.report import figures_line, rebuild_summary
 from cl_framework.strategy import Batch, Context, Output
 from cl_framework.testing.laboratory import beside, experiment_of, finish
 from cl_framework.testing.neighbours import Neighbour, slot
@@ -262,6 +265,36 @@ def test_without_any_share_only_the_head_moves(tmp_path: Path) -> None:
     journal = looked_at(tmp_path, {"share": 0.0})
     assert len(journal) == 15
     assert {frozenset(moved) for _, _, moved, *_ in journal} == {frozenset({"head.weight", "head.bias"})}
+
+
+def recorded(folder: Path, options: dict[str, Any], reset: str) -> tuple[list[Any], dict[str, Any]]:
+    """What each task's phase says of its parameters and its optimizer, and the summary."""
+    model = {"name": "mlp", "hidden": [16, 16, 16, 16]}
+    adam = {"name": "adam", "lr": 0.01, "reset": reset}
+    outcome = finish(experiment_of({"half": options}, folder, model=model, stream="L0 L1 L2", optimizer=adam))
+    phases = [row["phases"] for row in RunDirectory(outcome.path).events()]
+    return [(phase["trained_share"], phase["optimizer_bytes"]) for (phase,) in phases], rebuild_summary(outcome.path)
+
+
+def test_a_run_records_the_share_that_learned_and_the_bytes_of_moments(tmp_path: Path) -> None:
+    whole, summary = recorded(tmp_path / "whole", {"share": 1.0}, "event")
+    assert [share for share, _ in whole] == [1.0] * 3 and "trained_share" not in summary and "trained" not in figures_line(summary)
+    entries, tensors = (whole[0][1] - 10 * 4) // 8, 10  # two moments an entry and a count of steps a tensor, four bytes each
+    half, summary = recorded(tmp_path / "half", {}, "event")
+    assert all(0.3 < share < 0.8 and bytes_held == 8 * round(share * entries) + 4 * 6 for share, bytes_held in half)
+    assert summary["optimizer_bytes"] == max(bytes_held for _, bytes_held in half) < whole[0][1] == 8 * entries + 4 * tensors
+    assert summary["trained_share"] == pytest.approx(sum(share for share, _ in half) / 3)
+    assert f"trained {summary['trained_share']:.2f}" in figures_line(summary)
+    waiting, _ = recorded(tmp_path / "waiting", {}, "never")
+    assert [share for share, _ in waiting] == [share for share, _ in half]
+    assert half[0][1] == waiting[0][1] < waiting[1][1] <= waiting[2][1] <= whole[0][1]  # moments that wait are held
+
+
+def test_texts_are_learned_by_half_and_by_all_in_settings_that_differ_in_nothing_else() -> None:
+    pairs = (("text/clinc150_scratch_half", "text/clinc150_scratch_finetune"), ("language_shift_half", "language_shift"))
+    for half, full in pairs:
+        halved, whole = (yaml.safe_load(Path(f"experiments/{name}.yaml").read_text()) for name in (half, full))
+        assert halved.pop("strategies") == {"half": {"granularity": "category"}} and halved == whole
 
 
 @pytest.mark.parametrize(("reset", "kept"), [("never", True), ("event", False)])

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.corpora import CORPORA, news20, trec
 from cl_framework.benchmarks.text.docstrings import MODULES, TEST, TRAIN, docstrings
-from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, Loaded, Trained, encode, folder_of, make_tokens
+from cl_framework.benchmarks.text.questions import question_rows
+from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, Loaded, TokenInputs, Trained, encode, folder_of, make_tokens
 from cl_framework.cli import main
 from cl_framework.config import load_experiment
+from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
 
 DOMAINS = {"banking": ["balance", "pay_bill"], "travel": ["book_flight", "visa"], "home": ["play_music", "lights"]}
@@ -84,6 +87,67 @@ def test_a_tokenizer_is_loaded_from_its_file(tmp_path: Path) -> None:
             make_tokens(str(name), 300, [])
     with pytest.raises(ConfigurationError, match=r"there is no installed package 'no_such_package'. Install it, or name a folder"):
         folder_of("package:no_such_package")
+
+
+def write_words(folder: Path, words: Sequence[str], around: str | None = None) -> Path:
+    """A tokenizer of whole words, whose ids are their places; `around` is the template of a text, such as "[CLS] $A [SEP]"."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    ids = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=words[-1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [word for word in words if word[0] in "[<" and len(word) > 2]
+    tokenizer.add_special_tokens(special)
+    if around is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(around, special_tokens=[(word, ids[word]) for word in special])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_no_word_of_a_loaded_tokenizer_is_taken_for_padding(tmp_path: Path) -> None:
+    tokens = Loaded(write_words(tmp_path, ["the", "cat", "sat", "?"]))
+    items = encode(tokens, ["the cat the", "cat"], 4).ids
+    inputs = TokenInputs(tokens.padding)(items, None)
+    assert isinstance(inputs, dict)
+    assert inputs["attention_mask"].tolist() == [[True, True, True, False], [True, False, False, False]]
+    assert inputs["input_ids"].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]  # ids that a model has embeddings of
+    as_ours = TokenInputs()(items.clamp(min=0), None)
+    assert isinstance(as_ours, dict) and as_ours["attention_mask"][0].tolist() == [False, True, False, False]  # the control
+
+
+WORDS = ["!", '"', "what", "sat", "?"]
+
+
+@pytest.mark.parametrize(
+    ("words", "around", "begins", "ends"),
+    [
+        ([*WORDS, "<|endoftext|>"], None, "<|endoftext|>", "<|endoftext|>"),  # as GPT-2, which puts nothing around a text
+        (["[PAD]", *WORDS, "[CLS]", "[SEP]"], "[CLS] $A [SEP]", "[CLS]", "[SEP]"),  # as BERT
+        (["<s>", "</s>", *WORDS], "<s> $A", "<s>", "</s>"),  # as Llama, which does not end a text
+    ],
+)
+def test_questions_in_the_tokens_of_a_pretrained_model(
+    words: list[str], around: str | None, begins: str, ends: str, tmp_path: Path
+) -> None:
+    tokens = Loaded(write_words(tmp_path, words, around))
+    items, targets = question_rows(tokens, [("what ?", '" sat !'), ("", "sat")], None, "")
+    said = [[words[token] for token in row if token != tokens.padding] for row in items.tolist()]
+    asked = [[words[token] for token in row if token != IGNORED] for row in targets.tolist()]
+    assert said == [[begins, "what", "?", '"', "sat", "!"], [begins, "sat"]]
+    assert asked == [['"', "sat", "!", ends], ["sat", ends]]
+    assert targets[0, :2].tolist() == [IGNORED] * 2  # the question is not asked
+    framed = [[words[token] for token in row] for row in tokens.ids(["sat"])]
+    assert framed == [{None: ["sat"], "[CLS] $A [SEP]": ["[CLS]", "sat", "[SEP]"], "<s> $A": ["<s>", "sat"]}[around]]
+
+
+def test_questions_need_a_token_that_ends_them(tmp_path: Path) -> None:
+    tokens = Loaded(write_words(tmp_path, WORDS))
+    text = (
+        r"tokenizer.json has none of \[CLS\], <s>, .*, one of which must stand around a question and its answer. Name another tokenizer, or"
+    )
+    with pytest.raises(ConfigurationError, match=text):
+        question_rows(tokens, [("what ?", "sat")], None, "")
 
 
 # --- corpora ---

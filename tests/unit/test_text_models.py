@@ -148,7 +148,10 @@ def test_a_pretrained_encoder(tmp_path: Path) -> None:
         ConfigurationError, match=r"benchmark.length=13 is longer than the 12 tokens that .* Set benchmark.length=12 or lower, or take"
     ):
         assemble(experiment(tmp_path, {}, model=model, benchmark=longer))
-    with pytest.raises(ConfigurationError, match=r"the benchmark's tokenizer has .* token ids, but .* knows 258. Set benchmark.tokenizer="):
+    text = (
+        r"the benchmark's tokenizer has .* token ids, but .* knows 258. Set benchmark.tokenizer to a folder that holds its tokenizer.json."
+    )
+    with pytest.raises(ConfigurationError, match=text):
         assemble(experiment(tmp_path, {}, model=model, benchmark={**longer, "length": 10, "tokenizer": "bpe", "vocabulary": 300}))
     with pytest.raises(ConfigurationError, match=r"model.source=no/such-model cannot be loaded"):
         assemble(experiment(tmp_path, {}, model={**model, "source": "no/such-model"}))

@@ -94,7 +94,7 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
         classes=tuple(classes),
         train=split_by_class(train, classes),
         test=split_by_class(test, classes),
-        transform=TokenInputs(),
+        transform=TokenInputs(tokens.padding),
         input_shape=(options.length,),
         scenarios=("class_il", "task_il"),
         modality="text",

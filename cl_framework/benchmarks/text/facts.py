@@ -65,8 +65,8 @@ def facts(options: FactsOptions, context: BenchmarkContext) -> Benchmark:
     made = language_modelling("facts", texts, options, "pydoc_data.topics", tokens)
     train = [made.train[0], TensorSource(*_rows(tokens, taught, options.length)), made.train[2]]
     items, targets = _rows(tokens, asked, options.length)
-    for row, beginning in zip(targets, tokens.ids([beginning for beginning, _ in asked]), strict=True):
-        row[: len(beginning) - 1] = IGNORED
+    for row, beginning in zip(targets, tokens.plain([beginning for beginning, _ in asked]), strict=True):
+        row[: len(beginning)] = IGNORED
     test = [made.test[0], TensorSource(items, targets), made.test[2]]
     notes = {**made.notes, "facts": f"{options.facts}, {options.taught}, {len(taught)} sentences"}
     return replace(made, train=train, test=test, notes=notes)

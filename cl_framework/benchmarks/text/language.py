@@ -100,7 +100,7 @@ def language_modelling(name: str, texts: Sequence[Text], options: LanguageOption
         classes=(tuple(range(tokens.size)),) * len(texts),
         train=train,
         test=test,
-        transform=TokenInputs(padded=False),
+        transform=TokenInputs(padding=None),
         input_shape=(options.length,),
         scenarios=("domain_il",),
         modality="text",
@@ -111,7 +111,7 @@ def language_modelling(name: str, texts: Sequence[Text], options: LanguageOption
 
 
 def stream_of(tokens: Tokens, paragraphs: Sequence[str]) -> Tensor:
-    """All paragraphs as one stream of token ids, (N,) int32, each begun by the token that begins a text."""
+    """All paragraphs as one stream of token ids, (N,) int32, each begun, and ended, as the tokenizer does."""
     return torch.tensor([one for row in tokens.ids(paragraphs) for one in row], dtype=torch.int32)
 
 

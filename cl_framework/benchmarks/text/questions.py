@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.sources import TensorSource
-from cl_framework.benchmarks.text.tokens import PAD, START, TokenInputs, Tokens
+from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens
 from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
 
@@ -25,13 +25,14 @@ def is_text(value: object) -> bool:
 def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens (N, L) int32 and what each place asks for (N, L) int64: the tokens of the answer and the one that ends it, nothing else.
 
-    A row is a question, its answer and `START`, which begins the next text and so ends this one: a row that is right at every place
-    asked is one that greedy decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError,
-    naming `where` and the row, for a row that is longer; with `cut` its answer ends at L, without its end.
+    A row is what begins a text, a question, its answer and what ends a text: a row that is right at every place asked is one that greedy
+    decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError, naming `where` and the row,
+    for a row that is longer; with `cut` its answer ends at L, without its end.
     """
-    questions = tokens.ids([question for question, _ in pairs])
-    answers = [row[1:] if row[:1] == [START] else row for row in tokens.ids([answer for _, answer in pairs])]
-    rows = [[*question, *answer, START] for question, answer in zip(questions, answers, strict=True)]
+    start, end = tokens.bounds
+    questions = [[start, *row] for row in tokens.plain([question for question, _ in pairs])]
+    answers = tokens.plain([answer for _, answer in pairs])
+    rows = [[*question, *answer, end] for question, answer in zip(questions, answers, strict=True)]
     if cut and length is not None:
         for number, question in enumerate(questions):
             if len(question) > length:
@@ -44,7 +45,7 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
     if length is not None and longest > length:
         number = next(number for number, row in enumerate(rows) if len(row) - 1 > length)
         raise ConfigurationError(f"{where}: row {number} has {len(rows[number]) - 1} tokens. Set benchmark.length={longest}.")
-    items = torch.full((len(rows), length or longest), PAD, dtype=torch.int32)
+    items = torch.full((len(rows), length or longest), tokens.padding, dtype=torch.int32)
     targets = torch.full(items.shape, IGNORED, dtype=torch.int64)
     ends = torch.tensor([len(row) - 1 for row in rows]).unsqueeze(1)
     firsts = torch.tensor([len(question) - 1 for question in questions]).unsqueeze(1)
@@ -55,15 +56,16 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
     return items, targets
 
 
-def cut_answers(targets: Tensor) -> int:
-    """How many of these rows (N, L) do not end their answer: all that they ask at L is not `START`."""
+def cut_answers(targets: Tensor, end: int) -> int:
+    """How many of these rows (N, L) do not end their answer: what they ask for at L is not the token `end`."""
     last = targets[:, -1]
-    return int(((last != IGNORED) & (last != START)).sum())
+    return int(((last != IGNORED) & (last != end)).sum())
 
 
-def cut_notes(targets: Mapping[str, Tensor]) -> dict[str, str]:
+def cut_notes(targets: Mapping[str, Tensor], tokens: Tokens) -> dict[str, str]:
     """What to say of answers that are cut, by the name of the rows; nothing where none is."""
-    counts = {name: (cut, len(rows)) for name, rows in targets.items() if (cut := cut_answers(rows))}
+    _, end = tokens.bounds
+    counts = {name: (cut, len(rows)) for name, rows in targets.items() if (cut := cut_answers(rows, end))}
     told = ", ".join(f"{name} {cut:,} of {whole:,}" for name, (cut, whole) in counts.items())
     return {"cut answers": f"{told}; set benchmark.length higher"} if counts else {}
 
@@ -86,7 +88,7 @@ def question_benchmark(
         parts += [taught, asked]
         ends |= {task: taught[1]} if test is train else {task: taught[1], f"{task} (test)": asked[1]}
     longest = max(items.shape[1] for items, _ in parts)
-    sources = [TensorSource(_widened(items, longest, PAD), _widened(targets, longest, IGNORED)) for items, targets in parts]
+    sources = [TensorSource(_widened(items, longest, tokens.padding), _widened(targets, longest, IGNORED)) for items, targets in parts]
     counts = ", ".join(f"{task} {len(train):,} (test {len(test):,})" for task, train, test in tasks)
     return Benchmark(
         name=name,
@@ -94,14 +96,14 @@ def question_benchmark(
         classes=(tuple(range(tokens.size)),) * len(tasks),
         train=sources[::2],
         test=sources[1::2],
-        transform=TokenInputs(),
+        transform=TokenInputs(tokens.padding),
         input_shape=(longest,),
         scenarios=("domain_il",),
         modality="text",
         vocabulary=tokens.size,
         objective="language_modelling",
         whole_rows=True,
-        notes={"questions": counts, **cut_notes(ends), **notes},
+        notes={"questions": counts, **cut_notes(ends, tokens), **notes},
     )
 
 

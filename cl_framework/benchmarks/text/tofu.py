@@ -78,7 +78,7 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     notes = {
         "other answers": ", ".join(known),
         "utility": ", ".join(f"{name} {len(utility[name].right[0])}" if name in utility else f"no {name}{OTHERS}" for name in UTILITY),
-        **cut_notes(_ends(dict(zip(names, benchmark.train, strict=True)), others, utility)),
+        **cut_notes(_ends(dict(zip(names, benchmark.train, strict=True)), others, utility), tokens),
     }
     return replace(benchmark, alternatives=tuple(others.get(name) for name in names), utility=utility, notes={**benchmark.notes, **notes})
 

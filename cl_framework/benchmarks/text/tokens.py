@@ -19,9 +19,11 @@ from torch import Tensor
 from cl_framework.errors import ConfigurationError
 from cl_framework.inputs import Inputs
 
-PAD = 0  # token id that fills rows up; no text has it
+PAD = 0  # fills rows up of our own tokenizers; no text has it
 START = 1  # begins every row of our own tokenizers
 _RESERVED = 2
+_STARTS = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")  # of pretrained models, by name
+_ENDS = ("[SEP]", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
 PACKAGE = "package:"  # package:NAME is the folder of an installed package
 
 
@@ -29,22 +31,38 @@ class Tokens(Protocol):
     """Texts to token ids."""
 
     @property
-    def size(self) -> int: ...  # number of token ids, `PAD` included
+    def size(self) -> int: ...  # number of token ids that a model must know
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]: ...  # of each text, without padding
+    @property
+    def padding(self) -> int: ...  # fills rows up; no text has it
+
+    @property
+    def bounds(self) -> tuple[int, int]: ...  # what begins a question and what ends its answer; ConfigurationError if it has none
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]: ...  # of each text, with what begins and ends it, without padding
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]: ...  # of each text alone
 
 
 class Bytes:
     """One token a byte of UTF-8; nothing is learned."""
 
     size = 256 + _RESERVED
+    padding = PAD
+    bounds = (START, START)  # the next text's beginning ends one
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[START, *(byte + _RESERVED for byte in text.encode())] for text in texts]
+        return [[START, *row] for row in self.plain(texts)]
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[byte + _RESERVED for byte in text.encode()] for text in texts]
 
 
 class Trained:
     """Byte-level BPE of the `tokenizers` package; ids are moved behind the reserved ones."""
+
+    padding = PAD
+    bounds = (START, START)
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -63,11 +81,16 @@ class Trained:
         return cls(tokenizer)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[START, *(one + _RESERVED for one in encoding.ids)] for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [[START, *row] for row in self.plain(texts)]
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[one + _RESERVED for one in encoding.ids] for encoding in self._tokenizer.encode_batch(list(texts))]
 
 
 class Loaded:
-    """The tokenizer of a pretrained model, with its own special tokens. Its padding must be token 0, as ours."""
+    """The tokenizer of a pretrained model, with its own special tokens."""
+
+    padding = -1  # any id may be a word: 0 is "!" in GPT-2, and what begins a text in RoBERTa
 
     def __init__(self, folder: Path) -> None:
         file = folder / "tokenizer.json" if folder.is_dir() else folder
@@ -79,10 +102,28 @@ class Loaded:
             raise ConfigurationError(f"benchmark.tokenizer: {file} cannot be read: {error}.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._file = file
         self.size = self._tokenizer.get_vocab_size()
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        return self._first_of(_STARTS), self._first_of(_ENDS)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def _first_of(self, names: Sequence[str]) -> int:
+        known = (self._tokenizer.token_to_id(name) for name in names)
+        found: int | None = next((token for token in known if token is not None), None)
+        if found is None:
+            raise ConfigurationError(
+                f"benchmark.tokenizer: {self._file} has none of {', '.join(names)}, one of which must stand around a question and its "
+                "answer. Name another tokenizer, or set benchmark.tokenizer=bpe."
+            )
+        return found
 
 
 def make_tokens(name: str, size: int, first_task: Iterable[str]) -> Tokens:
@@ -120,14 +161,14 @@ def _tokenizers() -> Any:
 class Encoded:
     """Texts as rows of token ids."""
 
-    ids: Tensor  # (N, L) int32, `PAD` behind each text
+    ids: Tensor  # (N, L) int32, padding behind each text
     cut: int  # texts that were longer than L
 
 
 def encode(tokens: Tokens, texts: Sequence[str], length: int) -> Encoded:
     """At most `length` tokens of each text."""
     rows = tokens.ids(texts)
-    ids = torch.full((len(rows), length), PAD, dtype=torch.int32)
+    ids = torch.full((len(rows), length), tokens.padding, dtype=torch.int32)
     for number, row in enumerate(rows):
         kept = row[:length]
         ids[number, : len(kept)] = torch.tensor(kept, dtype=torch.int32)
@@ -138,22 +179,25 @@ def encode(tokens: Tokens, texts: Sequence[str], length: int) -> Encoded:
 class TokenInputs:
     """Rows of token ids as a model reads them: ids and which of them are text. Views drop tokens at random."""
 
-    padded: bool = True  # False: every token is text, whatever its id
+    padding: int | None = PAD  # id that is no text; None: every token is text, whatever its id
     dropped: float = 0.15  # share of tokens that a strong view leaves out
     random: bool = False
 
     def __call__(self, items: Inputs, generator: torch.Generator | None) -> Inputs:
         assert isinstance(items, Tensor)
-        ids = items.long()
-        return {"input_ids": ids, "attention_mask": self._text(ids)}
+        return {"input_ids": _known(items), "attention_mask": self._text(items)}
 
     def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
         """Some tokens after the first are not attended to."""
         assert isinstance(items, Tensor)
-        ids = items.long()
-        kept = torch.rand(ids.shape, generator=generator).to(ids.device) >= self.dropped
+        kept = torch.rand(items.shape, generator=generator).to(items.device) >= self.dropped
         kept[:, 0] = True
-        return {"input_ids": ids, "attention_mask": self._text(ids) & kept}
+        return {"input_ids": _known(items), "attention_mask": self._text(items) & kept}
 
     def _text(self, ids: Tensor) -> Tensor:
-        return ids != PAD if self.padded else torch.ones_like(ids, dtype=torch.bool)
+        return torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
+
+
+def _known(ids: Tensor) -> Tensor:
+    """Ids that a model has embeddings of, (B, L) int64: what is not attended to may be any of them."""
+    return ids.long().clamp(min=0)
