@@ -70,10 +70,11 @@ def matrices(model: nn.Module) -> list[Matrix]:
 
 
 def trained_share(model: nn.Module, frozen: Iterable[str]) -> float:
-    """The share of a model's parameters that is not among the `frozen` names, in [0, 1]."""
+    """The share of a model's parameters that is not among the `frozen` names, in [0, 1]; 1 of a model that has none."""
     names = set(frozen)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return sum(size for name, size in sizes.items() if name not in names) / sum(sizes.values())
+    total = sum(sizes.values())
+    return sum(size for name, size in sizes.items() if name not in names) / total if total else 1.0
 
 
 # --- where a module is ---

@@ -211,6 +211,7 @@ def test_the_share_that_learns() -> None:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     assert trained_share(model, frozen) == pytest.approx(1 - sum(sizes[name] for name in frozen) / sum(sizes.values()))
     assert trained_share(model, []) == 1.0
+    assert trained_share(nn.Identity(), []) == 1.0
 
 
 # --- in a run ---

@@ -334,7 +334,18 @@ STACKS: dict[str, dict[str, Any]] = {
     "replay_share": {"replay_share": {}, "rewarm": {}},
     "lora": {"lora": {}, "er": {"capacity": 8}, "infinite_rate": {}},
 }
-UNLEARNERS = ("rewind", "rmu", "gradient_ascent", "grad_diff", "npo", "simnpo", "ssd", "noise", "do_nothing", "finetune_retain")
+UNLEARNERS: dict[str, dict[str, Any]] = {
+    "rewind": {},
+    "rmu": {},
+    "gradient_ascent": {"lr": 0.02},
+    "grad_diff": {},
+    "npo": {},
+    "simnpo": {},
+    "ssd": {"alpha": 5.0},
+    "noise": {},
+    "do_nothing": {},
+    "finetune_retain": {},
+}
 
 
 @pytest.mark.slow
@@ -347,8 +358,10 @@ def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNLEARNERS)
 def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
-    result = run(experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, stream="L0 L1 U0 L2"))
-    assert result.summary is not None and [entry["event"] for entry in result.summary["unlearning"]] == ["U0"]
+    summary = run(experiment(tmp_path, {"er": {"capacity": 8}, name: UNLEARNERS[name]}, stream="L0 L1 U0 L2", epochs=3)).summary
+    assert summary is not None and [entry["event"] for entry in summary["unlearning"]] == ["U0"]
+    before, after = (summary["loss_matrix"][event][0] for event in (1, 2))
+    assert before < 3 and (after == before if name == "do_nothing" else after > before + 0.1)  # nats; of 258 tokens alike 5.55
 
 
 @pytest.mark.slow
