@@ -225,7 +225,7 @@ def test_a_row_that_is_wrong_is_named_with_the_remedy(copied: Path, name: str) -
     assert len(benchmark_of(copied).train[0]) == 2
 
 
-@pytest.mark.parametrize("false", ["It is 7.", [], ["It is 7.", " "], [7], None])
+@pytest.mark.parametrize("false", ["Seven", [], ["It is 7.", " "], [7], None])
 def test_false_answers_are_a_list_of_texts(copied: Path, false: Any) -> None:
     write(copied / "original" / "retain_perturbed.jsonl.gz", [others(0, 0), {**others(0, 1), "perturbed_answer": false}])
     with pytest.raises(ConfigurationError, match=r"retain_perturbed.jsonl.gz: row 1 has no 'perturbed_answer' that is a list of texts\."):
