@@ -32,7 +32,8 @@ def accuracy(path: Path, overrides: list[str], folder: Path, seed: int = 0) -> f
 @pytest.mark.parametrize("name", GOLDEN["strategies"])
 def test_a_strategy_reaches_its_golden_number(name: str, tmp_path: Path) -> None:
     golden = GOLDEN["strategies"][name]
-    assert accuracy(FINE_TUNING, golden["overrides"], tmp_path) == pytest.approx(golden["average_accuracy"], abs=GOLDEN["tolerance"])
+    tolerance = golden.get("tolerance", GOLDEN["tolerance"])  # wider where other processors give other figures, which `why` quotes
+    assert accuracy(FINE_TUNING, golden["overrides"], tmp_path) == pytest.approx(golden["average_accuracy"], abs=tolerance)
 
 
 @pytest.mark.parametrize("cell", GOLDEN["cells"])

@@ -118,7 +118,11 @@ def test_a_run_tells_once_what_is_missing_and_left_out_and_keeps_it(
     notes = make_benchmark(experiment).notes
     assert stopped.status == "stopped" and json.loads((stopped.path / "env.json").read_text())["benchmark"] == notes
     assert {"missing", "divided", "left out", "tokens"} <= notes.keys() and len(notes["classes"]) < 160
-    assert told[0].startswith("running ") and told[1 : 1 + len(notes)] == [f"{name}: {text}" for name, text in notes.items()]
+    assert told[0].startswith("running ") and len(told) > len(notes)
+    for line, (name, text) in zip(told[1:], notes.items(), strict=False):  # a long one, as the name of a folder may be, is cut
+        assert line == f"{name}: {text}" or (
+            len(text) > 160 and line.startswith(f"{name}: {text[:100]}") and line.endswith(" … (whole in env.json)")
+        )
     resume(stopped.path, listeners=[ConsoleListener()])
     again = capsys.readouterr().err
     assert again.startswith("resuming ") and "missing: " not in again and "left out: " not in again

@@ -363,5 +363,6 @@ def test_an_audit_tells_an_unlearner_that_does_nothing_from_one_that_starts_anew
     for name in ("T2", "T3", "T4"):
         assert found["do_nothing"][name]["verdict"] == "FAIL", found["do_nothing"][name]
     assert {found["rewind"][name]["verdict"] for name in ("T1", "T2", "T3", "T4")} == {"PASS"}
-    assert found["do_nothing"]["T2"]["details"]["own"] > 0.5 > found["do_nothing"]["T2"]["details"]["oracle"]
+    known = found["do_nothing"]["T2"]["details"]  # the made-up answers are alike, so that an oracle has an idea of those it never saw
+    assert known["own"] > 0.9 and known["own"] - known["oracle"] > 0.3
     assert found["do_nothing"]["T1"]["details"]["n"] == FORGOTTEN * AN_AUTHOR
