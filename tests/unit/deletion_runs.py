@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cl_framework import run
 from cl_framework.testing.laboratory import experiment_of
+from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import DeletionLog
 from cl_framework.unlearning.verify import FAIL, verify
 
@@ -18,6 +21,20 @@ IMAGES = {"name": "split_digits"}  # of the synthetic samples some have too few 
 def finished(folder: Path, strategy: str = "rewind", stream: str = STREAM) -> Path:
     settings: dict[str, Any] = {"stream": stream, "benchmark": IMAGES, "epochs": 1, "batch_size": 64}
     return run(experiment_of({strategy: {}}, folder, **settings)).path
+
+
+def killed_at_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch, stream: str) -> Path:
+    """A run that was killed when all but the last line of its record was written."""
+
+    def killed(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Certifier, "finished", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finished(folder, stream=stream)
+    (path,) = (folder / "contract").iterdir()
+    return path
 
 
 def done_in(path: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,17 @@ from cl_framework import resume, run
 from cl_framework.cli import main
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.unlearning.audit import finished as finished_and_whole
-from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import DeletionLog
-from tests.unit.deletion_runs import IMAGES, cut_record, empty_record, failures, finished, halve_the_last_line, remove_record
+from tests.unit.deletion_runs import (
+    IMAGES,
+    cut_record,
+    empty_record,
+    failures,
+    finished,
+    halve_the_last_line,
+    killed_at_its_end,
+    remove_record,
+)
 
 REMEDY = "Restore deletion/log.jsonl as it was, or start the run anew with again=true."
 
@@ -74,25 +82,11 @@ def test_every_command_takes_a_record_that_is_whole(rewound: Path, tmp_path: Pat
 # --- runs to be resumed ---
 
 
-def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was killed when all but its last line was written."""
-
-    def killed(*arguments: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Certifier, "finished", killed)
-        with pytest.raises(KeyboardInterrupt):
-            finished(folder, stream="L0 L1 U0 L2")
-    (path,) = (folder / "contract").iterdir()
-    return path
-
-
 @pytest.mark.parametrize("harm", [remove_record, empty_record, cut_record(1), halve_the_last_line])
 def test_a_resume_refuses_a_record_without_what_was_unlearned(
     harm: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = stopped(tmp_path, monkeypatch)
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 L1 U0 L2")
     whole = (path / "deletion" / "log.jsonl").read_bytes()
     harm(path)
     before = content_of(path)
@@ -123,7 +117,7 @@ def test_a_resume_inside_an_unlearn_needs_its_request(tmp_path: Path, capsys: py
 
 
 def test_a_line_that_a_kill_left_half_written_is_told_and_written_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = stopped(tmp_path, monkeypatch)
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 L1 U0 L2")
     assert failures(path) == {}
     with (path / "deletion" / "log.jsonl").open("a") as file:
         file.write('{"kind": "finis')

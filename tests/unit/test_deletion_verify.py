@@ -18,7 +18,6 @@ from cl_framework.records import RunDirectory
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.testing.neighbours import NoOptions
 from cl_framework.unlearning.audit import write
-from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import DeletionLog
 from cl_framework.unlearning.verify import FAIL, NOT_RUN, PASS, verify
 from tests.unit.deletion_runs import (
@@ -30,6 +29,7 @@ from tests.unit.deletion_runs import (
     failures,
     finished,
     halve_the_last_line,
+    killed_at_its_end,
     remove_record,
 )
 
@@ -138,14 +138,7 @@ def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_state_that_moved_on_is_checked_when_the_run_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(*arguments: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Certifier, "finished", crash)
-        with pytest.raises(KeyboardInterrupt):
-            finished(tmp_path, stream="L0 U0 L1")
-    (path,) = (tmp_path / "contract").iterdir()
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 U0 L1")
     claim = "the state is the one recorded"
     found = {finding.claim: finding for finding in verify(path)}
     assert found[claim].verdict == NOT_RUN and "L1 came after U0 and moved the state on" in found[claim].why
