@@ -32,6 +32,7 @@ RECORDS = "records.jsonl"
 EVENTS = (
     "events.jsonl"  # beside what stands below: kind, task, cost.cost_row, tokens_a_row, learning_curve, seconds, bytes, peak memory, status
 )
+_PLACE: dict[str, type | tuple[type, ...]] = {"event_index": int, "event": str, "stream_step": int}
 _COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of a file has
     RECORDS: {
         "run": str,
@@ -45,7 +46,15 @@ _COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of
         "n": int,
         "stream_step": int,
     },
-    EVENTS: {"event_index": int, "event": str, "stream_step": int},
+    EVENTS: _PLACE
+    | {
+        "kind": str,
+        "steps": int,
+        "samples": int,
+        "train_seconds": (int, float),
+        "eval_seconds": (int, float),
+        "peak_rss_mib": (int, float),
+    },
 }
 _PARTIAL = ".partial"  # ends the name of a file that is still being written
 _WRITTEN_BY_A_RUN = (  # in the order in which `clear` removes them: stopped anywhere, it leaves a run that can be resumed or cleared
@@ -219,8 +228,9 @@ class RunDirectory:
     def records(self) -> list[Row]:
         return read_rows(self.path / RECORDS, _COLUMNS[RECORDS])
 
-    def events(self) -> list[Row]:
-        return read_rows(self.path / EVENTS, _COLUMNS[EVENTS])
+    def events(self, *, whole: bool = False) -> list[Row]:
+        """`whole`: every row must have all that figures are made of, not only its place in the stream."""
+        return read_rows(self.path / EVENTS, _COLUMNS[EVENTS] if whole else _PLACE)
 
     def lengths(self) -> dict[str, int]:
         """Bytes of each file of rows."""

@@ -81,7 +81,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
 
     BrokenChain, which is one, if the deletion record does not hold what was unlearned.
     """
-    config, events, records = read_config(directory), directory.events(), directory.records()
+    config, events, records = read_config(directory), directory.events(whole=True), directory.records()
     check_complete(directory)
     try:
         figures = summarise(config, events, records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cl_framework.assembly import assemble, make_stack
@@ -76,9 +77,20 @@ def _schedule(learner: Learner) -> tuple[list[str], list[tuple[Learn, Plan]]]:
         position.phase = phase
         plan = learner.plan_phase(phase).plan
         assert not isinstance(plan, int)
-        classes = ",".join(map(str, learner.benchmark.classes[event.task]))
+        classes = _spans(learner.benchmark.classes[event.task])
         new, past = new_and_past(plan.ids, learner.training_ids(event.task))
         replayed = f" and {past} of earlier tasks" if past else ""
         lines.append(f"{event}: classes {classes}; {new} visits{replayed} in {plan.steps} steps")
         plans.append((event, plan))
     return lines, plans
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Numbers in their order, three or more in a row as the first and the last: 0-9,12,13."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)

@@ -219,7 +219,7 @@ def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experi
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml).")
     if directory.status != "done":
         raise ConfigurationError(f"{path} is {directory.status}: only a finished run can be audited. Finish it with `clu resume {path}`.")
-    if not unlearned_in(directory.events()):
+    if not unlearned_in(directory.events(whole=True)):
         raise ConfigurationError(f"{path}: no Unlearn is done in this run, so there is nothing to audit.")
     experiment = load_experiment(directory.config, overrides)
     if not directory.path.name.startswith(experiment.fingerprint[:8]):

@@ -118,11 +118,16 @@ def test_rows_of_a_run_have_all_that_figures_are_made_of(tmp_path: Path, damage:
         directory.records()
 
 
-def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["event", "kind", "stream_step", "peak_rss_mib"])
+def test_a_row_without_a_column_is_named(missing: str, tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
-    directory.append_events([{"event_index": 0, "event": "L0", "stream_step": 8}, {"event_index": 1, "event": "L1"}])
-    with pytest.raises(FrameworkError, match=r"events.jsonl is damaged in line 2: it has no stream_step\."):
-        directory.events()
+    whole = {"event_index": 0, "event": "L0", "kind": "learn", "stream_step": 8, "steps": 8, "samples": 64}
+    whole |= {"train_seconds": 0.1, "eval_seconds": 0, "peak_rss_mib": 300.5}
+    directory.append_events([whole])
+    assert directory.events(whole=True) == [whole]
+    directory.append_events([{name: value for name, value in whole.items() if name != missing}])
+    with pytest.raises(FrameworkError, match=rf"events.jsonl is damaged in line 2: it has no {missing}\."):
+        directory.events(whole=True)
 
 
 def test_damaged_or_missing_notes_of_a_run_are_named(tmp_path: Path) -> None:

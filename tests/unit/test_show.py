@@ -8,7 +8,7 @@ import pytest
 
 from cl_framework.cli import main
 from cl_framework.plan import Plan
-from cl_framework.show import describe
+from cl_framework.show import _spans, describe
 from cl_framework.strategy import Context
 from cl_framework.testing.laboratory import beside, experiment_of, finish
 from cl_framework.testing.neighbours import Neighbour, TwoViews, slot
@@ -67,3 +67,9 @@ def test_without_the_data_there_is_no_schedule_and_no_picture(tmp_path: Path, ca
     assert main(["show", str(path), "--plot", str(tmp_path / "recall.png")]) == 2
     assert "data.root" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_classes_in_a_row_are_told_by_the_first_and_the_last(tmp_path: Path) -> None:
+    experiment = experiment_of({}, tmp_path, benchmark={"name": "synthetic", "tasks": 2, "classes_per_task": 4}, stream="L1 L0")
+    assert "L1: classes 4-7; " in describe(experiment)
+    assert [_spans(numbers) for numbers in ((), (3,), (0, 1), (0, 1, 2), (5, 6, 7, 2, 9, 10))] == ["", "3", "0,1", "0-2", "5-7,2,9,10"]
