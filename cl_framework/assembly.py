@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +20,8 @@ from cl_framework.calls import has_features, run_model
 from cl_framework.config import Experiment, GivenOptions, Named
 from cl_framework.digests import bytes_of
 from cl_framework.errors import ConfigurationError, FrameworkError
-from cl_framework.learner import Learner, global_randomness_kept
-from cl_framework.rng import seeded
+from cl_framework.learner import Learner
+from cl_framework.rng import global_randomness_kept, seeded
 from cl_framework.schema import RunConfig
 from cl_framework.stack import Stack
 from cl_framework.strategy import Setting
@@ -192,3 +195,28 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device=cuda, but torch finds no CUDA device here. Use device=cpu or device=auto.")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def torch_as_configured(experiment: Experiment) -> Iterator[None]:
+    """Threads and determinism as the run wants them; afterwards as the caller had them.
+
+    On an accelerator algorithms that give the same bits each time are used wherever torch has them, so that a resume is exact there
+    too; `deterministic=true` refuses, there and on a CPU, what has none.
+    """
+    run = experiment.run
+    accelerated = choose_device(run.device).type == "cuda"
+    filler: Any = torch.utils.deterministic
+    threads, filling = torch.get_num_threads(), filler.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(run.threads or threads)
+    if accelerated:  # without it products of matrices are not among them; it stays, since cuBLAS reads it once
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(run.deterministic or accelerated, warn_only=accelerated and not run.deterministic)
+    filler.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        filler.fill_uninitialized_memory = filling

@@ -12,8 +12,9 @@ from torch import Tensor
 from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import asked, place_losses, right
 from cl_framework.inputs import each
-from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.learner import Learner
 from cl_framework.loading import read_ahead
+from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
 

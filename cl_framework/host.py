@@ -18,8 +18,9 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.learner import Learner
 from cl_framework.loading import Chunk, PhaseLoader, StepReader
+from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Evaluation, Phase
 
 

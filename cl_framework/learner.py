@@ -24,7 +24,7 @@ from cl_framework.models.freezing import give_up_training
 from cl_framework.optimizers import apply_plain_sgd, build_optimizer, is_plain_sgd, laid_out_as, optimizer_state_by_name
 from cl_framework.plan import Plan, training_partition
 from cl_framework.requests import requested_ids
-from cl_framework.rng import RandomStream
+from cl_framework.rng import RandomStream, global_generators, global_randomness_kept
 from cl_framework.schema import RunConfig
 from cl_framework.stack import PhaseStack, Stack
 from cl_framework.strategy import Batch, Closure, Evaluation, Forgotten, Phase, Position, Rows
@@ -386,20 +386,3 @@ def moved(state: Any, device: torch.device) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(moved(part, device) for part in state)
     return state
-
-
-@contextmanager
-def global_randomness_kept(device: torch.device) -> Iterator[None]:
-    """Leave torch's global generators as they were found. What `torch.random.fork_rng` does, in a tenth of its time."""
-    states = [(generator, generator.get_state()) for generator in global_generators(device)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def global_generators(device: torch.device) -> list[torch.Generator]:
-    """Those that the model's own randomness comes from."""
-    on_device = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
-    return [torch.default_generator, *on_device]

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from cl_framework.collected import grouped, strategies_in_words
 from cl_framework.errors import ConfigurationError
 from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import RunDirectory, atomic_write
-from cl_framework.report import figures_line, grouped, strategies_in_words
+from cl_framework.report import figures_line
 from cl_framework.retention import CRITERION, retention_fit
 from cl_framework.tables import number, spread
 

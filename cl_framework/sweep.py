@@ -182,7 +182,7 @@ def _noting_signals() -> Iterator[list[int]]:
 def sweep(experiments: Sequence[Path], overrides: Sequence[str], jobs: int) -> int:
     """What `clu sweep` does: run the grid, then print the table over seeds. Exit code 1 if a cell is not done."""
 
-    from cl_framework.report import collect, comparison
+    from cl_framework.collected import collect, comparison
     from cl_framework.tables import table_console, terminal_table
 
     grid = cells(experiments, overrides)

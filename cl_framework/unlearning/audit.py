@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cl_framework.assembly import assemble, make_benchmark
+from cl_framework.assembly import assemble, make_benchmark, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment, load_experiment
 from cl_framework.errors import ConfigurationError, FrameworkError
@@ -26,7 +26,6 @@ from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
 from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
-from cl_framework.runner import torch_as_configured
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest, unlearned_in
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, artefacts, spill

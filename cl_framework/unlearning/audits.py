@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cl_framework.collected import runs_in
 from cl_framework.errors import ConfigurationError
 from cl_framework.plots import check_png, png
 from cl_framework.records import Row, RunDirectory, atomic_write, read_json
-from cl_framework.report import rebuild_summary, runs_in
+from cl_framework.summary import rebuild_summary
 from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import audit, finished
 from cl_framework.unlearning.audit_report import (

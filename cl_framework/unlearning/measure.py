@@ -18,10 +18,10 @@ from cl_framework.criterion import asked
 from cl_framework.digests import digest_of
 from cl_framework.evaluation import candidates, evenly
 from cl_framework.inputs import each
-from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.learner import Learner
 from cl_framework.models.freezing import take_up_training
 from cl_framework.optimizers import build_optimizer
-from cl_framework.rng import RandomStream
+from cl_framework.rng import RandomStream, global_randomness_kept
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId, Unlearn
 from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, tpr_at_fpr

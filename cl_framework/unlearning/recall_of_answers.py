@@ -18,7 +18,8 @@ from torch import Tensor
 from cl_framework.benchmarks.base import Alternatives
 from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import asked
-from cl_framework.learner import Learner, global_randomness_kept
+from cl_framework.learner import Learner
+from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
 

@@ -28,8 +28,8 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.history import History, key_of
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
-from cl_framework.report import summary_of, text_of_summary
 from cl_framework.stream import Learn, Unlearn
+from cl_framework.summary import summary_of, text_of_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
 from cl_framework.unlearning.deletion import (
     AUDITED,

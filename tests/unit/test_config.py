@@ -12,8 +12,8 @@ import pytest
 
 from cl_framework import LATER, ConfigurationError, Strategy, Traits, load_experiment, registry
 from cl_framework.checks import check_range
+from cl_framework.collected import read_csv
 from cl_framework.config import _without_later
-from cl_framework.report import read_csv
 
 BASE: dict[str, Any] = {"benchmark": {"name": "synthetic"}, "strategies": {"er": {"capacity": 50}}}
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cl_framework import Context, Plan, Rows, StepFn, Traits
 from cl_framework.assembly import assemble
+from cl_framework.collected import collect, comparison, read_csv, to_csv
 from cl_framework.config import Experiment
 from cl_framework.cost import Cost, EventTally, cost_row, stored_bytes
 from cl_framework.metrics import summarise
 from cl_framework.records import RunDirectory
-from cl_framework.report import collect, comparison, read_csv, to_csv
 from cl_framework.testing.laboratory import STEPS_A_TASK, augmented, beside, experiment_of, finish, finish_in_pieces
 from cl_framework.testing.neighbours import FurtherPhases, Neighbour, Thrice, slot
 from cl_framework.walk import Walk

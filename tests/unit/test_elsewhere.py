@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework import assembly, registry, runner
+from cl_framework import assembly, registry
 from cl_framework.assembly import make_benchmark, on_device
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment
@@ -33,8 +33,7 @@ WAIT_FOR_LENT_ROWS = {"finetune_retain", "grad_diff", "rmu", "simnpo"}
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The framework chooses the pretended device."""
-    for module in (assembly, runner):
-        monkeypatch.setattr(module, "choose_device", lambda name: ELSEWHERE)
+    monkeypatch.setattr(assembly, "choose_device", lambda name: ELSEWHERE)
     with a_device_elsewhere():
         yield
 
@@ -113,14 +112,14 @@ def test_an_accelerator_gives_the_same_bits_each_time(
     device: str, asked: bool, found: tuple[bool, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On one, deterministic algorithms where there are some; where they are asked for, nothing else."""
-    monkeypatch.setattr(runner, "choose_device", lambda name: torch.device(device))
+    monkeypatch.setattr(assembly, "choose_device", lambda name: torch.device(device))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
 
     def now() -> tuple[bool, bool]:
         return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
     before = now()
-    with runner.torch_as_configured(Subject.named("er").experiment(tmp_path, deterministic=asked)):
+    with assembly.torch_as_configured(Subject.named("er").experiment(tmp_path, deterministic=asked)):
         assert now() == found
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (device == "cuda")
     assert now() == before == (False, False)

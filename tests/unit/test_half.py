@@ -18,8 +18,9 @@ from cl_framework.models.mlp import MLP
 from cl_framework.models.resnet import ResNet18
 from cl_framework.parameters import SELECTABLE as CATEGORIES
 from cl_framework.records import RunDirectory
-from cl_framework.report import figures_line, rebuild_summary
+from cl_framework.report import figures_line
 from cl_framework.strategy import Batch, Context, Output
+from cl_framework.summary import rebuild_summary
 from cl_framework.testing.laboratory import beside, experiment_of, finish
 from cl_framework.testing.neighbours import Neighbour, slot
 from strategies.half import GRANULARITIES, SELECTABLE, chosen_by_size, select

@@ -20,13 +20,14 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.language import packed
 from cl_framework.benchmarks.text.topics import topics
 from cl_framework.cli import main
+from cl_framework.collected import collect, comparison, read_csv, to_csv
 from cl_framework.criterion import IGNORED, Criterion, asked, right, row_losses
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
 from cl_framework.fisher import squared_gradients
 from cl_framework.models.decoder import Decoder, DecoderOptions, TokenHead
 from cl_framework.records import RunDirectory
-from cl_framework.report import collect, comparison, markdown_of_run, read_csv, to_csv
+from cl_framework.report import markdown_of_run
 from cl_framework.strategy import Rows
 from cl_framework.unlearning.audit import audit
 

@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 
 from cl_framework import ConfigurationError, load_experiment, run
 from cl_framework.cli import main
+from cl_framework.collected import collect, comparison, to_csv
 from cl_framework.plots import line_names, living_figure, over_seeds, png
-from cl_framework.report import collect, comparison, markdown_of_run, rebuild_summary, report, to_csv
+from cl_framework.report import markdown_of_run, report
 from cl_framework.retention import change_by_event, retention_slope
+from cl_framework.summary import rebuild_summary
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 3}, "batch_size": 20, "epochs": 4}
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
+from cl_framework.collected import collect, comparison, read_csv, runs_in, to_csv
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
-from cl_framework.report import collect, comparison, markdown_of_run, read_csv, rebuild_summary, report, runs_in, to_csv
+from cl_framework.report import markdown_of_run, report
 from cl_framework.settings import OUTSIDE_SETTINGS
+from cl_framework.summary import rebuild_summary
 from cl_framework.tables import markdown, replace_block, spread, terminal_table
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 2}, "batch_size": 20}
