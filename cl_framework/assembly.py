@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cl_framework.allocation import keep_freed_memory
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, scaled_of, strong_of
@@ -122,9 +123,19 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
         raise ConfigurationError(
             f"probes look at features, but model {experiment.model.name!r} has no `features` and `head`. Set probes=[], or another model."
         )
+    _check_gradients(learner.model)
     _check_requests(learner)
     _check_single_rows(learner)
     return learner
+
+
+def _check_gradients(model: nn.Module) -> None:
+    """Refuse what gives sparse gradients: importances, projections and fused optimizers take dense ones."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ConfigurationError(
+                f"the model's {name} gives sparse gradients, which strategies and optimizers here cannot use. Build it with sparse=False."
+            )
 
 
 def _check_single_rows(learner: Learner) -> None:

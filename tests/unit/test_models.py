@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cl_framework import BenchmarkContext, ConfigurationError, FrameworkError, Rows
 from cl_framework.assembly import assemble
@@ -90,3 +90,28 @@ def test_a_single_sample_and_batch_norm_are_refused_in_a_sentence(tmp_path: Path
     inputs, whole = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(FrameworkError, match=rf"^a batch of one sample reached a BatchNorm layer.*\. {remedy}"):
         run_model(MLP((4,), 2, (3,), batch_norm=True), Rows(inputs, whole, whole, whole, inputs))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_sparse_gradients_are_refused_in_a_sentence(sparse: bool, tmp_path: Path) -> None:
+    class WithTable(MLP):
+        def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+            super().__init__(shape, classes, (3,))
+            self.table = nn.Embedding(2, 3, sparse=sparse)
+
+        def features(self, inputs: Tensor) -> Tensor:
+            return super().features(inputs) + self.table(torch.zeros(1, dtype=torch.int64))
+
+    experiment = experiment_of({}, tmp_path, stream="L0")
+
+    def build(options: object, benchmark: Benchmark) -> nn.Module:
+        return WithTable(benchmark.input_shape, benchmark.num_classes)
+
+    experiment = replace(experiment, model=replace(experiment.model, builder=build))
+    if sparse:
+        text = r"the model's table gives sparse gradients, .*\. Build it with sparse=False\."
+        with pytest.raises(ConfigurationError, match=text):
+            finish(experiment)
+        assert not list(tmp_path.iterdir())
+    else:
+        finish(experiment)
