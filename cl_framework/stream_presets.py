@@ -2,6 +2,7 @@
 
 stream=uncle_10b                                one of the nine sequences of Adhikari et al. 2025
 stream=random:tasks=10,unlearn=5,seed=3         every task learned once, five unlearned at random moments
+stream=random:tasks=10,unlearn=5,seed=3,fraction=0.1   as before, but of each of the five a tenth of its samples
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PRESETS = {
     "uncle_20c": "L2 L7 U2 L18 L12 U7 U18 L16 L0 U16 U0 L13 L4 U12 U13 L9 L19 U19 U4 L10 L14 L5 U5 U10 L11 L1 U1 L17 L6 L3",
 }
 _NAME = re.compile(r"^[a-z]{2}\w*(?::|$)")
-_RANDOM = re.compile(r"^random:tasks=(\d+),unlearn=(\d+)(?:,seed=(\d+))?$", re.ASCII)
+_RANDOM = re.compile(r"^random:tasks=(\d+),unlearn=(\d+)(?:,seed=(\d+))?(?:,fraction=(0?\.\d+))?$", re.ASCII)
 
 
 def spelled_out(text: str) -> str:
@@ -40,12 +41,14 @@ def spelled_out(text: str) -> str:
         raise ConfigurationError(f"stream: there is no preset {text!r}. {nearest(text, [*PRESETS, 'random'])}")
     match = _RANDOM.match(text)
     if match is None:
-        raise ConfigurationError(f"stream: cannot read {text!r}. Write random:tasks=10,unlearn=5,seed=3.")
-    return random_requests(int(match[1]), int(match[2]), int(match[3] or 0))
+        raise ConfigurationError(
+            f"stream: cannot read {text!r}. Write random:tasks=10,unlearn=5,seed=3,fraction=0.1; the last two may be left out."
+        )
+    return random_requests(int(match[1]), int(match[2]), int(match[3] or 0), match[4])
 
 
-def random_requests(tasks: int, unlearn: int, seed: int) -> str:
-    """Every task learned once in random order, and `unlearn` of them unlearned at random later moments.
+def random_requests(tasks: int, unlearn: int, seed: int, fraction: str | None = None) -> str:
+    """Every task learned once in random order, and `unlearn` of them unlearned at random later moments: whole, or a `fraction`, in (0, 1).
 
     One task at least is known at any time after the first event, so that retained accuracy means something; tasks > unlearn.
     """
@@ -65,6 +68,7 @@ def random_requests(tasks: int, unlearn: int, seed: int) -> str:
             live.append(waiting.pop(0))
             events.append(f"L{live[-1]}")
         else:
-            events.append(f"U{live.pop(pick(len(live)))}")
+            task = live.pop(pick(len(live)))
+            events.append(f"U{task}" if fraction is None else f"U{task}:fraction={fraction}@seed{seed}")
             unlearn -= 1
     return " ".join(events)

@@ -45,11 +45,18 @@ def test_seeds_give_other_sequences_and_moments() -> None:
     assert len(first) > 3
 
 
+def test_a_fraction_asks_for_samples_of_the_same_tasks_at_the_same_moments() -> None:
+    whole, part = (str(Stream.parse(f"random:tasks=8,unlearn=4,seed=5{more}", 8)) for more in ("", ",fraction=0.25"))
+    assert part != whole and part.replace(":fraction=0.25@seed5", "") == whole
+    assert all(event.granularity == "sample" for event in Stream.parse(part, 8).unlearns)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("uncle_10d", "stream: there is no preset 'uncle_10d'. Did you mean 'uncle_10"),
-        ("random", "stream: cannot read 'random'. Write random:tasks=10,unlearn=5,seed=3."),
+        ("random", "stream: cannot read 'random'. Write random:tasks=10,unlearn=5,seed=3,fraction=0.1; the last two may be left out."),
+        ("random:tasks=3,unlearn=1,fraction=1.5", "stream: cannot read 'random:tasks=3,unlearn=1,fraction=1.5'"),
         ("random:tasks=3", "stream: cannot read 'random:tasks=3'"),
         ("random:tasks=3,unlearn=3", "stream: of 3 tasks at most 2 can be unlearned, got unlearn=3."),
     ],
