@@ -236,7 +236,14 @@ def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value:
         )
     assert value is not None
     if what == "class" and re.fullmatch(r"\d+(,\d+)*", value, re.ASCII):
-        return Unlearn(task, classes=tuple(int(part) for part in value.split(",")))
+        classes = tuple(int(part) for part in value.split(","))
+        once = tuple(dict.fromkeys(classes))
+        if len(once) < len(classes):
+            twice = next(label for label in once if classes.count(label) > 1)
+            raise ConfigurationError(
+                f"stream: {token!r} names class {twice} more than once. Name each class once: U{task}:class={','.join(map(str, once))}."
+            )
+        return Unlearn(task, classes=classes)
     if what == "ids":
         return Unlearn(task, ids_file=value)
     fraction = re.fullmatch(r"(0?\.\d+)(?:@seed(\d+))?", value, re.ASCII) if what == "fraction" else None
