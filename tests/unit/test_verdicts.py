@@ -188,6 +188,13 @@ def test_relearning_more_slowly_is_no_leak() -> None:
     assert judged(slow)["M4"].verdict == PASS and (judged(slow)["M4"].value or 0) < 0
 
 
+def test_relearning_is_an_attack_only_if_the_model_before_is_faster() -> None:
+    for gap, verdict in ((-20.0, INCONCLUSIVE), (0.0, INCONCLUSIVE), (20.0, PASS)):
+        before = replace(BEFORE, relearning=tuple(value + gap for value in ORACLE.relearning))
+        found = judged(measured("u"), before=before)["M4"]
+        assert (found.verdict, found.details["before"]) == (verdict, pytest.approx(gap))
+
+
 def test_steps_to_half_of_what_the_oracle_relearns() -> None:
     oracle = [0.0] * 10 + [100.0] * (len(RELEARNING_STEPS) - 10)
     sooner = [0.0] * 5 + [100.0] * (len(RELEARNING_STEPS) - 5)
