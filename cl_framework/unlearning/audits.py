@@ -9,7 +9,7 @@ from typing import Any
 from cl_framework.collected import runs_in
 from cl_framework.errors import ConfigurationError
 from cl_framework.plots import check_png, png
-from cl_framework.records import Row, RunDirectory, atomic_write, read_json
+from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.summary import rebuild_summary
 from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import audit, finished
@@ -18,6 +18,7 @@ from cl_framework.unlearning.audit_report import (
     NAMES,
     comparison,
     costs,
+    read_audit,
     read_csv,
     relearning_picture,
     rows_of,
@@ -113,7 +114,7 @@ def _standing(path: Path, tier: str, again: bool) -> Mapping[str, Any] | None:
         return None
     sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
     whole = sealed.get(f"audit/{file.name}") == file_digest(file)
-    return read_json(file) if whole else None
+    return read_audit(file) if whole else None
 
 
 def fast_result(path: Path) -> dict[str, Any]:
