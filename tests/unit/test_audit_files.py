@@ -1,4 +1,4 @@
-"""Files of audits that are not whole, or not readable, are named with what to do."""
+"""What stands of audits: files that are not whole are named, and an audit is made anew where something else is asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from deletion_runs import finished
 
 from cl_framework.cli import main
-from cl_framework.unlearning import audit_report
+from cl_framework.unlearning import audit_report, audits
 from cl_framework.unlearning.audit import audit
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -86,3 +86,67 @@ def test_an_unknown_granularity_is_named_with_its_line(run: Path, tmp_path: Path
     assert text in capsys.readouterr().err
     file.write_text("\n".join(lines))
     assert main(["audit", str(file)]) == 0
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audited in tier full beside one oracle a request, over two of its six orders."""
+    path = finished(tmp_path_factory.mktemp("orders"), stream="L0 L1 L2 U0")
+    audit(path, "full", seeds=1, orders=2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "said"),
+    [
+        ("", None, ""),
+        ("--seeds 1", None, ""),
+        ("--orders 9", None, ""),  # a matter of tier full
+        ("--seeds 2", {"seeds": 2}, "standard has oracles of 1 seed, and --seeds 2 was asked for; it is made anew."),
+        ("--again", {}, ""),
+        ("--again --seeds 2", {"seeds": 2}, ""),
+        ("--tier full", None, ""),
+        ("--tier full --orders 2 --seeds 1", None, ""),
+        ("--tier full --seeds 2", {"seeds": 2, "orders": 2}, "full has oracles of 1 seed, and --seeds 2 was asked for; it is made anew."),
+        (
+            "--tier full --orders 3",
+            {"seeds": 1, "orders": 3},
+            "full has 2 orders of the events before U0, and with --orders 3 it is 3; it is made anew.",
+        ),
+    ],
+)
+def test_an_audit_is_made_anew_where_something_else_is_asked_for(
+    words: str,
+    asked: dict[str, int] | None,
+    said: str,
+    run: Path,
+    orders: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, made = orders if "full" in words else run, []
+
+    def noted(path: Path, tier: str, *, overrides: Any, tell: Any, **more: int) -> dict[str, Any]:
+        made.append(more)
+        return audit_report.read_audit(path / "audit" / f"{tier}.json")
+
+    monkeypatch.setattr(audits, "audit", noted)
+    assert main(["audit", str(path), *words.split()]) == 0
+    assert made == ([] if asked is None else [asked])
+    assert capsys.readouterr().err == (f"{path}: its audit of tier {said}\n" if said else "")
+
+
+def test_events_that_have_no_more_orders_are_not_audited_for_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished(tmp_path, stream="L0 L1 U0")
+    audit(path, "full", seeds=1, orders=3)
+    for words, anew in (("--orders 9", False), ("--seeds 2", True), ("--seeds 2", False)):
+        assert main(["audit", str(path), "--tier", "full", *words.split()]) == 0
+        shown = capsys.readouterr()
+        assert ("made anew" in shown.err) is ("living through" in shown.err) is anew
+        assert f"oracles of seeds {'0, 1' if 'seeds' in words else '0'}" in shown.out
+
+
+@pytest.mark.parametrize("words", ["--seeds 0", "--seeds -1"])
+def test_an_impossible_number_of_seeds_is_refused_where_an_audit_stands(words: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), *words.split()]) == 2
+    assert f"--seeds must be 1 or more, got {words.split()[1]}." in capsys.readouterr().err
