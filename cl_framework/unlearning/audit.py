@@ -320,7 +320,7 @@ def with_put_back(figure: Figure, accuracy: float | None, question: Question) ->
     details = {**figure.details, "old_embedding_put_back": accuracy}
     assert figure.bound is not None
     hidden = is_known(accuracy, question) or accuracy - figure.details["oracle"] > figure.bound
-    if figure.verdict != PASS or not hidden:
+    if figure.verdict not in (PASS, INCONCLUSIVE) or not hidden:
         return replace(figure, details=details)
     return replace(figure, verdict=FAIL, why=f"with its old embedding put back it is at {accuracy:.1f} percent", details=details)
 

@@ -18,7 +18,7 @@ from cl_framework.metrics import wilson_interval
 from cl_framework.unlearning.attacks import SCORES, auc, calibrated
 from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
 from cl_framework.unlearning.fast import COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
-from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor
+from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor, told_apart
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question
 from cl_framework.unlearning.probes import probe_leakage
 from cl_framework.unlearning.verdicts_of_answers import answers
@@ -101,7 +101,9 @@ def forget_gap(question: Question, models: Models) -> Figure:
         "before": models.before.glance.accuracy,
         "chance": question.chance,
     }
-    return judged("M1", gap(models.unlearned), noise_floor(models, gap), "points from the oracle", interval=(low, high), details=details)
+    figure = judged("M1", gap(models.unlearned), noise_floor(models, gap), "points from the oracle", interval=(low, high), details=details)
+    assert figure.bound is not None
+    return told_apart(figure, abs(gap(models.before)) <= figure.bound)
 
 
 def relapse(later: Later) -> Figure:
@@ -203,11 +205,12 @@ def retrain_gap(models: Models) -> Figure:
         why = "without an oracle of another seed there is no noise floor"
         return Figure("M6", divergence(_pool)(models.unlearned), INCONCLUSIVE, why)
     told: dict[str, float] = {}
-    fine = True
+    fine = before_fine = True
     for part, read in (("forget", _pool), ("retain", _retained)):
         gap = divergence(read)
         floor = noise_floor(models, gap) or 0.0
         fine &= gap(models.unlearned) <= max(LEAST["M6"], floor)
+        before_fine &= gap(models.before) <= max(LEAST["M6"], floor)
         told |= {f"kl_{part}": gap(models.unlearned), f"floor_{part}": floor}
         pairs = list(zip(read(models.oracle), read(models.unlearned), strict=True))
         if pairs:
@@ -215,7 +218,8 @@ def retrain_gap(models: Models) -> Figure:
             told[f"agreement_{part}"] = mean(agreement(*pair) for pair in pairs)
     why = f"nats, within the noise floor of {told['floor_forget']:.3g} on what was unlearned and {told['floor_retain']:.3g} on the rest"
     bound = max(LEAST["M6"], told["floor_forget"])
-    return Figure("M6", told["kl_forget"], PASS if fine else FAIL, why, worst=told["kl_retain"], bound=bound, details=told)
+    figure = Figure("M6", told["kl_forget"], PASS if fine else FAIL, why, worst=told["kl_retain"], bound=bound, details=told)
+    return told_apart(figure, before_fine)
 
 
 def _pool(one: Measured) -> Sequence[Tensor]:
