@@ -7,7 +7,7 @@ without an oracle, or was not measured, is NOT RUN.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from statistics import mean
 from typing import Any
@@ -95,18 +95,45 @@ def unlearning_entries(
     entries = []
     for index, event in enumerate(stream):
         if isinstance(event, Unlearn):
-            found = [*figures_of(measured, stream, index), artefacts(done.get(index)), efficiency(events[index])]
+            found = [
+                *figures_of(measured, stream, index, events[index].get("finite", True)),
+                artefacts(done.get(index)),
+                efficiency(events[index]),
+            ]
             entry = {"event_index": index, "event": str(event), "task": event.task, "granularity": event.granularity}
             entries.append({**entry, "figures": [asdict(figure) for figure in found]})
     return entries
 
 
-def figures_of(measured: Measured, stream: Stream, index: int) -> list[Figure]:
-    """M1 to M3 and M8 of the Unlearn at `index`."""
+def figures_of(measured: Measured, stream: Stream, index: int, finite: bool = True) -> list[Figure]:
+    """M1 to M3 and M8 of the Unlearn at `index`; finite: whether the model's weights are numbers after it."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
-    made = [forget_gap(measured, event, index), spill(measured, stream, index), relapse(measured, stream, index)]
-    return [*made, rounding(measured, stream, index)]
+    made = [forget_gap(measured, event, index), relapse(measured, stream, index), rounding(measured, stream, index)]
+    reason = destroyed(finite, *_known_of_the_rest(measured, stream, index))
+    first, *others = [replace(one, verdict=INVALID, why=reason) if reason and one.verdict != NOT_RUN else one for one in made]
+    return [first, spill(measured, stream, index), *others]
+
+
+def destroyed(finite: bool, retained: float | None, chances: Sequence[float]) -> str:
+    """Why a model is no answer to any request; "" if it may be one.
+
+    finite: whether its answers are numbers; retained: its mean accuracy on what is retained, None where nothing is, or chance is not known;
+    chances: those of the parts of which that is the mean.
+    """
+    if not finite:
+        return "the model has diverged: its answers are not numbers"
+    if retained is not None and retained < mean(chances) + KNOWN:
+        return f"the model does not know what it retains: {retained:.1f} where chance is {mean(chances):.1f}"
+    return ""
+
+
+def _known_of_the_rest(measured: Measured, stream: Stream, index: int) -> tuple[float | None, list[float]]:
+    """What `destroyed` asks of a run's records; older ones do not tell the chance of what is retained."""
+    parts = retained_after(stream, index, measured.splits)
+    accuracies, chances = ([measured.value(index, task, split, metric) for task, split in parts] for metric in ("accuracy", "chance"))
+    known, chance = ([value for value in values if value is not None] for values in (accuracies, chances))
+    return (mean(known), chance) if parts and len(known) == len(chance) == len(parts) else (None, [])
 
 
 def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
@@ -139,6 +166,8 @@ def spill(measured: Measured, stream: Stream, index: int) -> Figure:
         losses.append(max(0.0, before - after))
     if not losses:
         return Figure("M2", None, NOT_RUN, "nothing is retained")
+    if mean(losses) <= SPILL and (reason := destroyed(True, *_known_of_the_rest(measured, stream, index))):
+        return Figure("M2", mean(losses), INVALID, reason, worst=max(losses))  # it was lost before: there is nothing left to lose
     verdict = PASS if mean(losses) <= SPILL else FAIL
     return Figure("M2", mean(losses), verdict, f"points lost on average, at most {SPILL:g}", worst=max(losses), bound=SPILL)
 

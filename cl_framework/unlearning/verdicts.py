@@ -17,7 +17,7 @@ from torch import Tensor
 from cl_framework.metrics import wilson_interval
 from cl_framework.unlearning.attacks import SCORES, auc, calibrated
 from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
-from cl_framework.unlearning.fast import COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.fast import COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure, destroyed
 from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor, told_apart
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question
 from cl_framework.unlearning.probes import probe_leakage
@@ -69,16 +69,11 @@ def _identical(figure: Figure) -> Figure:
 
 def void(question: Question, models: Models) -> str:
     """Why nothing can be said: what was to be unlearned was not known, or the model knows nothing of what it retains."""
-    if not bool(models.unlearned.pool.isfinite().all()):
-        return "the model has diverged: its answers are not numbers"
     known, chance = models.before.glance.accuracy, question.chance
-    if not is_known(known, question):
-        return f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
-    retained = models.unlearned.retained_accuracy
-    chances = [samples.chance for samples in question.retained]
-    if retained is not None and retained < mean(chances) + KNOWN:
-        return f"the model does not know what it retains: {retained:.1f} where chance is {mean(chances):.1f}"
-    return ""
+    finite, chances = bool(models.unlearned.pool.isfinite().all()), [samples.chance for samples in question.retained]
+    if reason := destroyed(finite, models.unlearned.retained_accuracy, chances):
+        return reason
+    return "" if is_known(known, question) else f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
 
 
 def is_known(accuracy: float, question: Question) -> bool:
