@@ -86,8 +86,11 @@ def data_root(run: RunConfig) -> Path:
     return Path(run.data.root or os.environ.get("CL_DATA") or "data").expanduser()
 
 
-def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Learner:
-    """A learner at the start of its stream. Raises ConfigurationError for whatever cannot be done as asked."""
+def assemble(experiment: Experiment, benchmark: Benchmark | None = None, *, dealt_by: int | None = None) -> Learner:
+    """A learner at the start of its stream. Raises ConfigurationError for whatever cannot be done as asked.
+
+    dealt_by: the seed by which a blurry stream deals samples to tasks; the run's by default.
+    """
     keep_freed_memory()
     stack = make_stack(experiment)
     device = choose_device(experiment.run.device)
@@ -117,7 +120,7 @@ def assemble(experiment: Experiment, benchmark: Benchmark | None = None) -> Lear
             scaled=scaled_of(benchmark.transform) is not None,
         )
         stack.check(known, stream)
-        learner = Learner(run, benchmark, model, stack, stream, device)
+        learner = Learner(run, benchmark, model, stack, stream, device, dealt_by=dealt_by)
         stack.check_built(replace(known, model=learner.model))
     if run.probes and not has_features(learner.model):
         raise ConfigurationError(

@@ -34,7 +34,18 @@ from cl_framework.stream import Learn, Stream, TaskId, Unlearn, parse_requests
 class Learner:
     """Runs steps. `begin_phase` decides plan, mask and optimizer; `step` is the loop of `strategy.py`, once."""
 
-    def __init__(self, run: RunConfig, benchmark: Benchmark, model: nn.Module, stack: Stack, stream: Stream, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        benchmark: Benchmark,
+        model: nn.Module,
+        stack: Stack,
+        stream: Stream,
+        device: torch.device,
+        *,
+        dealt_by: int | None = None,
+    ) -> None:
+        """dealt_by: the seed by which a blurry stream deals samples to tasks; the run's by default."""
         self.run = run
         self.benchmark = benchmark
         self.stack = stack
@@ -58,7 +69,8 @@ class Learner:
         self._modules_apart: dict[tuple[str, ...], list[nn.Module] | None] = {}
         self._dropout: dict[str, RandomStream] = {}
         self._augmentations: dict[str, RandomStream] = {}
-        self._training_ids = training_partition([benchmark.ids_of(task) for task in range(benchmark.num_tasks)], run.blurry, run.seed)
+        seed = run.seed if dealt_by is None else dealt_by
+        self._training_ids = training_partition([benchmark.ids_of(task) for task in range(benchmark.num_tasks)], run.blurry, seed)
         for request in parse_requests(run.without, benchmark.num_tasks):
             self.deleted = torch.cat([self.deleted, self.forgotten(request).ids]).unique()
         self.model = model

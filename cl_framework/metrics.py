@@ -2,14 +2,15 @@
 
 a[n][t] is the accuracy on the held-out split of task t after event n; None where it was not measured. The definitions are those of
 Chaudhry et al. (2018) and Lopez-Paz & Ranzato (2017), generalised to streams that repeat and unlearn tasks: a task counts while it is
-live, from the event at which it was first learned since it was last unknown. A mean of which a part was not measured is None, never
+live, from the event at which it was first learned since it was last unknown; one of which requests for classes have left none is not
+live. A mean of which a part was not measured is None, never
 the mean of the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -42,10 +43,28 @@ def accuracy_matrix(
     left = {(row["event_index"], row["eval_task"], row["split"]): row["value"] for row in _parts(rows, scenario, "test:class!=")}
     for index, classes in enumerate(gone):
         for task, labels in classes.items():
-            key = (index, task, f"test:class!={','.join(map(str, labels))}")
+            key = (index, task, split_without(labels))
             if key in left:
                 matrix[index][task] = left[key]
     return matrix
+
+
+def split_without(classes: Sequence[int]) -> str:
+    """The split of the records with what is left of a task without some classes, ascending; all of it without any."""
+    return f"test:class!={','.join(map(str, classes))}" if classes else "test"
+
+
+def is_left(task: TaskId, classes: Sequence[int], splits: Container[tuple[TaskId, str]]) -> bool:
+    """Whether a task has other classes than these, by the tasks and splits in the records: they hold no empty one."""
+    rest = split_without(classes)
+    return (task, rest) in splits or (task, rest.replace("!=", "=")) not in splits
+
+
+def stream_of(events: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> Stream:
+    """The stream of a run by the rows of its events, which knows from the records of which tasks no class is left."""
+    splits = {(row["eval_task"], row["split"]) for row in records}
+    stream = Stream.parse(" ".join(row["event"] for row in events), None)
+    return stream.knowing(lambda task, classes: is_left(task, classes, splits))
 
 
 def matrices(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int) -> tuple[Matrix, Matrix]:
@@ -109,7 +128,7 @@ def stability_gaps(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Str
         looks.setdefault((row["event_index"], row["eval_task"]), []).append(row)
     gaps = []
     for (index, task), taken in looks.items():
-        if index == 0 or task not in stream.learned_after[index - 1] or task == stream.events[index].task:
+        if index == 0 or task not in stream.live_after[index - 1] or task == stream.events[index].task:
             continue
         before = after[index - 1, task]
         curve = [*taken, after[index, task]]
@@ -129,7 +148,7 @@ def average_accuracy(row: Sequence[float | None], live: Sequence[TaskId]) -> flo
 
 def average_anytime_accuracy(matrix: Matrix, stream: Stream) -> float | None:
     """Mean over events of the average accuracy so far; events after which no task is live have none and do not count."""
-    return _mean([average_accuracy(row, live) for row, live in zip(matrix, stream.learned_after, strict=True) if live])
+    return _mean([average_accuracy(row, live) for row, live in zip(matrix, stream.live_after, strict=True) if live])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -145,7 +164,7 @@ def learned_at(stream: Stream) -> dict[TaskId, int]:
             at.setdefault(event.task, index)
         elif event.granularity == "task":
             at.pop(event.task, None)
-    return at
+    return {task: first for task, first in at.items() if task not in stream.emptied}
 
 
 def forgetting(matrix: Matrix, stream: Stream) -> float | None:
@@ -225,10 +244,10 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
             "Finish the run with `clu resume`; if it was finished, rows are lost: start it anew with again=true."
         )
     tasks = 1 + max(row["eval_task"] for row in records)
-    stream = Stream.parse(" ".join(row["event"] for row in events), None)
+    stream = stream_of(events, records)
     scenario = run_scenario(config, records)
     matrix, at_the_end = matrices(records, scenario, stream, tasks)
-    live = stream.learned_after[-1]
+    live = stream.live_after[-1]
     summary: dict[str, Any] = {
         "experiment": config["experiment"],
         "seed": config["seed"],
@@ -282,7 +301,7 @@ def loss_figures(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Strea
     if not _whole(rows, scenario, "loss"):
         return {}
     losses = metric_matrix(rows, scenario, "loss", len(stream), num_tasks)
-    live = stream.learned_after[-1]
+    live = stream.live_after[-1]
     newest = [event.task for event in stream if isinstance(event, Learn) and event.task in live][-1:]
     return {
         "average_loss": average_accuracy(losses[-1], live),
@@ -299,7 +318,7 @@ def probe_figures(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stre
     for probe in PROBES:
         if _whole(rows, scenario, probe):
             matrix = metric_matrix(rows, scenario, probe, len(stream), num_tasks)
-            figures |= {probe: average_accuracy(matrix[-1], stream.learned_after[-1]), f"{probe}_matrix": matrix}
+            figures |= {probe: average_accuracy(matrix[-1], stream.live_after[-1]), f"{probe}_matrix": matrix}
     return figures
 
 

@@ -29,9 +29,8 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 Row = dict[str, Any]
 
 RECORDS = "records.jsonl"
-EVENTS = (
-    "events.jsonl"  # beside what stands below: kind, task, cost.cost_row, tokens_a_row, learning_curve, seconds, bytes, peak memory, status
-)
+# Beside what stands below: task, cost.cost_row, tokens_a_row, learning_curve, audit_seconds, stored_bytes, finite (weights), status.
+EVENTS = "events.jsonl"
 _PLACE: dict[str, type | tuple[type, ...]] = {"event_index": int, "event": str, "stream_step": int}
 _COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of a file has
     RECORDS: {

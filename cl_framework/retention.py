@@ -40,7 +40,7 @@ def retention_curve(matrix: Matrix, stream: Stream) -> list[float | None]:
     """
     learned: dict[TaskId, int] = {}  # the number of its last Learn event
     number, found = 0, dict[int, list[float | None]]()
-    for event, live, row in zip(stream, stream.learned_after, matrix, strict=True):
+    for event, live, row in zip(stream, stream.live_after, matrix, strict=True):
         if not isinstance(event, Learn):
             continue
         number += 1

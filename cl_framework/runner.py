@@ -35,7 +35,7 @@ from cl_framework.summary import rebuild_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import check_complete
-from cl_framework.unlearning.fast import ROUNDED_METRIC, split_of
+from cl_framework.unlearning.fast import ROUNDED_METRIC, retained_after, split_of
 from cl_framework.unlearning.quantization import rounded_accuracies
 from cl_framework.walk import Stopped, Walk
 
@@ -252,7 +252,8 @@ class Runner:
 
     def _close(self, index: int, event: Learn | Unlearn) -> None:
         learner = self.learner
-        if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
+        finite = all(bool(value.isfinite().all()) for value in learner.model.parameters())
+        if not finite:
             remedy = "Lower optimizer.lr or a strategy's weight, or set optimizer.clip."
             text = f"weights are not finite after {event}: training has diverged. {remedy}"
             warn_listeners(self.listeners, text)
@@ -276,6 +277,7 @@ class Runner:
                     "audit_seconds": self._auditing.seconds,
                     "stored_bytes": stored_bytes(learner.stack.state_dict()),
                     "peak_rss_mib": peak_rss_mib(),
+                    "finite": finite,
                     "status": "done",
                 }
             ]
@@ -313,8 +315,9 @@ class Runner:
             rows.append(self._row(index, event, Accuracy(task, self.learner.run.scenario, 0, count), probe, value))
         seconds = time.monotonic() - started
         if index >= 0 and isinstance(unlearned := self.learner.stream.events[index], Unlearn):
-            asked = (unlearned.task, split_of(unlearned))
-            rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) == asked]
+            told = retained_after(self.learner.stream, index, {(one.task, one.split) for one in accuracies})
+            told.append((unlearned.task, split_of(unlearned)))
+            rows += [self._row(index, event, one, "chance", one.chance) for one in accuracies if (one.task, one.split) in told]
             with self._auditing:
                 found = rounded_accuracies(self.learner, unlearned.task, live)
                 rows += [self._row(index, event, one, f"{ROUNDED_METRIC}{name}", one.percent) for name, one in found]

@@ -16,8 +16,8 @@ A whole stream may also be named: see `stream_presets`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 
@@ -84,6 +84,7 @@ class Stream:
 
     events: tuple[Event, ...]
     num_tasks: int | None = None
+    emptied: Mapping[TaskId, int] = field(default_factory=dict, hash=False)  # task without a class left: since which event; see `knowing`
 
     @classmethod
     def parse(cls, text: str, num_tasks: int | None = None) -> Stream:
@@ -147,6 +148,24 @@ class Stream:
                 live.remove(event.task)
             history.append(tuple(live))
         return tuple(history)
+
+    def knowing(self, is_left: Callable[[TaskId, Sequence[int]], bool]) -> Stream:
+        """This stream, which then knows of which tasks requests for classes have left none; `is_left` says whether any is without some."""
+        emptied: dict[TaskId, int] = {}
+        for index, gone in enumerate(self.classes_gone):
+            for task in [task for task, classes in gone.items() if not is_left(task, classes)]:
+                emptied.setdefault(task, index)
+        return replace(self, emptied=emptied)
+
+    @cached_property
+    def live_after(self) -> tuple[tuple[TaskId, ...], ...]:
+        """For each event, the tasks that count after it: those of `learned_after` of which a class is left, as far as the stream knows.
+
+        Classes that were unlearned one by one stay among the candidates of an answer, and so do those of a task that has no other.
+        """
+        never = len(self.events)
+        history = enumerate(self.learned_after)
+        return tuple(tuple(task for task in live if index < self.emptied.get(task, never)) for index, live in history)
 
     def without_unlearned(self, index: int) -> tuple[Stream, int]:
         """The stream of a model that never saw what the events up to `index` unlearned, and how many of its events those are.
@@ -236,7 +255,14 @@ def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value:
         )
     assert value is not None
     if what == "class" and re.fullmatch(r"\d+(,\d+)*", value, re.ASCII):
-        return Unlearn(task, classes=tuple(int(part) for part in value.split(",")))
+        classes = tuple(int(part) for part in value.split(","))
+        once = tuple(dict.fromkeys(classes))
+        if len(once) < len(classes):
+            twice = next(label for label in once if classes.count(label) > 1)
+            raise ConfigurationError(
+                f"stream: {token!r} names class {twice} more than once. Name each class once: U{task}:class={','.join(map(str, once))}."
+            )
+        return Unlearn(task, classes=classes)
     if what == "ids":
         return Unlearn(task, ids_file=value)
     fraction = re.fullmatch(r"(0?\.\d+)(?:@seed(\d+))?", value, re.ASCII) if what == "fraction" else None

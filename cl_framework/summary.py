@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 
 from cl_framework.errors import FrameworkError
-from cl_framework.metrics import looks_at_losses, summarise
+from cl_framework.metrics import looks_at_losses, stream_of, summarise
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import kept_figures, living_figures
-from cl_framework.stream import Stream
 from cl_framework.unlearning.deletion import DeletionLog, check_complete
 from cl_framework.unlearning.fast import audit_seconds, unlearning_entries
 
@@ -41,7 +40,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
     check_complete(directory)
     try:
         figures = summarise(config, events, records)
-        stream = Stream.parse(figures["stream"], None)
+        stream = stream_of(events, records)
         figures |= living_figures(events, figures["accuracy_matrix"], stream)
         figures |= kept_figures(looks_at_losses(records, figures["scenario"]), stream)
         if stream.unlearns:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.listeners import Listener, Progress, RunInfo
-from cl_framework.metrics import average_accuracy, forgetting, matrices
+from cl_framework.metrics import average_accuracy, forgetting, is_left, matrices
 from cl_framework.records import atomic_write
 from cl_framework.stream import Stream
 
@@ -67,9 +67,10 @@ def evaluation_row(records: Sequence[Mapping[str, Any]], stream: Stream, num_tas
             row[f"{record['metric']}/{record['scenario']}/task_{record['eval_task']}{part}"] = record["value"]
     if index < 0:
         return row
-    so_far = Stream(stream.events[: index + 1], num_tasks)
+    splits = {(record["eval_task"], record["split"]) for record in records}
+    so_far = Stream(stream.events[: index + 1], num_tasks).knowing(lambda task, classes: is_left(task, classes, splits))
     matrix, at_the_end = matrices([record for record in records if record["event_index"] <= index], scenario, so_far, num_tasks)
-    average = average_accuracy(matrix[-1], so_far.learned_after[-1])
+    average = average_accuracy(matrix[-1], so_far.live_after[-1])
     figures = {"average_accuracy": average, "forgetting": forgetting(at_the_end, so_far)}
     return row | {name: value for name, value in figures.items() if value is not None}
 

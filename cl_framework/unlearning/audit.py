@@ -123,7 +123,7 @@ class Watch:
             return ()
         known = {event.task for event in self.stream.events[: question.index + 1]}
         fresh = [task for task in range(learner.benchmark.num_tasks) if task not in known]
-        return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, question.live)) if fresh else ()
+        return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, self.stream)) if fresh else ()
 
 
 def key_of(learner: Learner, question: Question) -> Mapping[str, Tensor] | None:
@@ -179,11 +179,7 @@ def audit(
         stream = learner.stream
         log = DeletionLog(directory.path / "deletion")
         states = {index: row["state_after"] for index, row in log.done().items()}
-        asked = [
-            Question.of(learner, event, index, stream.learned_after[index])
-            for index, event in enumerate(stream)
-            if isinstance(event, Unlearn)
-        ]
+        asked = [Question.of(learner, event, index, stream) for index, event in enumerate(stream) if isinstance(event, Unlearn)]
         tell(f"living through {directory.path} again: {len(stream)} events")
         own = Watch(asked, stream, of_run=True)
         live_again(experiment, benchmark, states, own.at)
@@ -320,7 +316,7 @@ def with_put_back(figure: Figure, accuracy: float | None, question: Question) ->
     details = {**figure.details, "old_embedding_put_back": accuracy}
     assert figure.bound is not None
     hidden = is_known(accuracy, question) or accuracy - figure.details["oracle"] > figure.bound
-    if figure.verdict != PASS or not hidden:
+    if figure.verdict not in (PASS, INCONCLUSIVE) or not hidden:
         return replace(figure, details=details)
     return replace(figure, verdict=FAIL, why=f"with its old embedding put back it is at {accuracy:.1f} percent", details=details)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.metrics import mean_and_deviation
-from cl_framework.records import Row, read_json
+from cl_framework.records import Row
 from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
 from cl_framework.unlearning.verdicts import WORD
 
@@ -45,6 +45,7 @@ UNLEARNED, BEFORE, ORACLE, NEVER_SEEN = "unlearned", "before the request", "orac
 _FIGURES_OF = {UNLEARNED: "figures", BEFORE: "before_figures", ORACLE: "oracle_figures", NEVER_SEEN: "never_seen_figures"}
 _CONTROLS = (BEFORE, ORACLE, NEVER_SEEN)
 _GRANULARITIES = ("task", "class", "sample")  # in the order of tables and pictures
+_CURVES = {UNLEARNED: "-", "oracle": "--", "before": ":", "never_seen": "-."}  # whose relearning is drawn, and how
 _MARKERS = "osD^v<>pP"  # none of them the oracle's star
 _SAME = 1e-12  # nats: a model that lies no farther from the oracle is the oracle, but for rounding
 _IDENTITY = ("experiment", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
@@ -87,7 +88,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a file that `to_csv` made. ConfigurationError names the file if it is another one."""
+    """The rows of a file that `to_csv` made. ConfigurationError names another file, and the line of an unknown granularity."""
     rows = []
     try:
         with path.open(newline="") as file:
@@ -98,6 +99,11 @@ def read_csv(path: Path) -> list[Row]:
                 row: Row = {key: text[key] for key in COLUMNS if key not in _INTERVAL}
                 row |= {key: float(text[key]) if text.get(key) else None for key in ("value", "bound", "worst", *_INTERVAL)}
                 row |= {"seed": int(text["seed"]), "event_index": int(text["event_index"])}
+                if row["granularity"] not in _GRANULARITIES:
+                    raise ConfigurationError(
+                        f"{path}, line {reader.line_num}: granularity must be one of {', '.join(_GRANULARITIES)}, "
+                        f"got {row['granularity']!r}. Correct it, or write the file again with `clu audit RUN_DIR… --out FILE.csv`."
+                    )
                 row["unlearned"] = {"True": True, "False": False}.get(text["unlearned"])
                 row |= {"strategies": text["strategies"].split(), "details": json.loads(text["details"])}
                 rows.append(row)
@@ -111,7 +117,24 @@ def audits_in(path: Path) -> Iterable[Mapping[str, Any]]:
     for tier in ("full", "standard"):
         file = path / "audit" / f"{tier}.json"
         if file.exists():
-            yield read_json(file)
+            yield read_audit(file)
+
+
+def read_audit(file: Path) -> dict[str, Any]:
+    """The audit that `clu audit` wrote there. FrameworkError names the file if it lacks what tables and pictures show."""
+    try:
+        audit: dict[str, Any] = json.loads(file.read_bytes())
+        _shown(audit)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else "it is damaged"
+        again = f"clu audit {file.parent.parent} --tier {file.stem} --again"
+        raise FrameworkError(f"{file} holds no whole audit: {why}. Make it again with `{again}`, or remove it.") from error
+    return audit
+
+
+def _shown(audit: Mapping[str, Any]) -> tuple[object, ...]:
+    """All that is read of an audit."""
+    return verdicts_of(audit), rows_of(audit), audit["stream"].split(), [_curves_of(request) for request in audit["requests"]]
 
 
 # --- tables ---
@@ -254,6 +277,12 @@ def _mean_cost(rows: Sequence[Row], title: str) -> float | None:
 # --- pictures ---
 
 
+def _curves_of(request: Mapping[str, Any]) -> tuple[list[int], dict[str, list[float]], dict[str, list[float]]]:
+    """Steps of relearning, the accuracies of each model after them, and those in later events."""
+    relearning = {who: list(request["relearning"][who]) for who in _CURVES}
+    return list(request["relearning"]["steps"]), relearning, {who: list(request["later"][who]) for who in (UNLEARNED, "oracle")}
+
+
 def relearning_picture(audit: Mapping[str, Any]) -> Picture:
     """Of each request, above: relearning of the unlearned model, the oracle, the model before, a task never seen; below: accuracy in the
     events after the request, beside the oracle's."""
@@ -264,17 +293,17 @@ def relearning_picture(audit: Mapping[str, Any]) -> Picture:
     figure = Picture(figsize=(3.2 * len(requests), 5), layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(2, len(requests), squeeze=False, sharey=True)
-    styles = {"unlearned": "-", "oracle": "--", "before": ":", "never_seen": "-."}
     for above, below, request in zip(*rows, requests, strict=True):
-        for who, style in styles.items():
-            if request["relearning"][who]:
-                above.plot(request["relearning"]["steps"], request["relearning"][who], style, label=who.replace("_", " "))
+        steps, relearning, later = _curves_of(request)
+        for who, style in _CURVES.items():
+            if relearning[who]:
+                above.plot(steps, relearning[who], style, label=who.replace("_", " "))
         above.set_title(request["event"], fontsize=9)
         above.set_xlabel("steps of relearning")
-        for who, values in request["later"].items():
-            below.plot(range(len(values)), values, styles[who], marker="o", markersize=3, label=who)
-        first = request["event_index"]
-        below.set_xticks(range(len(request["later"]["unlearned"])), events[first : first + len(request["later"]["unlearned"])], fontsize=7)
+        for who, values in later.items():
+            below.plot(range(len(values)), values, _CURVES[who], marker="o", markersize=3, label=who)
+        first, shown = request["event_index"], len(later[UNLEARNED])
+        below.set_xticks(range(shown), events[first : first + shown], fontsize=7)
         below.set_xlabel("after event")
     for row in rows:
         row[0].set_ylabel("accuracy, percent")

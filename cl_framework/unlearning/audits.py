@@ -9,15 +9,17 @@ from typing import Any
 from cl_framework.collected import runs_in
 from cl_framework.errors import ConfigurationError
 from cl_framework.plots import check_png, png
-from cl_framework.records import Row, RunDirectory, atomic_write, read_json
+from cl_framework.records import Row, RunDirectory, atomic_write
+from cl_framework.stream import Stream
 from cl_framework.summary import rebuild_summary
 from cl_framework.tables import markdown, replace_block, terminal_table
-from cl_framework.unlearning.audit import audit, finished
+from cl_framework.unlearning.audit import FULL, audit, finished
 from cl_framework.unlearning.audit_report import (
     COST_WORDS,
     NAMES,
     comparison,
     costs,
+    read_audit,
     read_csv,
     relearning_picture,
     rows_of,
@@ -27,6 +29,7 @@ from cl_framework.unlearning.audit_report import (
 )
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
 from cl_framework.unlearning.fast import FAST
+from cl_framework.unlearning.orders import distinct_orders
 from cl_framework.unlearning.report_of_answers import ANSWER_WORDS, probabilities
 
 VERDICT_WORDS = " · ".join(NAMES.values()) + (
@@ -39,8 +42,8 @@ TABLES = {"verdicts": (comparison, VERDICT_WORDS), "costs": (costs, COST_WORDS),
 def audits(
     words: Sequence[str],
     tier: str,
-    seeds: int,
-    orders: int,
+    seeds: int | None,
+    orders: int | None,
     again: bool,
     out: Path | None,
     into: str | None,
@@ -50,6 +53,7 @@ def audits(
 ) -> Iterator[Any]:
     """What to show, piece by piece, as it is there: each run's verdicts, then the table of all, then sentences about files.
 
+    seeds, orders: what `audit` takes; None: as many as an audit that stands has, or its defaults.
     table: what the table of all says, one of `TABLES`.
     """
     paths, overrides = places(words)
@@ -62,11 +66,7 @@ def audits(
         if path.suffix == ".csv":
             rows += read_csv(path)
             continue
-        result = (
-            fast_result(path)
-            if tier == FAST
-            else _standing(path, tier, again) or audit(path, tier, seeds, overrides, orders=orders, tell=tell)
-        )
+        result = fast_result(path) if tier == FAST else _audited(path, tier, seeds, orders, again, overrides, tell)
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
         yield terminal_table(*verdicts_of(result))
@@ -106,14 +106,47 @@ def places(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     return found, overrides
 
 
-def _standing(path: Path, tier: str, again: bool) -> Mapping[str, Any] | None:
+def _audited(
+    path: Path, tier: str, seeds: int | None, orders: int | None, again: bool, overrides: Sequence[str], tell: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """The audit that stands, if it is of what is asked for; else one made anew, which keeps what it had of what is not asked for."""
+    standing = None if again else _standing(path, tier)
+    had: dict[str, Any] = {}
+    if standing is not None:
+        differs = _differs(standing, seeds, orders)
+        if not differs:
+            return standing
+        tell(f"{path}: its audit of tier {tier} has {differs}; it is made anew.")
+        most = max((len(request["orders"]) for request in standing["requests"] if "orders" in request), default=0)
+        had = {"seeds": len(standing["oracle_seeds"]), **({"orders": most} if most > 1 else {})}
+    wanted = {name: value for name, value in (("seeds", seeds), ("orders", orders)) if value is not None}
+    return audit(path, tier, overrides=overrides, tell=tell, **(had | wanted))
+
+
+def _differs(standing: Mapping[str, Any], seeds: int | None, orders: int | None) -> str:
+    """What an audit has, and what was asked for instead; "" if it is that, or nothing was asked for."""
+    oracles = len(standing["oracle_seeds"])
+    if seeds is not None and seeds != oracles:
+        return f"oracles of {oracles} seed{'s' * (oracles != 1)}, and --seeds {seeds} was asked for"
+    stream = Stream.parse(standing["stream"])
+    if orders is None or standing["tier"] != FULL:
+        return ""
+    for request in standing["requests"]:
+        there = len(distinct_orders(stream, request["event_index"], orders, standing["seed"]))  # no more than the events have
+        if there != len(request["orders"]):
+            had = len(request["orders"])
+            return f"{had} order{'s' * (had != 1)} of the events before {request['event']}, and with --orders {orders} it is {there}"
+    return ""
+
+
+def _standing(path: Path, tier: str) -> Mapping[str, Any] | None:
     """The audit of this tier that a run has already, as its deletion record has sealed it."""
     file = path / "audit" / f"{tier}.json"
-    if again or not file.exists():
+    if not file.exists():
         return None
     sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
     whole = sealed.get(f"audit/{file.name}") == file_digest(file)
-    return read_json(file) if whole else None
+    return read_audit(file) if whole else None
 
 
 def fast_result(path: Path) -> dict[str, Any]:

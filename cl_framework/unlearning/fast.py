@@ -6,12 +6,13 @@ without an oracle, or was not measured, is NOT RUN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from statistics import mean
 from typing import Any
 
-from cl_framework.metrics import wilson_interval
+from cl_framework.metrics import is_left, split_without, stream_of, wilson_interval
 from cl_framework.stream import Learn, Stream, TaskId, Unlearn
 
 FAST = "fast"
@@ -44,9 +45,14 @@ def split_of(event: Unlearn) -> str:
     return f"test:class={','.join(map(str, event.classes))}" if event.classes else "test"
 
 
-def rest_of(event: Unlearn) -> str:
-    """The split with what is left of the task of a request for classes."""
-    return split_of(event).replace("class=", "class!=")
+def retained_after(stream: Stream, index: int, splits: Container[tuple[TaskId, str]]) -> list[tuple[TaskId, str]]:
+    """What is retained after the event at `index`: tasks, each with the split that holds its classes which are not gone by then.
+
+    splits: tasks and splits in the records. A task of which no class is left is not retained; the rest of one asked for in part is.
+    """
+    gone = stream.classes_gone[index]
+    mine = [(task, gone.get(task, ())) for task in stream.learned_after[index]]
+    return [(task, split_without(classes)) for task, classes in mine if is_left(task, classes, splits)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,10 @@ class Measured:
     def of(cls, records: Sequence[Mapping[str, Any]], scenario: str) -> Measured:
         mine = [row for row in records if row["scenario"] == scenario]
         return cls({(row["event_index"], row["eval_task"], row["split"], row["metric"]): row for row in mine})
+
+    @cached_property
+    def splits(self) -> set[tuple[TaskId, str]]:
+        return {(task, split) for _, task, split, _ in self.rows}
 
     def value(self, index: int, task: TaskId, split: str = "test", metric: str = "accuracy") -> float | None:
         row = self.rows.get((index, task, split, metric))
@@ -81,22 +91,49 @@ def unlearning_entries(
     events: rows of events.jsonl; done: what the deletion record says of each event that it reports as done.
     """
     measured = Measured.of(records, scenario)
-    stream = Stream.parse(" ".join(row["event"] for row in events), None)
+    stream = stream_of(events, records)
     entries = []
     for index, event in enumerate(stream):
         if isinstance(event, Unlearn):
-            found = [*figures_of(measured, stream, index), artefacts(done.get(index)), efficiency(events[index])]
+            found = [
+                *figures_of(measured, stream, index, events[index].get("finite", True)),
+                artefacts(done.get(index)),
+                efficiency(events[index]),
+            ]
             entry = {"event_index": index, "event": str(event), "task": event.task, "granularity": event.granularity}
             entries.append({**entry, "figures": [asdict(figure) for figure in found]})
     return entries
 
 
-def figures_of(measured: Measured, stream: Stream, index: int) -> list[Figure]:
-    """M1 to M3 and M8 of the Unlearn at `index`."""
+def figures_of(measured: Measured, stream: Stream, index: int, finite: bool = True) -> list[Figure]:
+    """M1 to M3 and M8 of the Unlearn at `index`; finite: whether the model's weights are numbers after it."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
-    made = [forget_gap(measured, event, index), spill(measured, stream, index), relapse(measured, stream, index)]
-    return [*made, rounding(measured, stream, index)]
+    made = [forget_gap(measured, event, index), relapse(measured, stream, index), rounding(measured, stream, index)]
+    reason = destroyed(finite, *_known_of_the_rest(measured, stream, index))
+    first, *others = [replace(one, verdict=INVALID, why=reason) if reason and one.verdict != NOT_RUN else one for one in made]
+    return [first, spill(measured, stream, index), *others]
+
+
+def destroyed(finite: bool, retained: float | None, chances: Sequence[float]) -> str:
+    """Why a model is no answer to any request; "" if it may be one.
+
+    finite: whether its answers are numbers; retained: its mean accuracy on what is retained, None where nothing is, or chance is not known;
+    chances: those of the parts of which that is the mean.
+    """
+    if not finite:
+        return "the model has diverged: its answers are not numbers"
+    if retained is not None and retained < mean(chances) + KNOWN:
+        return f"the model does not know what it retains: {retained:.1f} where chance is {mean(chances):.1f}"
+    return ""
+
+
+def _known_of_the_rest(measured: Measured, stream: Stream, index: int) -> tuple[float | None, list[float]]:
+    """What `destroyed` asks of a run's records; older ones do not tell the chance of what is retained."""
+    parts = retained_after(stream, index, measured.splits)
+    accuracies, chances = ([measured.value(index, task, split, metric) for task, split in parts] for metric in ("accuracy", "chance"))
+    known, chance = ([value for value in values if value is not None] for values in (accuracies, chances))
+    return (mean(known), chance) if parts and len(known) == len(chance) == len(parts) else (None, [])
 
 
 def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
@@ -121,21 +158,16 @@ def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
 
 def spill(measured: Measured, stream: Stream, index: int) -> Figure:
     """M2: what retained tasks lost in the event: mean and worst of max(0, before - after)."""
-    event = stream.events[index]
-    assert isinstance(event, Unlearn)
-    parts = [(task, "test") for task in stream.learned_after[index] if task != event.task]
-    if event.granularity == "class":
-        parts.append((event.task, rest_of(event)))
-    elif event.granularity == "sample":
-        parts.append((event.task, "test"))
     losses = []
-    for task, split in parts:
+    for task, split in retained_after(stream, index, measured.splits):
         before, after = measured.value(index - 1, task, split), measured.value(index, task, split)
         if before is None or after is None:
             return Figure("M2", None, NOT_RUN, f"accuracies on task {task} were not recorded")
         losses.append(max(0.0, before - after))
     if not losses:
         return Figure("M2", None, NOT_RUN, "nothing is retained")
+    if mean(losses) <= SPILL and (reason := destroyed(True, *_known_of_the_rest(measured, stream, index))):
+        return Figure("M2", mean(losses), INVALID, reason, worst=max(losses))  # it was lost before: there is nothing left to lose
     verdict = PASS if mean(losses) <= SPILL else FAIL
     return Figure("M2", mean(losses), verdict, f"points lost on average, at most {SPILL:g}", worst=max(losses), bound=SPILL)
 
@@ -179,7 +211,7 @@ def rounding(measured: Measured, stream: Stream, index: int) -> Figure:
     if now is None or not found:
         return Figure("M8", None, NOT_RUN, "accuracies with rounded weights were not recorded")
     for name, rounded in found.items():
-        if not _collapsed(measured, stream.learned_after[index], event, index, name):
+        if not _collapsed(measured, stream, index, name):
             usable[name] = rounded - now
     if not usable:
         return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
@@ -197,11 +229,12 @@ def _retained_tried(measured: Measured, live: Sequence[TaskId], event: Unlearn, 
     return {"retained_samples": max(tried.values())} if fewer else {}
 
 
-def _collapsed(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, name: str) -> bool:
+def _collapsed(measured: Measured, stream: Stream, index: int, name: str) -> bool:
+    """Whether the other tasks that are retained are lost when weights are rounded."""
     losses = []
-    for task in live:
-        if task != event.task:
-            now, rounded = (measured.value(index, task, "test", metric) for metric in ("accuracy", f"{ROUNDED_METRIC}{name}"))
+    for task, split in retained_after(stream, index, measured.splits):
+        if task != stream.events[index].task:
+            now, rounded = (measured.value(index, task, split, metric) for metric in ("accuracy", f"{ROUNDED_METRIC}{name}"))
             if now is not None and rounded is not None:
                 losses.append(now - rounded)
     return bool(losses) and mean(losses) > COLLAPSE

@@ -3,7 +3,7 @@
 Every comparison is made a second time with an oracle of another seed in the place of the unlearned model. The largest of these is the
 **noise floor**: two models that never saw the data lie that far apart. The bound of a figure is its floor, or the least difference that
 matters (`LEAST`), whichever is larger. An attack that does not tell even the model before the request from the oracle shows nothing:
-INCONCLUSIVE.
+INCONCLUSIVE; and so is a comparison that passes where the model before passes it too.
 """
 
 from __future__ import annotations
@@ -60,3 +60,11 @@ def attacked(figure: Figure, before: float, what: str) -> Figure:
     if before > figure.bound:
         return figure
     return replace(figure, verdict=INCONCLUSIVE, why=f"{what} does not tell even the model before the request from the oracle")
+
+
+def told_apart(figure: Figure, before_passes: bool) -> Figure:
+    """INCONCLUSIVE in the place of a PASS that the model before the request is given as well; a FAIL tells something all the same."""
+    if figure.verdict != PASS or not before_passes:
+        return figure
+    why = f"it passes ({figure.why}), but so does the model before the request, which this does not tell from the oracle"
+    return replace(figure, verdict=INCONCLUSIVE, why=why)

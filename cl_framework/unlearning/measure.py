@@ -23,7 +23,7 @@ from cl_framework.models.freezing import take_up_training
 from cl_framework.optimizers import build_optimizer
 from cl_framework.rng import RandomStream, global_randomness_kept
 from cl_framework.strategy import Rows
-from cl_framework.stream import TaskId, Unlearn
+from cl_framework.stream import Stream, TaskId, Unlearn
 from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, tpr_at_fpr
 from cl_framework.unlearning.probes import linear_probe, nearest_neighbours
 from cl_framework.unlearning.quantization import roundings
@@ -88,6 +88,14 @@ class Samples:
         return targets if targets.ndim == 1 else targets[asked(targets)]
 
 
+def places_left(learner: Learner, task: TaskId, gone: Sequence[int]) -> Tensor:
+    """Rows of the test split of a task whose class is none of these; all of texts, which have none."""
+    targets = learner.benchmark.test[task].targets
+    if targets.ndim == 2 or not gone:
+        return torch.arange(len(targets))
+    return (~torch.isin(targets, torch.tensor(gone))).nonzero().flatten()
+
+
 @dataclass(frozen=True)
 class Question:
     """A request and the samples on which models are compared because of it.
@@ -104,12 +112,12 @@ class Question:
     others: Samples  # test samples of the same classes
     pool: Samples
     probed: Samples  # the pool; for classes all test samples of the task, among which features may tell them
-    retained: tuple[Samples, ...]  # test samples of each retained task
+    retained: tuple[Samples, ...]  # test samples of each retained task, but of classes that are gone; the request's own task last
 
     @classmethod
-    def of(cls, learner: Learner, event: Unlearn, index: int, live: Sequence[TaskId]) -> Question:
-        """`live`: the tasks that are learned after the event; the learner is one whose data and scenario are the run's."""
-        benchmark = learner.benchmark
+    def of(cls, learner: Learner, event: Unlearn, index: int, stream: Stream) -> Question:
+        """Of an event at `index` of the run's own stream; the learner is one whose data and scenario are the run's."""
+        benchmark, live, gone = learner.benchmark, stream.learned_after[index], stream.classes_gone[index]
 
         def columns(task: TaskId) -> Tensor:
             return candidates(learner, learner.run.scenario, task, live).nonzero().flatten()
@@ -121,24 +129,21 @@ class Question:
         of_labels = torch.ones(len(targets), dtype=torch.bool) if texts else torch.isin(targets, labels)
         others = Samples(event.task, of_labels.nonzero().flatten(), among)
         members = Samples(None, learner.forgotten(event).ids, among)
-        retained = [Samples(task, torch.arange(len(benchmark.test[task])), columns(task)) for task in live if task != event.task]
-        if event.granularity == "class":
-            retained.append(Samples(event.task, (~of_labels).nonzero().flatten(), among))
-        elif event.granularity == "sample":
-            retained.append(others)
+        kept = [Samples(task, places_left(learner, task, gone.get(task, ())), columns(task)) for task in live]
+        retained = sorted((samples for samples in kept if len(samples)), key=lambda samples: samples.task == event.task)
         share = max(FEWEST_TEXTS if texts else 1, most // max(1, len(retained)))
         pool = (members if event.granularity == "sample" else others).evenly(3 * most)
         attacked = MOST_TEXTS if texts else MOST
         return cls(
             event,
             index,
-            tuple(live),
+            live,
             torch.isin(among, labels),
             members.evenly(attacked),
             others.evenly(attacked),
             pool,
             Samples(event.task, torch.arange(len(targets)), among).evenly(3 * most) if event.granularity == "class" else pool,
-            tuple(samples.evenly(share) for samples in retained if len(samples)),
+            tuple(samples.evenly(share) for samples in retained),
         )
 
     @property

@@ -78,12 +78,13 @@ class Trained:
 
 
 class Oracles:
-    """The oracles of one run under one seed; the data stay those of the run."""
+    """The oracles of one run under one seed; the data stay those of the run, and so does what a blurry stream deals to which task: dealt
+    otherwise, samples of a task that is unlearned would be shown with another one."""
 
     def __init__(self, experiment: Experiment, benchmark: Benchmark, seed: int, folder: Path) -> None:
         self.whole = Stream.parse(experiment.run.stream, benchmark.num_tasks)
         learning = learning_part(experiment, self.whole)
-        self.learner = assemble(replace(learning, run=replace(learning.run, seed=seed)), benchmark)
+        self.learner = assemble(replace(learning, run=replace(learning.run, seed=seed)), benchmark, dealt_by=experiment.run.seed)
         self._never = self.learner.deleted
         kept = replace(learning, run=replace(learning.run, stream="")).fingerprint
         self.history = History(folder / f"{kept[:16]}-s{experiment.run.seed}-o{seed}")

@@ -87,7 +87,7 @@ def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream, folde
     event = stream.events[last]
     assert isinstance(event, Unlearn)
     oracles = Oracles(shown, benchmark, experiment.run.seed, folder)
-    question = Question.of(oracles.learner, event, last, stream.learned_after[last])
+    question = Question.of(oracles.learner, event, last, stream)
     seen: dict[int, Measured] = {}
 
     def look(index: int, learner: Learner) -> None:

@@ -129,7 +129,7 @@ def test_measuring_changes_nothing_and_repeats(tmp_path: Path) -> None:
     learner = assemble(experiment, make_benchmark(experiment))
     event = learner.stream.events[2]
     assert isinstance(event, Unlearn)
-    question = Question.of(learner, event, 2, (0, 1))
+    question = Question.of(learner, event, 2, learner.stream)
 
     def state(one: Learner) -> tuple[str, bytes, list[bool]]:
         return digest_of(one.state_dict()), torch.get_rng_state().numpy().tobytes(), [part.training for part in one.model.modules()]
@@ -146,7 +146,7 @@ def test_the_samples_of_a_question(tmp_path: Path) -> None:
     experiment = made(tmp_path)
     learner = assemble(experiment, make_benchmark(experiment))
     asked = {
-        event.granularity: Question.of(learner, event, index, learner.stream.learned_after[index])
+        event.granularity: Question.of(learner, event, index, learner.stream)
         for index, event in enumerate(learner.stream)
         if isinstance(event, Unlearn)
     }
@@ -209,7 +209,7 @@ def test_members_are_attacked_as_in_evaluation_and_not_as_they_were_trained(tmp_
     plain, jittered = assemble(experiment, make_benchmark(experiment)), assemble(experiment, augmented(experiment))
     event = plain.stream.events[2]
     assert isinstance(event, Unlearn)
-    question = Question.of(jittered, event, 2, (1,))
+    question = Question.of(jittered, event, 2, jittered.stream)
     assert measure(jittered, question).attack == measure(plain, question).attack
     read, items = question.members.read(jittered).inputs, question.members.read(jittered).items
     assert isinstance(read, torch.Tensor) and not torch.equal(read, jittered.inputs_of(items, "stream", None))  # type: ignore[arg-type]

@@ -108,6 +108,14 @@ def test_only_a_whole_task_is_unlearned_for_good(part: str) -> None:
     assert Stream.parse(f"L0 U0:{part}", TASKS).unlearns[0].permanent is False
 
 
+@pytest.mark.parametrize(("named", "twice", "once"), [("0,0", 0, "0"), ("3,4,03", 3, "3,4")])
+def test_a_class_is_named_once(named: str, twice: int, once: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Stream.parse(f"L0 U0:class={named}", TASKS)
+    assert str(caught.value) == f"stream: 'U0:class={named}' names class {twice} more than once. Name each class once: U0:class={once}."
+    assert str(Stream.parse(f"L0 U0:class={once}", TASKS)) == f"L0 U0:class={once}"
+
+
 def test_task_numbers_are_unchecked_only_while_the_benchmark_is_unknown() -> None:
     assert Stream.parse("L99").tasks == (99,)
     with pytest.raises(ConfigurationError, match="task 99"):
@@ -142,7 +150,7 @@ def test_granularity(request_text: str, granularity: str) -> None:
 
 UNLEARN_OPTIONS = st.one_of(
     st.just({}),
-    st.builds(lambda classes: {"classes": tuple(classes)}, st.lists(st.integers(0, 99), min_size=1, max_size=3)),
+    st.builds(lambda classes: {"classes": tuple(classes)}, st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True)),
     st.builds(lambda name: {"ids_file": name}, st.from_regex(r"[A-Za-z0-9_./:=@!-]{1,12}", fullmatch=True)),
     st.builds(
         lambda share, seed: {"fraction": share, "fraction_seed": seed},

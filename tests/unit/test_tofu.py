@@ -278,7 +278,7 @@ def test_probability_exact_memorisation_and_strength_by_definition(learner: Lear
 def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: Learner) -> None:
     event = learner.stream.events[2]
     assert isinstance(event, Unlearn)
-    question = Question.of(learner, event, 2, (0,))
+    question = Question.of(learner, event, 2, learner.stream)
     found = recalled(learner, question)
     assert found is not None and set(found.utility) == {"retained"}
     learner.model.eval().requires_grad_(False)
@@ -306,7 +306,7 @@ def test_utility_of_questions_beyond_the_tasks_is_the_share_of_the_right_answer(
     assert isinstance(event, Unlearn) and beside is not None
     learner.benchmark = replace(learner.benchmark, utility={"world_facts": beside})
     shares = right_shares(learner, beside, 0)
-    question = Question.of(learner, event, 2, (0,))
+    question = Question.of(learner, event, 2, learner.stream)
     found = recalled(learner, question)
     assert found is not None and found.utility == {"retained": found.utility["retained"], "world_facts": float(shares.mean())}
     learner.model.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,61 @@ def test_relapse_is_the_most_that_came_back_until_it_is_learned_again() -> None:
     assert figures("L0 L1 U0", [[99.0], [90.0], [10.0]], 2)["M3"].verdict == NOT_RUN
 
 
+@pytest.mark.parametrize(
+    ("retained", "void", "spilled"),
+    [
+        ((18.0, 20.0), True, FAIL),
+        ((20.0, 19.8), True, FAIL),
+        ((20.0, 20.0), False, FAIL),
+        ((95.0, 0.0), False, FAIL),
+        ((95.0, 90.0), False, PASS),
+    ],
+)
+def test_a_model_that_knows_nothing_of_what_it_retains_answers_no_request(retained: tuple[float, float], void: bool, spilled: str) -> None:
+    """Chance is 10: the mean over what is retained must lie 10 points above it."""
+    matrix = [[99.0, 10.0, 10.0], [95.0, 95.0, 10.0], [95.0, 95.0, 90.0], [0.0, *retained], [0.0, *retained]]
+    found = figures("L0 L1 L2 U0 L2", matrix, 3)
+    assert {name: found[name].verdict for name in ("M1", "M3")} == dict.fromkeys(("M1", "M3"), INVALID if void else PASS)
+    assert found["M2"].verdict == spilled and found["M8"].verdict == NOT_RUN
+    if void:
+        assert found["M1"].why == f"the model does not know what it retains: {sum(retained) / 2:.1f} where chance is 10.0"
+    chances = [row for row in rows(matrix) if row["metric"] == "chance" and row["eval_task"] == 0]
+    older = [*(row for row in rows(matrix) if row["metric"] == "accuracy"), *chances]
+    first = figures_of(Measured.of(older, "class_il"), Stream.parse("L0 L1 L2 U0 L2"), 3)[0]
+    assert first.verdict == PASS, "older records do not tell what chance is on retained tasks"
+
+
+def test_what_was_lost_before_cannot_be_spilled() -> None:
+    for before, verdict in ((12.0, INVALID), (95.0, PASS)):
+        found = figures("L0 L1 U0", [[99.0, 10.0], [95.0, before], [0.0, before]], 2)["M2"]
+        assert (found.value, found.verdict) == (0.0, verdict)
+
+
+def test_a_model_that_has_diverged_answers_no_request() -> None:
+    matrix = [[99.0, 10.0], [95.0, 95.0], [10.0, 95.0], [10.0, 95.0]]
+    for stream, index in (("L0 L1 U0 L2", 2), ("L0 U0 L1 L2", 1)):
+        measured, parsed = Measured.of(rows(matrix), "class_il"), Stream.parse(stream)
+        found = {finite: figures_of(measured, parsed, index, finite) for finite in (True, False)}
+        assert INVALID not in {figure.verdict for figure in found[True]}
+        assert {figure.verdict for figure in found[False] if figure.name in ("M1", "M3")} == {INVALID}
+        assert found[False][0].why == "the model has diverged: its answers are not numbers"
+
+
+@pytest.mark.parametrize(("rate", "finite", "void"), [(500.0, False, True), (0.5, True, True), (0.05, True, False)])
+def test_a_run_that_destroyed_its_model_is_void_in_the_fast_tier(rate: float, finite: bool, void: bool, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "epochs": 3, "batch_size": 32, "optimizer": {"lr": 0.1}}
+    strategies: dict[str, Any] = {"er": {"capacity": 20}, "gradient_ascent": {"lr": rate}}
+    experiment = experiment_of(strategies, tmp_path, stream="L0 L1 U1 L2", **settings)
+    with nullcontext() if finite else pytest.warns(UserWarning, match="weights are not finite after U1"):
+        outcome = finish(experiment)
+    assert [row["finite"] for row in RunDirectory(outcome.path).events()] == [True, True, finite, finite]
+    (entry,) = outcome.summary["unlearning"]
+    found = {figure["name"]: (figure["verdict"], figure["why"]) for figure in entry["figures"]}
+    assert {found[name][0] for name in ("M1", "M2", "M3", "M8")} == {INVALID if void else PASS}
+    if void:
+        assert found["M1"][1].startswith("the model does not know what it retains" if finite else "the model has diverged")
+
+
 def test_what_was_not_measured_is_not_run() -> None:
     found = figures("L0 L1 U0 L2", [[99.0, 10.0], [None, None], [10.0, 95.0], [None, 95.0]], 2)
     assert {name: (figure.verdict, figure.value) for name, figure in found.items()} == {
@@ -142,7 +198,9 @@ def test_a_run_records_the_parts_of_a_task_whose_classes_go(tmp_path: Path) -> N
         assert one["n"] + rest["n"] == whole["n"] == 40
         assert one["n"] * one["value"] + rest["n"] * rest["value"] == pytest.approx(whole["n"] * whole["value"])
     chances = [(row["event_index"], row["split"], row["scenario"], row["value"]) for row in records if row["metric"] == "chance"]
-    assert chances == [(2, "test:class=1", "class_il", 25.0), (2, "test:class=1", "task_il", 50.0)]
+    asked = [(2, "test:class=1", "class_il", 25.0), (2, "test:class=1", "task_il", 50.0)]
+    left = [(2, "test:class!=1", "class_il", 25.0), (2, "test:class!=1", "task_il", 50.0)]
+    assert chances == [*asked, *left, (2, "test", "class_il", 25.0), (2, "test", "task_il", 50.0)]
     (entry,) = outcome.summary["unlearning"]
     assert entry["event"] == "U0:class=1" and {figure["name"] for figure in entry["figures"]} == {"M1", "M2", "M3", "M8", "M11", "M12"}
     directory = RunDirectory(outcome.path)

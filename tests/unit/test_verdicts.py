@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cl_framework.stream import Unlearn
 from cl_framework.unlearning.attacks import SCORES
+from cl_framework.unlearning.audit import with_put_back
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
 from cl_framework.unlearning.verdicts import WORD, Later, Models, as_json, figures, identical, is_unlearned, membership, steps_ratio
@@ -169,7 +170,38 @@ def test_a_model_that_diverged_has_not_unlearned() -> None:
 def test_an_attack_must_succeed_on_the_model_before() -> None:
     weak = replace(BEFORE, relearning=ORACLE.relearning, attack=ORACLE.attack, glance=Glance(95.0, 60.5), pool=answers(0.25))
     found = judged(measured("u"), before=weak)
-    assert {name for name, figure in found.items() if figure.verdict == INCONCLUSIVE} == {"M4", "M5", "M9", "M10"}
+    assert {name for name, figure in found.items() if figure.verdict == INCONCLUSIVE} == {"M4", "M5", "M6", "M9", "M10"}
+
+
+def test_a_pass_tells_nothing_where_the_model_before_passes_too() -> None:
+    """As after a request for so few samples that a model which knows them answers as the oracle does."""
+    near = replace(BEFORE, glance=Glance(39.0, 95.0), pool=answers(0.26))  # known well enough for the pre-condition
+    wide = replace(OTHER, glance=Glance(40.0, 61.0))
+
+    def found(unlearned: Measured, before: Measured) -> dict[str, Figure]:
+        models = Models(unlearned, before, ORACLE, [wide])
+        return {figure.name: figure for figure in figures(question(), models, QUIET)}
+
+    for unlearned in (replace(near, digest="did nothing"), measured("u", glance=Glance(27.0, 60.0), pool=answers(0.27))):
+        blind = found(unlearned, near)
+        assert (blind["M1"].verdict, blind["M6"].verdict) == (INCONCLUSIVE, INCONCLUSIVE)
+        assert "so does the model before the request, which this does not tell from the oracle" in blind["M1"].why
+        assert blind["M1"].value == unlearned.glance.accuracy - 25.0 and not is_unlearned(list(blind.values()))
+    like = measured("u", glance=Glance(27.0, 60.0), pool=answers(0.27))
+    assert {found(like, replace(near, glance=Glance(41.0, 95.0), pool=answers(0.5)))[name].verdict for name in ("M1", "M6")} == {PASS}
+    exact = found(replace(ORACLE), near)
+    assert (exact["M1"].verdict, exact["M6"].verdict) == (PASS, PASS), "the oracle itself hides nothing"
+    far = found(measured("u", glance=Glance(5.0, 60.0), pool=answers(0.9)), near)
+    assert (far["M1"].verdict, far["M6"].verdict) == (FAIL, FAIL), "what lies farther off than the model before is a finding all the same"
+    retained = replace(near, retained=(answers(0.5),))
+    assert found(like, retained)["M6"].verdict == PASS, "the model before differs on what is retained"
+
+
+@pytest.mark.parametrize("verdict", [PASS, INCONCLUSIVE, FAIL])
+def test_what_an_old_embedding_brings_back_is_a_finding_whatever_the_model_before_shows(verdict: str) -> None:
+    figure = Figure("M1", 0.0, verdict, "", bound=2.0, details={"oracle": 25.0})
+    assert with_put_back(figure, 90.0, question()).verdict == FAIL
+    assert with_put_back(figure, 26.0, question()).verdict == with_put_back(figure, None, question()).verdict == verdict
 
 
 def test_relapse_is_what_came_back_beyond_transfer() -> None:
@@ -186,6 +218,13 @@ def test_relapse_is_what_came_back_beyond_transfer() -> None:
 def test_relearning_more_slowly_is_no_leak() -> None:
     slow = measured("u", relearning=(25.0,) * len(RELEARNING_STEPS))
     assert judged(slow)["M4"].verdict == PASS and (judged(slow)["M4"].value or 0) < 0
+
+
+def test_relearning_is_an_attack_only_if_the_model_before_is_faster() -> None:
+    for gap, verdict in ((-20.0, INCONCLUSIVE), (0.0, INCONCLUSIVE), (20.0, PASS)):
+        before = replace(BEFORE, relearning=tuple(value + gap for value in ORACLE.relearning))
+        found = judged(measured("u"), before=before)["M4"]
+        assert (found.verdict, found.details["before"]) == (verdict, pytest.approx(gap))
 
 
 def test_steps_to_half_of_what_the_oracle_relearns() -> None:
