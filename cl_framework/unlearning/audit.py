@@ -28,7 +28,7 @@ from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest, unlearned_in
-from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, artefacts, spill
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, artefacts, samples_of_answer, spill
 from cl_framework.unlearning.fast import Measured as Recorded
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
@@ -349,10 +349,11 @@ def shadow(directory: RunDirectory, question: Question) -> Figure:
 def efficiency(row: Mapping[str, Any], oracle: Trained | None) -> Figure:
     """M12: seconds of the request over those of training the suffix again without the data, from the request's row in events.jsonl.
 
-    Judged by samples, which do not depend on the machine, and by seconds, which do: up to `SLOWER` it says nothing.
+    Seconds are of the whole answer; of rows from before that was clocked, of training steps alone. Judged by samples, which do not depend
+    on the machine, and by seconds, which do: up to `SLOWER` it says nothing.
     """
-    seconds, samples = row["train_seconds"], row["samples"] + (row.get("samples_drawn") or 0)
-    details = {"seconds": seconds, "samples": samples, "samples_forget": row["samples_new"], "stored_bytes": row["stored_bytes"] or 0}
+    seconds, counted = row.get("answer_seconds", row["train_seconds"]), samples_of_answer(row)
+    details = {"seconds": seconds, **counted, "stored_bytes": row["stored_bytes"] or 0}
     details["peak_rss_mib"] = row["peak_rss_mib"]  # of the run's process up to here
     if oracle is None or not oracle.suffix_seconds:
         why = "the oracle has trained nothing of its own, or what it cost is not on record"
@@ -360,7 +361,7 @@ def efficiency(row: Mapping[str, Any], oracle: Trained | None) -> Figure:
     details |= {"oracle_seconds": oracle.suffix_seconds, "whole_seconds": oracle.seconds, "whole_samples": oracle.samples}
     details["oracle_samples"] = oracle.suffix_samples
     share = seconds / oracle.suffix_seconds
-    too_much = samples > oracle.suffix_samples or share > SLOWER
+    too_much = counted["samples"] > oracle.suffix_samples or share > SLOWER
     verdict = FAIL if too_much else PASS if share <= 1 else INCONCLUSIVE
     why = f"of the seconds of training the suffix, at most 1 (above {SLOWER:g} it fails), with no more samples"
     return Figure("M12", share, verdict, why, bound=1.0, details=details)

@@ -221,7 +221,8 @@ _COSTS: Mapping[str, tuple[Callable[[Mapping[str, float]], float | None], str]] 
     "peak MiB": (lambda details: details.get("peak_rss_mib"), ".0f"),
 }
 COST_WORDS = (
-    "Means over requests. seconds: of training steps, as samples are those of steps; suffix: training again, without the data, from where "
+    "Means over requests. seconds: of the whole answer, and samples: shown, drawn from memories or read by strategies (of runs from "
+    "before that was counted: of training steps alone); suffix: training again, without the data, from where "
     "they came in; whole: the whole stream up to the request without the data; peak MiB: of the run's process up to the request."
 )
 

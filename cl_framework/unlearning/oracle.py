@@ -71,7 +71,7 @@ class Trained:
     """What the training of an oracle has cost, whenever that was."""
 
     seconds: float
-    samples: int  # shown by plans and drawn from memories
+    samples: int  # shown by plans, drawn from memories, and read by strategies
     suffix_seconds: float  # of these the events from where it left the run; 0 too where their cost is not on record
     suffix_samples: int
     new_events: int  # trained just now: 0 if all was kept
@@ -134,8 +134,8 @@ class Oracles:
         tally = walk.tally
         row = {
             "key": key_of(stream, count, self.learner),
-            "seconds": tally.train_seconds,
-            "samples": tally.samples + self.learner.cost.drawn_rows,
+            "seconds": tally.seconds,
+            "samples": tally.samples + self.learner.cost.drawn_rows + self.learner.cost.read_rows,
         }
         append_rows(self.history.folder / _COSTS, [row])
 

@@ -198,6 +198,16 @@ def test_a_request_must_cost_neither_more_samples_nor_more_seconds_than_the_suff
     }
 
 
+def test_a_request_costs_what_its_whole_answer_has_taken_where_that_is_on_record() -> None:
+    older = {"train_seconds": 1.0, "samples": 20, "samples_drawn": 10, "samples_new": 5, "stored_bytes": 7, "peak_rss_mib": 300.5}
+    newer = {**older, "answer_seconds": 3.0, "samples_forgotten": 40, "samples_retained": 61}
+    oracle = Trained(seconds=8.0, samples=200, suffix_seconds=4.0, suffix_samples=100, new_events=1)
+    found = {name: efficiency(row, oracle) for name, row in (("older", older), ("newer", newer))}
+    told = {name: [one.details[key] for key in ("seconds", "samples", "samples_forget")] for name, one in found.items()}
+    assert told == {"older": [1.0, 30, 5], "newer": [3.0, 101, 40]}
+    assert [one.verdict for one in found.values()] == [PASS, FAIL] and found["newer"].value == 0.75
+
+
 def test_without_a_suffix_there_is_no_cost_to_compare_with() -> None:
     found = cost_of(4.0, 100, suffix_seconds=0.0)
     assert (found.value, found.verdict, found.details["peak_rss_mib"]) == (None, NOT_RUN, 300.5)
