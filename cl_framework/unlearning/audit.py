@@ -32,7 +32,7 @@ from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figu
 from cl_framework.unlearning.fast import Measured as Recorded
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
-from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_known, is_unlearned, relearning_gap
+from cl_framework.unlearning.verdicts import Later, Models, as_json, exact_claim, figures, is_known, is_unlearned, relearning_gap
 
 STANDARD, FULL = "standard", "full"
 TIERS = (STANDARD, FULL)
@@ -271,6 +271,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
+    mine.append(exact_claim(models, learner.stack.is_exact(question.event)))
     mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,

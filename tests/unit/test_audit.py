@@ -30,6 +30,7 @@ from cl_framework.unlearning.measure import Question, measure
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
 from cl_framework.unlearning.orders import distinct_orders, shuffled
 from cl_framework.unlearning.verify import verify
+from strategies.do_nothing import DoNothing
 
 STREAM = "L0 L1 U0 L2 U1:class=3 U2:fraction=0.3@seed5 L0"
 IMAGES = {"name": "split_digits"}
@@ -456,6 +457,27 @@ def test_the_fast_tier_trains_nothing(audited: dict[str, tuple[Path, dict[str, A
     assert main(["audit", str(path), "--tier", "fast"]) == 0
     shown = capsys.readouterr()
     assert "from its own records" in shown.out and "│M4 relearning│NOT RUN" in shown.out and not shown.err
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_an_audit_tells_who_claims_to_be_exact_and_is_not(claimed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DoNothing, "traits", replace(DoNothing.traits, exact=claimed))
+    (request,) = (result := audit(run(experiment_of({"do_nothing": {}}, tmp_path, stream="L0 L1 U0")).path, seeds=1))["requests"]
+    (claim,) = (figure for figure in request["figures"] if figure["name"] == "E1")
+    assert claim["verdict"] == (FAIL if claimed else NOT_RUN)
+    assert claim["value"] > 0.1 if claimed else claim["value"] is None
+    (cell,) = (line[1] for line in audit_report.verdicts_of(result)[1] if line[0] == "E1 exactness")
+    assert cell == (f"{claim['value']:.3g} FAIL" if claimed else NOT_RUN)
+    (row,) = (row for row in audit_report.rows_of(result) if row["name"] == "E1")
+    assert (row["model"], row["verdict"]) == ("unlearned", claim["verdict"])
+    assert ("E1" in audit_report.comparison(audit_report.rows_of(result))[0]) is claimed
+
+
+@pytest.mark.parametrize("unlearner", ["rewind", "analytic"])
+def test_an_exact_answer_keeps_its_word(unlearner: str, tmp_path: Path) -> None:
+    (request,) = audit(run(experiment_of({unlearner: {}}, tmp_path, stream="L0 L1 U0:class=1")).path, seeds=1)["requests"]
+    (claim,) = (figure for figure in request["figures"] if figure["name"] == "E1")
+    assert claim["verdict"] == PASS and claim["value"] <= (0 if unlearner == "rewind" else claim["bound"])
 
 
 # --- orders ---
