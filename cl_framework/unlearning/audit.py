@@ -21,6 +21,7 @@ from torch import Tensor
 from cl_framework.assembly import assemble, make_benchmark, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment, load_experiment
+from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
@@ -64,6 +65,7 @@ class Watch:
         self.of_run = of_run  # and not of an oracle, of which less is asked
         self.stream = stream
         self.seen = {question.index: Seen() for question in questions}
+        self.states: list[Row] = []  # of oracles, one a look: seed, event, digest, and whether it was kept from before
         self.kept_know = False  # whether, of oracles, a state is kept that knows what was unlearned since
 
     def at(self, index: int, learner: Learner) -> None:
@@ -156,12 +158,14 @@ def audit(
     overrides: Sequence[str] = (),
     *,
     orders: int = 3,
+    made: set[Path] | None = None,
     benchmark: Benchmark | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Audit a finished run, write the result into it, and return it.
 
-    seeds: oracles a request, the run's own seed first; orders: of the events before a request, the run's own first (tier full).
+    seeds: oracles a request, the run's own seed first; orders: of the events before a request, the run's own first (tier full);
+    made: see `Oracles`: an empty set trains all oracles anew.
 
     Raises ConfigurationError if there is nothing to audit, FrameworkError if the run gives other bits here.
     """
@@ -187,11 +191,13 @@ def audit(
         tell(f"living through {directory.path} again: {len(stream)} events")
         own = Watch(asked, stream, of_run=True)
         live_again(experiment, benchmark, states, own.at)
-        watched = [oracle_watch(experiment, benchmark, asked, stream, experiment.run.seed + number, tell) for number in range(seeds)]
+        seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
+        watched = [oracle_watch(experiment, benchmark, asked, stream, seed, made, tell) for seed in seeds_of_oracles]
         result = {
             "format": 1,
             "tier": tier,
-            "oracle_seeds": [experiment.run.seed + number for number in range(seeds)],
+            "oracle_seeds": seeds_of_oracles,
+            "oracle_states": [row for watch in watched for row in watch.states],
             **identity(directory, experiment, learner),
             "requests": [
                 entry(directory, learner, question, own.seen[question.index], [one.seen[question.index] for one in watched], tier == FULL)
@@ -204,7 +210,7 @@ def audit(
             add_path_dependence(result, experiment, benchmark, orders, Path(experiment.run.out) / ORACLES, tell)
         if any(watch.kept_know for watch in watched):
             folder = Path(experiment.run.out) / ORACLES
-            tell(f"{folder} keeps models that know what a later request unlearned, so that an audit made again need not train them.")
+            tell(f"{folder} keeps models that know what a later request unlearned, so that further audits need not train them.")
             tell(f"When no audit is to come, remove them: rm -r {shlex.quote(str(folder))}")
         result["seconds"] = time.monotonic() - started
         write(directory, log, result, asked)
@@ -228,10 +234,16 @@ def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experi
 
 
 def oracle_watch(
-    experiment: Experiment, benchmark: Benchmark, asked: Sequence[Question], stream: Stream, seed: int, tell: Callable[[str], None]
+    experiment: Experiment,
+    benchmark: Benchmark,
+    asked: Sequence[Question],
+    stream: Stream,
+    seed: int,
+    made: set[Path] | None,
+    tell: Callable[[str], None],
 ) -> Watch:
     """The same questions to the oracles under one seed."""
-    oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES)
+    oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES, made)
     watch = Watch(asked, stream, of_run=False)
     trained = 0
     for index in range(len(stream)):
@@ -239,6 +251,8 @@ def oracle_watch(
             continue
         cost = oracles.after(index)
         trained += cost.new_events
+        state = digest_of(oracles.learner.state_dict())
+        watch.states.append({"seed": seed, "event_index": index, "state": state, "kept": not cost.new_events})
         watch.at(index, oracles.learner)
         if index in watch.seen:
             watch.seen[index].trained = cost

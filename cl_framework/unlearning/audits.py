@@ -58,15 +58,15 @@ def audits(
     if plot is not None:
         check_png(plot)
     rows: list[Row] = []
+    made: set[Path] | None = set() if again else None  # runs that share oracles share what is trained anew, too
     for path in paths:
         if path.suffix == ".csv":
             rows += read_csv(path)
             continue
-        result = (
-            fast_result(path)
-            if tier == FAST
-            else _standing(path, tier, again) or audit(path, tier, seeds, overrides, orders=orders, tell=tell)
-        )
+        if tier == FAST:
+            result: Mapping[str, Any] = fast_result(path)
+        else:
+            result = _standing(path, tier, again) or audit(path, tier, seeds, overrides, orders=orders, made=made, tell=tell)
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
         yield terminal_table(*verdicts_of(result))

@@ -75,6 +75,8 @@ def exact_claim(models: Models, claimed: bool) -> Figure:
         return Figure(CLAIM, None, NOT_RUN, "the answer does not claim to be exact")
     distance = farthest_answer(models.unlearned, models.oracle)
     same = models.unlearned.digest == models.oracle.digest
+    if reason := no_oracle(models):
+        return Figure(CLAIM, distance, INVALID, reason, bound=_EQUAL)
     verdict = PASS if identical(models.unlearned, models.oracle) else FAIL
     weights = "weights and statistics are the oracle's" if same else "weights or statistics are not the oracle's"
     why = f"nats, the farthest of its answers from the oracle's, 0 but for rounding; {weights}"
@@ -87,7 +89,9 @@ def _identical(figure: Figure) -> Figure:
 
 
 def void(question: Question, models: Models) -> str:
-    """Why nothing can be said: what was to be unlearned was not known, or the model knows nothing of what it retains."""
+    """Why nothing can be said: there is no oracle, what was to be unlearned was not known, or the model does not know what it retains."""
+    if no_oracle(models):
+        return no_oracle(models)
     if not bool(models.unlearned.pool.isfinite().all()):
         return "the model has diverged: its answers are not numbers"
     known, chance = models.before.glance.accuracy, question.chance
@@ -98,6 +102,14 @@ def void(question: Question, models: Models) -> str:
     if retained is not None and retained < mean(chances) + KNOWN:
         return f"the model does not know what it retains: {retained:.1f} where chance is {mean(chances):.1f}"
     return ""
+
+
+def no_oracle(models: Models) -> str:
+    """Why the oracle tells nothing: one that is the model that knew the data, which an oracle never saw, bit for bit."""
+    if not identical(models.before, models.oracle):
+        return ""
+    why = "nothing was learned from the data, or it is no oracle (`clu audit --again` trains others)"
+    return f"the oracle is the model before the request: {why}"
 
 
 def is_known(accuracy: float, question: Question) -> bool:

@@ -142,6 +142,15 @@ def test_who_claims_to_be_exact_must_be_the_oracle(unlearned: Measured, distance
     assert farthest_answer(replace(ORACLE, pool=torch.empty(0, 4), retained=()), replace(ORACLE, pool=torch.empty(0, 4), retained=())) == 0
 
 
+def test_an_oracle_that_is_the_model_before_tells_nothing() -> None:
+    found = judged(BEFORE, before=ORACLE)
+    assert {figure.verdict for figure in found.values()} <= {INVALID, NOT_RUN} and found["M6"].verdict == INVALID
+    assert found["M1"].why.startswith("the oracle is the model before the request: nothing was learned from the data, or it is no oracle")
+    assert exact_claim(Models(ORACLE, ORACLE, ORACLE, [OTHER]), True).verdict == INVALID
+    assert "the oracle is the model" not in judged(BEFORE)["M1"].why  # it differs from the oracle, if in what it answers alone:
+    assert judged(BEFORE, before=replace(BEFORE, digest=ORACLE.digest))["M1"].verdict == FAIL
+
+
 @pytest.mark.parametrize(("verdict", "said"), [(PASS, True), (NOT_RUN, True), (FAIL, False), (INVALID, False)])
 def test_a_claim_that_does_not_hold_takes_the_word_away(verdict: str, said: bool) -> None:
     good = [Figure(one, 0.0, PASS, "") for one in WORD]
