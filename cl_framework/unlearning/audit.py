@@ -73,7 +73,7 @@ class Watch:
             mine = self.seen[question.index]
             if index == question.index - 1 and self.of_run:
                 mine.before = measure(learner, question)
-                mine.key = key_of(learner, question)
+                mine.key = task_key_of(learner, question)
                 mine.weights = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
             elif index == question.index:
                 mine.after = measure(learner, question)
@@ -128,10 +128,10 @@ class Watch:
         return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, question.live)) if fresh else ()
 
 
-def key_of(learner: Learner, question: Question) -> Mapping[str, Tensor] | None:
+def task_key_of(learner: Learner, question: Question) -> Mapping[str, Tensor] | None:
     """A copy of what a hypernetwork knows a task by: its embedding, and its normalisation statistics."""
     model = learner.model
-    return model.key_of(question.event.task) if isinstance(model, TaskConditionedModel) else None
+    return model.task_key(question.event.task) if isinstance(model, TaskConditionedModel) else None
 
 
 def put_back(learner: Learner, question: Question, key: Mapping[str, Tensor] | None) -> float | None:
@@ -139,7 +139,7 @@ def put_back(learner: Learner, question: Question, key: Mapping[str, Tensor] | N
     if key is None or question.event.granularity != "task":
         return None
     assert isinstance(learner.model, TaskConditionedModel)
-    with learner.model.with_key(question.event.task, key):
+    with learner.model.with_task_key(question.event.task, key):
         return glance(learner, question).accuracy
 
 
