@@ -240,10 +240,16 @@ def costs(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for key in sorted(groups, key=lambda key: (_GRANULARITIES.index(key[0]), key[1])):
         means = [table[key][title] for title in titles]
-        cells = ["–" if value is None else format(value, _COSTS[title][1]) for title, value in zip(titles, means, strict=True)]
+        cells = ["–" if value is None else _above_nothing(value, _COSTS[title][1]) for title, value in zip(titles, means, strict=True)]
         seeds = sorted({row["seed"] for row in groups[key]})
         lines.append([*key, *cells, str(len(groups[key])), ", ".join(map(str, seeds))])
     return ["unlearns", "strategies", *titles, "requests", "seeds"], lines
+
+
+def _above_nothing(value: float, precision: str) -> str:
+    """A value >= 0 as a cell: with one digit where it is more than nothing, and would be shown as nothing."""
+    text = format(value, precision)
+    return format(value, ".1g") if value and not float(text) else text
 
 
 def _mean_cost(rows: Sequence[Row], title: str) -> float | None:

@@ -476,6 +476,12 @@ def test_the_table_of_costs_has_means_of_ratios_by_method_and_granularity() -> N
     ]
 
 
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, "0.00"), (0.0021, "0.002"), (0.0049, "0.005"), (0.0051, "0.01"), (2.0, "2.00")])
+def test_an_answer_that_took_a_moment_is_not_shown_as_one_that_took_none(seconds: float, shown: str) -> None:
+    ((_, _, cell, *_),) = audit_report.costs([row_of_costs("task", 0, {"seconds": seconds, "samples": 3.0, "samples_forget": 3.0})])[1]
+    assert cell == shown
+
+
 def test_costs_that_are_not_on_record_are_not_made_up() -> None:
     known = {"seconds": 1.0, "samples": 3.0, "samples_forget": 0.0, "peak_rss_mib": 100.0}
     header, lines = audit_report.costs([row_of_costs("task", 0, known)])
