@@ -43,7 +43,7 @@ def make_stack(experiment: Experiment) -> Stack:
 def setting_of(run: RunConfig, stack: Stack, stream: Stream) -> Setting:
     """What is known of a run before its benchmark is there."""
     learns = sum(isinstance(event, Learn) for event in stream)
-    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, learns, stack.traits, seams=stack.seams)
+    return Setting(run.scenario, run.batch_size, run.epochs, run.blurry, learns, stack.traits, seams=stack.seams, stream=stream)
 
 
 def classes_shown(benchmark: Benchmark, stream: Stream, blurry: float) -> int:

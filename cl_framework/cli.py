@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("--tier", choices=("fast", "standard", "full"), default="standard", help="fast: from its own records")
     part.add_argument("--seeds", type=int, metavar="N", help="oracles a request (default: as an audit that stands has, or 3)")
     part.add_argument("--orders", type=int, metavar="N", help="orders of the events before a request, tier full (default: likewise)")
-    part.add_argument("--again", action="store_true", help="also where such an audit is there already; made with the defaults")
+    part.add_argument("--again", action="store_true", help="also where such an audit stands; trains oracles anew, takes none that is kept")
     part.add_argument("--out", type=Path, metavar="FILE.csv", help="also write all figures, one row a figure")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
     part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw what is lost against what is gone")

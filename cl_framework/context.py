@@ -181,7 +181,14 @@ class SlotContext:
                 )
             self.ids_of(int(self.learner.benchmark.locate(refused[:1])[0]))  # says what is wrong with its task, if that is it
             raise ContractError(f"strategy {self.slot!r} asks for sample {sample}, which {event} does not show.")
+        self._count_read(ids)
         return self.learner.read(ids)
+
+    def _count_read(self, ids: Tensor) -> None:
+        cost = self.learner.cost
+        cost.read_rows += len(ids)
+        if isinstance(self.position.event, Unlearn) and "forget" in self.traits.unlearning_reads:
+            cost.read_forgotten += int(torch.isin(ids, self.requested_ids).sum()) if self._reads_past() else len(ids)
 
     def _open_ids(self) -> Tensor:
         """Ids of all samples that this strategy may read now."""

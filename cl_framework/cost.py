@@ -28,6 +28,8 @@ class Cost:
     graph_rows: int = 0
     backward_passes: int = 0  # gradients of a scalar; one for each term where they are asked for term by term
     drawn_rows: int = 0  # rows of all draws, whether or not a term reads them
+    read_rows: int = 0  # samples that strategies read through the context, once for each time that they do
+    read_forgotten: int = 0  # of these, samples that the Unlearn under way names
 
     def add(self, other: Cost) -> None:
         for counted in fields(Cost):
@@ -54,17 +56,23 @@ class EventTally:
     samples: int = 0  # visits of the plan: samples_new + samples_past
     samples_new: int = 0  # visits to the event's own task
     samples_past: int = 0  # visits to earlier tasks that a plan shows, and all of a replay
-    train_seconds: float = 0.0
+    samples_forgotten: int = 0  # visits to what an Unlearn names; >= 0
+    train_seconds: float = 0.0  # of steps
+    seconds: float = 0.0  # of all that strategies do in the event, its steps included; without evaluations, records and checkpoints
     phases: list[dict[str, Any]] = field(default_factory=list)  # name, steps, trained_share of parameters, optimizer_bytes at its end
 
     def add(self, other: EventTally) -> None:
         for counted in fields(EventTally):
             setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
 
-    def count(self, plan: Plan | int, own_ids: Tensor, first: int, last: int, seconds: float) -> None:
-        """Add the steps from `first` to `last` of a phase; `own_ids` are the training samples of the event's task."""
+    def count(self, plan: Plan | int, own_ids: Tensor, first: int, last: int, seconds: float, asked: Tensor | None = None) -> None:
+        """Add the steps from `first` to `last` of a phase; `own_ids` are the training samples of the event's task.
+
+        asked: ids that the event unlearns; None where it is a Learn.
+        """
         self.steps += last - first
         self.train_seconds += seconds
+        self.seconds += seconds
         if isinstance(plan, int):
             return
         ids = plan.ids[int(plan.offsets[first]) : int(plan.offsets[last])]
@@ -72,6 +80,8 @@ class EventTally:
         self.samples += new + past
         self.samples_new += new
         self.samples_past += past
+        if asked is not None:
+            self.samples_forgotten += int(torch.isin(ids, asked).sum())
 
 
 def new_and_past(ids: Tensor, own_ids: Tensor) -> tuple[int, int]:
@@ -93,6 +103,19 @@ def cost_row(tally: EventTally, cost: Cost) -> dict[str, Any]:
         "backward_passes": cost.backward_passes,
         "phases": tally.phases,
         "train_seconds": tally.train_seconds,
+    }
+
+
+def answer_row(tally: EventTally, cost: Cost) -> dict[str, Any]:
+    """What an answer to an Unlearn has cost, in steps and outside of them: its further part of a row in events.jsonl.
+
+    Samples are visits of plans, rows drawn from memories (which hold what is retained), and reads through the context.
+    """
+    forgotten = tally.samples_forgotten + cost.read_forgotten
+    return {
+        "answer_seconds": tally.seconds,
+        "samples_forgotten": forgotten,
+        "samples_retained": tally.samples + cost.drawn_rows + cost.read_rows - forgotten,
     }
 
 

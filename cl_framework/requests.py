@@ -34,30 +34,37 @@ def requested_ids(event: Unlearn, benchmark: Benchmark, shown: Tensor) -> Tensor
         order = torch.randperm(len(shown), generator=RandomStream(event.fraction_seed, "unlearn", event.task).generator())
         return shown[order[:count]].sort().values
     assert event.ids_file is not None
-    ids = _read_ids(Path(event.ids_file), event)
-    outside = ids[~torch.isin(ids, shown)]
-    if len(outside):
+    lines = _read_ids(Path(event.ids_file), event)
+    low, high = int(shown.min()), int(shown.max())
+    inside = torch.tensor(sorted({one for one in lines if low <= one <= high}), dtype=torch.int64)  # what is outside may overflow
+    outside = {*inside[~torch.isin(inside, shown)].tolist(), *(one for one in lines if not low <= one <= high)}
+    if outside:
+        first = next(one for one in lines if one in outside)
         raise ConfigurationError(
-            f"{event} lists sample {int(outside[0])}, which is not in task {event.task} "
-            f"(its ids run from {int(shown.min())} to {int(shown.max())})."
+            f"{event} lists sample {first} in line {lines[first]} of {event.ids_file}, which is not in task {event.task}: its ids run from "
+            f"{low} to {high}. Name samples of that task alone."
         )
-    return ids
+    return inside
 
 
-def _read_ids(path: Path, event: Unlearn) -> Tensor:
+def _read_ids(path: Path, event: Unlearn) -> dict[int, int]:
+    """The numbers that a file holds, of any size, each with the line where it first stands, from 1."""
     try:
-        words = path.read_text().split()
+        lines = path.read_text().splitlines()
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"the file {path} of {event} is no text; it must hold sample ids separated by blanks.") from error
     except OSError as error:
         raise ConfigurationError(f"{event} needs the file {path}, which cannot be read ({error.strerror}).") from error
+    ids: dict[int, int] = {}
     try:
-        ids = sorted({int(word) for word in words})
+        for number, line in enumerate(lines, start=1):
+            for word in line.split():
+                ids.setdefault(int(word), number)
     except ValueError as error:
         raise ConfigurationError(f"the file {path} of {event} must hold sample ids separated by blanks ({error}).") from error
     if not ids:
         raise ConfigurationError(f"the file {path} of {event} lists no sample ids.")
-    return torch.tensor(ids, dtype=torch.int64)
+    return ids
 
 
 def _list(values: tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ from cl_framework.assembly import assemble, given, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
-from cl_framework.cost import Stopwatch, cost_row, peak_rss_mib, stored_bytes
+from cl_framework.cost import Stopwatch, answer_row, cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import Accuracy, evaluate
 from cl_framework.history import History
@@ -258,7 +258,9 @@ class Runner:
             text = f"weights are not finite after {event}: training has diverged. {remedy}"
             warn_listeners(self.listeners, text)
         tasks = learner.stream.tasks if self.experiment.run.evaluate == "all" else self._seen(index)
-        cost = cost_row(self._walked.tally, learner.cost)  # before the evaluation, which looks at the model too
+        unlearned, tally = isinstance(event, Unlearn), self._walked.tally
+        cost = cost_row(tally, learner.cost)  # before the evaluation, which looks at the model too
+        cost |= answer_row(tally, learner.cost) if unlearned else {}
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
         with self._auditing:
             self.certifier.note(index)
@@ -284,7 +286,6 @@ class Runner:
         )
         if self.history is not None:
             self.history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
-        unlearned = isinstance(event, Unlearn)
         dropped = self._checkpoint(index + 1, None, replace_all=unlearned)
         if unlearned:
             self.certifier.done(index, [*dropped, *self._purge(index)])

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from cl_framework.errors import ConfigurationError
+from cl_framework.stream import Stream
 
 _READS = {"forget": "forget data", "memory": "retained data from the buffer", "past": "all retained data"}
 
@@ -73,6 +74,7 @@ class Setting:
     scaled: bool | None = None  # whether it can give inputs that are only scaled to [0, 1]
     slot: str = ""  # of the strategy that is asked
     seams: Mapping[str, frozenset[str]] = field(default_factory=dict)  # those that every strategy of the stack occupies
+    stream: Stream = field(default_factory=lambda: Stream(()))  # no events if the benchmark decides
 
     @property
     def slots_before(self) -> list[str]:

@@ -51,7 +51,7 @@ class Walk:
         self.tally = EventTally()
         self._stage = 0
         self._queue: list[Phase] = []
-        self._clock, self._counted = time.monotonic(), 0  # when and at which step of the phase the tally was last counted
+        self._clock, self._counted = time.monotonic(), 0  # up to when and up to which step of the phase the tally is counted
         self._host = Host(learner, after_chunk, lambda: stop_requested(learner.position.stream_step))
 
     def event(self, index: int, saved: Mapping[str, Any] | None = None) -> None:
@@ -62,7 +62,7 @@ class Walk:
         learner, position = self.learner, self.learner.position
         position.event, position.event_index, position.phase, position.step = learner.stream.events[index], index, None, 0
         learner.new_streams()
-        learner.cost, learner.curve = Cost(), LearningCurve()
+        learner.cost, learner.curve, self._clock = Cost(), LearningCurve(), time.monotonic()
         self.tally = EventTally() if saved is None else EventTally(**saved["tally"])
         stages: Stages = (learner.stack.begin, self._own_phases, self._forget_and_end)
         first = 0 if saved is None else saved["stage"]
@@ -85,6 +85,7 @@ class Walk:
             while self._queue:
                 self._begin(self._queue[0])
                 self._queue.pop(0)
+        self._count_outside()
 
     def inside(self) -> dict[str, Any]:
         """Where in the event we are: the stage, the phases that remain of it (the first one is under way), and the cost so far."""
@@ -111,14 +112,24 @@ class Walk:
         if self._again is not None:
             self._again.walk.count()
             return
-        position, now = self.learner.position, time.monotonic()
+        learner, position, event = self.learner, self.learner.position, self.learner.position.event
         assert position.phase is not None
-        own = self.learner.training_ids(position.event.task)
-        self.tally.count(position.phase.plan, own, self._counted, position.step, now - self._clock)
-        self._clock, self._counted = now, position.step
+        asked = learner.forgotten(event).ids if isinstance(event, Unlearn) else None
+        own = learner.training_ids(event.task)
+        self.tally.count(position.phase.plan, own, self._counted, position.step, self._lap(), asked)
+        self._counted = position.step
+
+    def _count_outside(self) -> None:
+        """Add to the tally the time since it was last counted, in which no step was taken."""
+        self.tally.seconds += self._lap()
+
+    def _lap(self) -> float:
+        """Seconds since the tally was last counted, which it is now."""
+        before, self._clock = self._clock, time.monotonic()
+        return self._clock - before
 
     def rest_the_clock(self) -> None:
-        """What was done since `count` (a checkpoint) is no training time."""
+        """What was done since `count` (a checkpoint) is no time of the event."""
         if self._again is not None:
             self._again.walk.rest_the_clock()
         self._clock = time.monotonic()
@@ -162,12 +173,15 @@ class Walk:
         walk = Walk(learner, self._after_chunk, self._stop_requested, history)
         tally, cost = (EventTally(), Cost()) if saved is None else (self.tally, Cost(**saved["cost"]))
         self._again = _Again(walk, first, tally, cost)
+        tally.seconds += self._lap()
         for again in range(first, count):
             self._again.index = again
             walk.event(again, saved["again"]["inside"] if saved is not None and again == first else None)
             tally.add(walk.tally)
             cost.add(learner.cost)
+            self._clock = time.monotonic()  # the time up to here is in the other walk's tally
             history.keep(learner.stream, again + 1, learner, learner.state_dict())
+            tally.seconds += self._lap()
         self._again = None
         tally.samples_new, tally.samples_past = 0, tally.samples  # it has shown retained data alone
         self.tally, learner.cost, learner.curve, learner.stream = tally, cost, LearningCurve(), whole
@@ -212,7 +226,8 @@ class Walk:
 
     def _fit(self, phase: Phase) -> None:
         learner, position = self.learner, self.learner.position
-        self._clock, self._counted = time.monotonic(), position.step
+        self._count_outside()
+        self._counted = position.step
         self._host.fit_phase(phase, position.step)
         self.count()
         if position.step < phase.steps:

@@ -239,15 +239,15 @@ class TaskConditionedModel(nn.Module):
         self.embeddings[task].copy_(embedding)
         return before
 
-    def key_of(self, task: int) -> dict[str, Tensor]:
+    def task_key(self, task: int) -> dict[str, Tensor]:
         """A copy of what a task is known by: its embedding (d_e,), and its normalisation statistics by name."""
         statistics = {name: self.target.get_buffer(name)[task].clone() for name in self._statistics}
         return {"embedding": self.embeddings[task].detach().clone(), **statistics}
 
     @contextmanager
-    def with_key(self, task: int, key: Mapping[str, Tensor]) -> Iterator[None]:
-        """Answer for a task from another `key_of` it meanwhile: whether one that was dropped, put back, brings the task back."""
-        own = self.key_of(task)
+    def with_task_key(self, task: int, key: Mapping[str, Tensor]) -> Iterator[None]:
+        """Answer for a task from another `task_key` it meanwhile: whether one that was dropped, put back, brings the task back."""
+        own = self.task_key(task)
         self._unlock(task, key)
         try:
             yield

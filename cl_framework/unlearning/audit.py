@@ -21,6 +21,7 @@ from torch import Tensor
 from cl_framework.assembly import assemble, make_benchmark, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment, load_experiment
+from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.evaluation import evaluate
 from cl_framework.learner import Learner
@@ -28,11 +29,11 @@ from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest, unlearned_in
-from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, artefacts, spill
+from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, artefacts, samples_of_answer, spill
 from cl_framework.unlearning.fast import Measured as Recorded
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
-from cl_framework.unlearning.verdicts import Later, Models, as_json, figures, is_known, is_unlearned, relearning_gap
+from cl_framework.unlearning.verdicts import Later, Models, as_json, exact_claim, figures, is_known, is_unlearned, relearning_gap
 
 STANDARD, FULL = "standard", "full"
 TIERS = (STANDARD, FULL)
@@ -64,6 +65,7 @@ class Watch:
         self.of_run = of_run  # and not of an oracle, of which less is asked
         self.stream = stream
         self.seen = {question.index: Seen() for question in questions}
+        self.states: list[Row] = []  # of oracles, one a look: seed, event, digest, and whether it was kept from before
         self.kept_know = False  # whether, of oracles, a state is kept that knows what was unlearned since
 
     def at(self, index: int, learner: Learner) -> None:
@@ -71,7 +73,7 @@ class Watch:
             mine = self.seen[question.index]
             if index == question.index - 1 and self.of_run:
                 mine.before = measure(learner, question)
-                mine.key = key_of(learner, question)
+                mine.key = task_key_of(learner, question)
                 mine.weights = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
             elif index == question.index:
                 mine.after = measure(learner, question)
@@ -126,10 +128,10 @@ class Watch:
         return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, self.stream)) if fresh else ()
 
 
-def key_of(learner: Learner, question: Question) -> Mapping[str, Tensor] | None:
+def task_key_of(learner: Learner, question: Question) -> Mapping[str, Tensor] | None:
     """A copy of what a hypernetwork knows a task by: its embedding, and its normalisation statistics."""
     model = learner.model
-    return model.key_of(question.event.task) if isinstance(model, TaskConditionedModel) else None
+    return model.task_key(question.event.task) if isinstance(model, TaskConditionedModel) else None
 
 
 def put_back(learner: Learner, question: Question, key: Mapping[str, Tensor] | None) -> float | None:
@@ -137,7 +139,7 @@ def put_back(learner: Learner, question: Question, key: Mapping[str, Tensor] | N
     if key is None or question.event.granularity != "task":
         return None
     assert isinstance(learner.model, TaskConditionedModel)
-    with learner.model.with_key(question.event.task, key):
+    with learner.model.with_task_key(question.event.task, key):
         return glance(learner, question).accuracy
 
 
@@ -156,12 +158,14 @@ def audit(
     overrides: Sequence[str] = (),
     *,
     orders: int = 3,
+    made: set[Path] | None = None,
     benchmark: Benchmark | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Audit a finished run, write the result into it, and return it.
 
-    seeds: oracles a request, the run's own seed first; orders: of the events before a request, the run's own first (tier full).
+    seeds: oracles a request, the run's own seed first; orders: of the events before a request, the run's own first (tier full);
+    made: see `Oracles`: an empty set trains all oracles anew.
 
     Raises ConfigurationError if there is nothing to audit, FrameworkError if the run gives other bits here.
     """
@@ -183,11 +187,13 @@ def audit(
         tell(f"living through {directory.path} again: {len(stream)} events")
         own = Watch(asked, stream, of_run=True)
         live_again(experiment, benchmark, states, own.at)
-        watched = [oracle_watch(experiment, benchmark, asked, stream, experiment.run.seed + number, tell) for number in range(seeds)]
+        seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
+        watched = [oracle_watch(experiment, benchmark, asked, stream, seed, made, tell) for seed in seeds_of_oracles]
         result = {
             "format": 1,
             "tier": tier,
-            "oracle_seeds": [experiment.run.seed + number for number in range(seeds)],
+            "oracle_seeds": seeds_of_oracles,
+            "oracle_states": [row for watch in watched for row in watch.states],
             **identity(directory, experiment, learner),
             "requests": [
                 entry(directory, learner, question, own.seen[question.index], [one.seen[question.index] for one in watched], tier == FULL)
@@ -200,7 +206,7 @@ def audit(
             add_path_dependence(result, experiment, benchmark, orders, Path(experiment.run.out) / ORACLES, tell)
         if any(watch.kept_know for watch in watched):
             folder = Path(experiment.run.out) / ORACLES
-            tell(f"{folder} keeps models that know what a later request unlearned, so that an audit made again need not train them.")
+            tell(f"{folder} keeps models that know what a later request unlearned, so that further audits need not train them.")
             tell(f"When no audit is to come, remove them: rm -r {shlex.quote(str(folder))}")
         result["seconds"] = time.monotonic() - started
         write(directory, log, result, asked)
@@ -224,10 +230,16 @@ def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experi
 
 
 def oracle_watch(
-    experiment: Experiment, benchmark: Benchmark, asked: Sequence[Question], stream: Stream, seed: int, tell: Callable[[str], None]
+    experiment: Experiment,
+    benchmark: Benchmark,
+    asked: Sequence[Question],
+    stream: Stream,
+    seed: int,
+    made: set[Path] | None,
+    tell: Callable[[str], None],
 ) -> Watch:
     """The same questions to the oracles under one seed."""
-    oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES)
+    oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES, made)
     watch = Watch(asked, stream, of_run=False)
     trained = 0
     for index in range(len(stream)):
@@ -235,6 +247,8 @@ def oracle_watch(
             continue
         cost = oracles.after(index)
         trained += cost.new_events
+        state = digest_of(oracles.learner.state_dict())
+        watch.states.append({"seed": seed, "event_index": index, "state": state, "kept": not cost.new_events})
         watch.at(index, oracles.learner)
         if index in watch.seen:
             watch.seen[index].trained = cost
@@ -267,6 +281,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
+    mine.append(exact_claim(models, learner.stack.is_exact(question.event)))
     mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,
@@ -345,10 +360,11 @@ def shadow(directory: RunDirectory, question: Question) -> Figure:
 def efficiency(row: Mapping[str, Any], oracle: Trained | None) -> Figure:
     """M12: seconds of the request over those of training the suffix again without the data, from the request's row in events.jsonl.
 
-    Judged by samples, which do not depend on the machine, and by seconds, which do: up to `SLOWER` it says nothing.
+    Seconds are of the whole answer; of rows from before that was clocked, of training steps alone. Judged by samples, which do not depend
+    on the machine, and by seconds, which do: up to `SLOWER` it says nothing.
     """
-    seconds, samples = row["train_seconds"], row["samples"] + (row.get("samples_drawn") or 0)
-    details = {"seconds": seconds, "samples": samples, "samples_forget": row["samples_new"], "stored_bytes": row["stored_bytes"] or 0}
+    seconds, counted = row.get("answer_seconds", row["train_seconds"]), samples_of_answer(row)
+    details = {"seconds": seconds, **counted, "stored_bytes": row["stored_bytes"] or 0}
     details["peak_rss_mib"] = row["peak_rss_mib"]  # of the run's process up to here
     if oracle is None or not oracle.suffix_seconds:
         why = "the oracle has trained nothing of its own, or what it cost is not on record"
@@ -356,7 +372,7 @@ def efficiency(row: Mapping[str, Any], oracle: Trained | None) -> Figure:
     details |= {"oracle_seconds": oracle.suffix_seconds, "whole_seconds": oracle.seconds, "whole_samples": oracle.samples}
     details["oracle_samples"] = oracle.suffix_samples
     share = seconds / oracle.suffix_seconds
-    too_much = samples > oracle.suffix_samples or share > SLOWER
+    too_much = counted["samples"] > oracle.suffix_samples or share > SLOWER
     verdict = FAIL if too_much else PASS if share <= 1 else INCONCLUSIVE
     why = f"of the seconds of training the suffix, at most 1 (above {SLOWER:g} it fails), with no more samples"
     return Figure("M12", share, verdict, why, bound=1.0, details=details)

@@ -15,7 +15,7 @@ from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import Row
 from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
-from cl_framework.unlearning.verdicts import WORD
+from cl_framework.unlearning.verdicts import WORD, may_say_unlearned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +35,7 @@ NAMES = {
     "M10": "M10 geometry",
     "M11": "M11 artefacts",
     "M12": "M12 cost",
+    "E1": "E1 exactness",
     "T1": "T1 truth ratio",
     "T2": "T2 probability",
     "T3": "T3 extraction",
@@ -204,7 +205,7 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     orders, seeds = {row["stream"] for row in rows}, sorted({row["seed"] for row in rows})
     wanted = [name for name in WORD if rows[0]["model"] == UNLEARNED or name != "M11"]  # an oracle has nothing to let go of
     measured = [verdicts for verdicts in requests if set(wanted) <= verdicts.keys()]
-    said = f"{sum(all(verdicts[name] == PASS for name in wanted) for verdicts in measured)}/{len(measured)}" if measured else NOT_RUN
+    said = f"{sum(may_say_unlearned(verdicts, wanted) for verdicts in measured)}/{len(measured)}" if measured else NOT_RUN
     return [*cells, said, str(len(requests)), str(len(orders)), ", ".join(map(str, seeds))]
 
 
@@ -244,7 +245,8 @@ _COSTS: Mapping[str, tuple[Callable[[Mapping[str, float]], float | None], str]] 
     "peak MiB": (lambda details: details.get("peak_rss_mib"), ".0f"),
 }
 COST_WORDS = (
-    "Means over requests. seconds: of training steps, as samples are those of steps; suffix: training again, without the data, from where "
+    "Means over requests. seconds: of the whole answer, and samples: shown, drawn from memories or read by strategies (of runs from "
+    "before that was counted: of training steps alone); suffix: training again, without the data, from where "
     "they came in; whole: the whole stream up to the request without the data; peak MiB: of the run's process up to the request."
 )
 
@@ -261,10 +263,16 @@ def costs(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for key in sorted(groups, key=lambda key: (_GRANULARITIES.index(key[0]), key[1])):
         means = [table[key][title] for title in titles]
-        cells = ["–" if value is None else format(value, _COSTS[title][1]) for title, value in zip(titles, means, strict=True)]
+        cells = ["–" if value is None else _above_nothing(value, _COSTS[title][1]) for title, value in zip(titles, means, strict=True)]
         seeds = sorted({row["seed"] for row in groups[key]})
         lines.append([*key, *cells, str(len(groups[key])), ", ".join(map(str, seeds))])
     return ["unlearns", "strategies", *titles, "requests", "seeds"], lines
+
+
+def _above_nothing(value: float, precision: str) -> str:
+    """A value >= 0 as a cell: with one digit where it is more than nothing, and would be shown as nothing."""
+    text = format(value, precision)
+    return format(value, ".1g") if value and not float(text) else text
 
 
 def _mean_cost(rows: Sequence[Row], title: str) -> float | None:

@@ -62,11 +62,12 @@ def audits(
     if plot is not None:
         check_png(plot)
     rows: list[Row] = []
+    made: set[Path] | None = set() if again else None  # runs that share oracles share what is trained anew, too
     for path in paths:
         if path.suffix == ".csv":
             rows += read_csv(path)
             continue
-        result = fast_result(path) if tier == FAST else _audited(path, tier, seeds, orders, again, overrides, tell)
+        result = fast_result(path) if tier == FAST else _audited(path, tier, seeds, orders, made, overrides, tell)
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
         yield terminal_table(*verdicts_of(result))
@@ -107,10 +108,19 @@ def places(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _audited(
-    path: Path, tier: str, seeds: int | None, orders: int | None, again: bool, overrides: Sequence[str], tell: Callable[[str], None]
+    path: Path,
+    tier: str,
+    seeds: int | None,
+    orders: int | None,
+    made: set[Path] | None,
+    overrides: Sequence[str],
+    tell: Callable[[str], None],
 ) -> Mapping[str, Any]:
-    """The audit that stands, if it is of what is asked for; else one made anew, which keeps what it had of what is not asked for."""
-    standing = None if again else _standing(path, tier)
+    """The audit that stands, if it is of what is asked for; else one made anew, which keeps what it had of what is not asked for.
+
+    made: as `audit` takes it; where it is given, no audit stands.
+    """
+    standing = None if made is not None else _standing(path, tier)
     had: dict[str, Any] = {}
     if standing is not None:
         differs = _differs(standing, seeds, orders)
@@ -120,7 +130,7 @@ def _audited(
         most = max((len(request["orders"]) for request in standing["requests"] if "orders" in request), default=0)
         had = {"seeds": len(standing["oracle_seeds"]), **({"orders": most} if most > 1 else {})}
     wanted = {name: value for name, value in (("seeds", seeds), ("orders", orders)) if value is not None}
-    return audit(path, tier, overrides=overrides, tell=tell, **(had | wanted))
+    return audit(path, tier, overrides=overrides, made=made, tell=tell, **(had | wanted))
 
 
 def _differs(standing: Mapping[str, Any], seeds: int | None, orders: int | None) -> str:

@@ -30,7 +30,7 @@ ROUNDED_METRIC = "accuracy_"  # before the name of a rounding, int8 or int4: an 
 class Figure:
     """A figure of EVALUATION's table with its verdict. `value` is None where it is NOT RUN."""
 
-    name: str  # M1 to M12
+    name: str  # M1 to M12, E1, T1 to T4
     value: float | None
     verdict: str
     why: str  # the rule or the reason, in words
@@ -260,5 +260,12 @@ def audit_seconds(events: Sequence[Mapping[str, Any]], done: Mapping[int, Mappin
 
 def efficiency(row: Mapping[str, Any]) -> Figure:
     """M12 without an oracle: the samples of the request. Its seconds are in the event's row: a figure must not differ from run to run."""
-    details = {"samples": row["samples"] + (row.get("samples_drawn") or 0), "samples_forget": row.get("samples_new") or 0}
-    return Figure("M12", None, NOT_RUN, "without an oracle there is no cost to compare with", details=details)
+    return Figure("M12", None, NOT_RUN, "without an oracle there is no cost to compare with", details=samples_of_answer(row))
+
+
+def samples_of_answer(row: Mapping[str, Any]) -> dict[str, int]:
+    """How often an answer has met samples, and those to be forgotten; of rows from before reads outside of steps were counted, in steps."""
+    if "samples_forgotten" in row:
+        forgotten = row["samples_forgotten"]
+        return {"samples": forgotten + row["samples_retained"], "samples_forget": forgotten}
+    return {"samples": row["samples"] + (row.get("samples_drawn") or 0), "samples_forget": row.get("samples_new") or 0}

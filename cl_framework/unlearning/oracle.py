@@ -1,9 +1,10 @@
 """Models to compare an unlearned one with: the run itself, lived through again in memory, and oracles that never saw the data.
 
 An oracle of an event is the state to which the stream leads without what was unlearned up to there: `Stream.without_unlearned`, and
-without the samples unlearned one by one. Its states are kept under `OUT/oracles/`, by what led to them, so that requests, repeated
-audits and runs that differ only in how they unlearn share what they can. An oracle of one event knows what a later one unlearns: kept
-states are no part of the run, and `clu audit` names the folder where some know what was unlearned since.
+without the samples unlearned one by one. Its states are kept under `OUT/oracles/`, by what led to them, code and machine included
+(`surroundings`), so that requests, repeated audits and runs that differ only in how they unlearn share what they can. An oracle of one
+event knows what a later one unlearns: kept states are no part of the run, and `clu audit` names the folder where some know what was
+unlearned since.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cl_framework.learner import Learner
 from cl_framework.records import append_rows, atomic_write, read_rows
 from cl_framework.strategy import Traits
 from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.unlearning.surroundings import surroundings
 from cl_framework.walk import Walk
 
 _COSTS = "costs.jsonl"
@@ -71,7 +73,7 @@ class Trained:
     """What the training of an oracle has cost, whenever that was."""
 
     seconds: float
-    samples: int  # shown by plans and drawn from memories
+    samples: int  # shown by plans, drawn from memories, and read by strategies
     suffix_seconds: float  # of these the events from where it left the run; 0 too where their cost is not on record
     suffix_samples: int
     new_events: int  # trained just now: 0 if all was kept
@@ -79,15 +81,24 @@ class Trained:
 
 class Oracles:
     """The oracles of one run under one seed; the data stay those of the run, and so does what a blurry stream deals to which task: dealt
-    otherwise, samples of a task that is unlearned would be shown with another one."""
+    otherwise, samples of a task that is unlearned would be shown with another one.
 
-    def __init__(self, experiment: Experiment, benchmark: Benchmark, seed: int, folder: Path) -> None:
+    made: folders whose states were trained in this process, to which this one's is added: states kept in others are removed, not taken.
+    None: all that is kept is taken.
+    """
+
+    def __init__(self, experiment: Experiment, benchmark: Benchmark, seed: int, folder: Path, made: set[Path] | None = None) -> None:
         self.whole = Stream.parse(experiment.run.stream, benchmark.num_tasks)
         learning = learning_part(experiment, self.whole)
         self.learner = assemble(replace(learning, run=replace(learning.run, seed=seed)), benchmark, dealt_by=experiment.run.seed)
         self._never = self.learner.deleted
-        kept = replace(learning, run=replace(learning.run, stream="")).fingerprint
+        numbers = replace(learning, run=replace(learning.run, stream="")).fingerprint
+        kept = digest_of([numbers, surroundings(learning, self.learner.device)])
         self.history = History(folder / f"{kept[:16]}-s{experiment.run.seed}-o{seed}")
+        if made is not None and self.history.folder not in made:
+            for path in [*self.history.paths(), self.history.folder / _COSTS]:
+                path.unlink(missing_ok=True)
+            made.add(self.history.folder)
         self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
         atomic_write(folder / _MARK, _MARKED)
 
@@ -135,8 +146,8 @@ class Oracles:
         tally = walk.tally
         row = {
             "key": key_of(stream, count, self.learner),
-            "seconds": tally.train_seconds,
-            "samples": tally.samples + self.learner.cost.drawn_rows,
+            "seconds": tally.seconds,
+            "samples": tally.samples + self.learner.cost.drawn_rows + self.learner.cost.read_rows,
         }
         append_rows(self.history.folder / _COSTS, [row])
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment
+from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
 from cl_framework.rng import RandomStream
 from cl_framework.stream import Event, Stream, Unlearn
@@ -40,6 +41,7 @@ class Route:
     after: Tensor
     oracle: Tensor
     void: str = ""  # why nothing can be said of the request after this order, where that is so
+    state: str = ""  # digest of the oracle's state
 
 
 def add_path_dependence(
@@ -52,7 +54,7 @@ def add_path_dependence(
         for one in distinct_orders(stream, request["event_index"], orders, experiment.run.seed):
             tell(f"{request['event']} after {one}")
             paths.append(in_order(experiment, benchmark, one, oracles))
-        request["orders"] = [{"stream": str(path.stream), **path.figures} for path in paths]
+        request["orders"] = [{"stream": str(path.stream), **path.figures, "oracle_state": path.state} for path in paths]
         request["figures"] += as_json([path_dependence(paths)])
         request["figures"].sort(key=lambda figure: (figure["name"][0], int(figure["name"][1:])))
 
@@ -96,10 +98,11 @@ def in_order(experiment: Experiment, benchmark: Benchmark, stream: Stream, folde
 
     live_again(shown, benchmark, {}, look)
     oracles.after(last)
+    state = digest_of(oracles.learner.state_dict())
     models = Models(seen[last], seen[last - 1], measure(oracles.learner, question))
     figures = as_json([forget_gap(question, models), relearning_gap(models), retrain_gap(models), leakage(models, question)])
     before, after, oracle = (one.pool.exp() for one in (models.before, models.unlearned, models.oracle))
-    return Route(stream, {figure["name"]: figure["value"] for figure in figures}, before, after, oracle, void(question, models))
+    return Route(stream, {figure["name"]: figure["value"] for figure in figures}, before, after, oracle, void(question, models), state)
 
 
 def pairwise_distances(answers: Sequence[Tensor]) -> list[float]:

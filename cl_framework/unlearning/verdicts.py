@@ -1,4 +1,4 @@
-"""Figures M1 to M12 with verdicts, from measurements of an unlearned model, its oracle, and oracles of other seeds. Pure functions.
+"""Figures M1 to M12 and E1 with verdicts, from measurements of an unlearned model, its oracle, and oracles of other seeds. Pure functions.
 
 For bounds and noise floors see `judging`; of questions with known answers T1 to T4 join them.
 """
@@ -25,6 +25,7 @@ from cl_framework.unlearning.verdicts_of_answers import answers
 
 _EQUAL = 1e-6  # log-probabilities that differ by less are the same but for rounding
 WORD = ("M1", "M3", "M4", "M6", "M9", "M11")  # all must PASS for the word "unlearned"
+CLAIM = "E1"  # must PASS, too, where the answer claims to be exact
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,28 @@ def figures(question: Question, models: Models, later: Later) -> list[Figure]:
 def identical(one: Measured, oracle: Measured) -> bool:
     """Whether weights and statistics are the oracle's bit for bit, and so are all answers to rounding: a strategy may answer in the model's
     place, from a state of its own."""
-    answers = zip((one.pool, *one.retained), (oracle.pool, *oracle.retained), strict=True)
-    return one.digest == oracle.digest and all(torch.allclose(mine, theirs, rtol=0, atol=_EQUAL) for mine, theirs in answers)
+    return one.digest == oracle.digest and farthest_answer(one, oracle) <= _EQUAL
+
+
+def farthest_answer(one: Measured, oracle: Measured) -> float:
+    """The largest difference of a log-probability, in nats, on what was unlearned and on what is retained; not a number if one is none."""
+    pairs = zip((one.pool, *one.retained), (oracle.pool, *oracle.retained), strict=True)
+    gaps = [float((mine - theirs).abs().max()) for mine, theirs in pairs if mine.numel()]
+    return max(gaps, default=0.0, key=lambda gap: (math.isnan(gap), gap))
+
+
+def exact_claim(models: Models, claimed: bool) -> Figure:
+    """E1: whether an answer that claims to be exact has led to the oracle of the run's own seed, weights, statistics and answers."""
+    if not claimed:
+        return Figure(CLAIM, None, NOT_RUN, "the answer does not claim to be exact")
+    distance = farthest_answer(models.unlearned, models.oracle)
+    same = models.unlearned.digest == models.oracle.digest
+    if reason := no_oracle(models):
+        return Figure(CLAIM, distance, INVALID, reason, bound=_EQUAL)
+    verdict = PASS if identical(models.unlearned, models.oracle) else FAIL
+    weights = "weights and statistics are the oracle's" if same else "weights or statistics are not the oracle's"
+    why = f"nats, the farthest of its answers from the oracle's, 0 but for rounding; {weights}"
+    return Figure(CLAIM, distance, verdict, why, bound=_EQUAL)
 
 
 def _identical(figure: Figure) -> Figure:
@@ -68,12 +89,22 @@ def _identical(figure: Figure) -> Figure:
 
 
 def void(question: Question, models: Models) -> str:
-    """Why nothing can be said: what was to be unlearned was not known, or the model knows nothing of what it retains."""
+    """Why nothing can be said: no oracle, what was to be unlearned was not known, or the model knows nothing of what it retains."""
+    if reason := no_oracle(models):
+        return reason
     known, chance = models.before.glance.accuracy, question.chance
     finite, chances = bool(models.unlearned.pool.isfinite().all()), [samples.chance for samples in question.retained]
     if reason := destroyed(finite, models.unlearned.retained_accuracy, chances):
         return reason
     return "" if is_known(known, question) else f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
+
+
+def no_oracle(models: Models) -> str:
+    """Why the oracle tells nothing: one that is the model that knew the data, which an oracle never saw, bit for bit."""
+    if not identical(models.before, models.oracle):
+        return ""
+    why = "nothing was learned from the data, or it is no oracle (`clu audit --again` trains others)"
+    return f"the oracle is the model before the request: {why}"
 
 
 def is_known(accuracy: float, question: Question) -> bool:
@@ -283,9 +314,13 @@ def geometry(question: Question, models: Models) -> Figure:
 
 
 def is_unlearned(found: Sequence[Figure]) -> bool:
-    """Whether the word may be used: see `WORD`."""
-    verdicts = {figure.name: figure.verdict for figure in found}
-    return all(verdicts.get(name) == PASS for name in WORD)
+    """Whether the word may be used: see `WORD` and `CLAIM`."""
+    return may_say_unlearned({figure.name: figure.verdict for figure in found})
+
+
+def may_say_unlearned(verdicts: Mapping[str, str], wanted: Sequence[str] = WORD) -> bool:
+    """Whether these figures allow the word: all that are wanted pass, and so does a claim to be exact if there is one."""
+    return all(verdicts.get(name) == PASS for name in wanted) and verdicts.get(CLAIM, NOT_RUN) in (PASS, NOT_RUN)
 
 
 def as_json(found: Sequence[Figure]) -> list[Mapping[str, Any]]:

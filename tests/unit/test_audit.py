@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,13 +26,15 @@ from cl_framework.learner import Learner
 from cl_framework.plots import png
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
-from cl_framework.unlearning import audit_report
+from cl_framework.unlearning import audit_report, oracle
 from cl_framework.unlearning.audit import audit, efficiency, moved
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Question, measure
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
 from cl_framework.unlearning.orders import distinct_orders, shuffled
+from cl_framework.unlearning.surroundings import digest_of_files, source_files, surroundings
 from cl_framework.unlearning.verify import verify
+from strategies.do_nothing import DoNothing
 
 STREAM = "L0 L1 U0 L2 U1:class=3 U2:fraction=0.3@seed5 L0"
 IMAGES = {"name": "split_digits"}
@@ -114,6 +119,91 @@ def test_a_kept_state_that_is_damaged_is_trained_anew(tmp_path: Path) -> None:
     assert first_difference(oracles.learner.model.state_dict(), never_saw(experiment, tmp_path / "w", "L1 L2")["model"]) is None
 
 
+# --- which kept states are taken ---
+
+
+@pytest.mark.parametrize("changed", ["nothing", "framework", "strategies", "device", "threads", "version torch", "version cl-framework"])
+def test_states_are_kept_by_code_and_machine(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = made(tmp_path / "run")
+    here = surroundings(experiment, torch.device("cpu"))
+    assert set(here) == {"framework", "strategies", "device", "threads", "version torch", "version cl-framework"}
+    own = digest_of_files((Path(oracle.__file__).parent.parent).rglob("*.py"))
+    found = (here["framework"], here["threads"], here["device"], here["version torch"])
+    assert found == (own, torch.get_num_threads(), "cpu", version("torch"))
+    assert set(here["strategies"]) == {"er", "rewind"} and here["strategies"]["er"] != here["strategies"]["rewind"]
+    before = oracles_of(experiment, tmp_path / "oracles")
+    assert before.after(2).new_events == 1
+    then = here | {changed: "other"} if changed in here else here
+    monkeypatch.setattr(oracle, "surroundings", lambda experiment, device: then if changed in here else surroundings(experiment, device))
+    after = oracles_of(experiment, tmp_path / "oracles")
+    assert after.after(2).new_events == (1 if changed in here else 0)
+    assert (after.history.folder == before.history.folder) is (changed == "nothing")
+
+
+def test_the_source_of_a_strategy_is_that_of_all_it_takes_from_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "pulling_back"
+    package.mkdir()
+    for name, text in {
+        "__init__": "",
+        "maths": "def pull(value):\n    return value\n",
+        "other": "def unused():\n    pass\n",
+        "strategy": "from cl_framework import Strategy\nfrom pulling_back.maths import pull\n\n\nclass Pull(Strategy):\n    pass\n",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strategy_class = importlib.import_module("pulling_back.strategy").Pull
+    importlib.import_module("pulling_back.other")
+    assert {path.name for path in source_files(strategy_class)} == {"maths.py", "strategy.py"}
+    digests = []
+    for edited in ("other", "maths", "strategy"):
+        before = digest_of_files(source_files(strategy_class))
+        (package / f"{edited}.py").write_text((package / f"{edited}.py").read_text() + "# edited\n")
+        digests.append(digest_of_files(source_files(strategy_class)) != before)
+    assert digests == [False, True, True]
+    assert source_files(type("Typed", (), {"__module__": "__nowhere__"})) == set()
+    assert [path.name for path in source_files(DoNothing)] == ["do_nothing.py"]
+
+
+def test_an_audit_tells_which_oracle_states_it_has_used_and_takes_kept_ones_unless_asked_not_to(tmp_path: Path) -> None:
+    experiment = experiment_of({"rewind": {}}, tmp_path, stream="L0 L1 U0 L2")
+    path = run(experiment).path
+    first = audit(path, seeds=2)["oracle_states"]
+    assert [(row["seed"], row["event_index"], row["kept"]) for row in first] == [
+        (seed, index, False) for seed in (0, 1) for index in (2, 3)
+    ]
+    for row in first:
+        own = Oracles(experiment, make_benchmark(experiment), row["seed"], tmp_path / "others")
+        own.after(row["event_index"])
+        assert row["state"] == digest_of(own.learner.state_dict())
+    assert len({row["state"] for row in first}) == 4
+    kept = audit(path, seeds=2)["oracle_states"]
+    anew = audit(path, seeds=2, made=(folders := set()))["oracle_states"]
+    assert [row["kept"] for row in kept] == [True] * 4 and [row["kept"] for row in anew] == [False] * 4
+    assert [row["state"] for row in kept] == [row["state"] for row in anew] == [row["state"] for row in first]
+    assert len(folders) == 2
+    assert all(row["kept"] for row in audit(path, seeds=2, made=folders)["oracle_states"]), "another run of the same command"
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_an_oracle_that_is_the_model_before_the_request_is_none(planted: bool, tmp_path: Path) -> None:
+    experiment = experiment_of({"do_nothing": {}}, tmp_path, stream="L0 L1 U1", epochs=8)
+    path, benchmark = run(experiment).path, make_benchmark(experiment)
+    if planted:
+        state: dict[str, Any] = {}
+        live_again(
+            experiment, benchmark, {}, lambda index, learner: state.update(copy.deepcopy(learner.state_dict())) if index == 1 else None
+        )
+        forged = Oracles(experiment, benchmark, 0, tmp_path / "oracles")
+        forged.learner.stream, count = forged.whole.without_unlearned(2)
+        forged.history.keep(forged.learner.stream, count, forged.learner, {**state, "strategies": {}})
+    (request,) = audit(path, seeds=1)["requests"]
+    figures = {figure["name"]: figure for figure in request["figures"]}
+    assert (figures["M1"]["verdict"] == "INVALID") is planted and request["unlearned"] is False
+    assert ("the oracle is the model before the request: nothing was learned from the data, or" in figures["M1"]["why"]) is planted
+    (anew,) = audit(path, seeds=1, made=set())["requests"]
+    assert {figure["name"]: figure["verdict"] for figure in anew["figures"]}["M1"] == FAIL, "what is planted is not taken"
+
+
 def test_a_run_that_gives_other_bits_is_not_audited(tmp_path: Path) -> None:
     experiment = made(tmp_path / "run", stream="L0 L1 U0")
     seen: list[int] = []
@@ -196,6 +286,16 @@ def test_a_request_must_cost_neither_more_samples_nor_more_seconds_than_the_suff
         "oracle_samples": 100,
         "whole_samples": 200,
     }
+
+
+def test_a_request_costs_what_its_whole_answer_has_taken_where_that_is_on_record() -> None:
+    older = {"train_seconds": 1.0, "samples": 20, "samples_drawn": 10, "samples_new": 5, "stored_bytes": 7, "peak_rss_mib": 300.5}
+    newer = {**older, "answer_seconds": 3.0, "samples_forgotten": 40, "samples_retained": 61}
+    oracle = Trained(seconds=8.0, samples=200, suffix_seconds=4.0, suffix_samples=100, new_events=1)
+    found = {name: efficiency(row, oracle) for name, row in (("older", older), ("newer", newer))}
+    told = {name: [one.details[key] for key in ("seconds", "samples", "samples_forget")] for name, one in found.items()}
+    assert told == {"older": [1.0, 30, 5], "newer": [3.0, 101, 40]}
+    assert [one.verdict for one in found.values()] == [PASS, FAIL] and found["newer"].value == 0.75
 
 
 def test_without_a_suffix_there_is_no_cost_to_compare_with() -> None:
@@ -299,11 +399,14 @@ def test_an_audit_names_the_folder_that_still_knows_what_was_unlearned(
 ) -> None:
     path = run(made(tmp_path / "my runs", "do_nothing", f"L0 L1 L2 U0{later}", epochs=1)).path
     folder = tmp_path / "my runs" / "oracles"
-    for trained in (3 if later else 2, 0):
-        assert main(["audit", str(path), "--seeds", "1", "--again"]) == 0
+    for again in ([], ["--again"], []):  # the last one takes what the one before has kept
+        (path / "audit" / "standard.json").unlink(missing_ok=True)
+        kept = (path / "audit" / "splits.json").exists() and not again
+        trained = 0 if kept else 3 if later else 2
+        assert main(["audit", str(path), "--seeds", "1", *again]) == 0
         told = capsys.readouterr().err
         assert f"oracles of seed 0: {trained} events trained" in told
-        text = f"{folder} keeps models that know what a later request unlearned, so that an audit made again need not train them.\n"
+        text = f"{folder} keeps models that know what a later request unlearned, so that further audits need not train them.\n"
         assert (text in told) is bool(later) is (f"remove them: rm -r '{folder}'\n" in told)
 
 
@@ -371,6 +474,12 @@ def test_the_table_of_costs_has_means_of_ratios_by_method_and_granularity() -> N
         ["task", "er, npo", "2.00", "10", "20", "0.500", "0.100", "0.250", "0.050", "2", "0, 1"],
         ["sample", "er, npo", "1.00", "10", "20", "0.250", "0.100", "0.125", "0.050", "1", "0"],
     ]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, "0.00"), (0.0021, "0.002"), (0.0049, "0.005"), (0.0051, "0.01"), (2.0, "2.00")])
+def test_an_answer_that_took_a_moment_is_not_shown_as_one_that_took_none(seconds: float, shown: str) -> None:
+    ((_, _, cell, *_),) = audit_report.costs([row_of_costs("task", 0, {"seconds": seconds, "samples": 3.0, "samples_forget": 3.0})])[1]
+    assert cell == shown
 
 
 def test_costs_that_are_not_on_record_are_not_made_up() -> None:
@@ -448,6 +557,27 @@ def test_the_fast_tier_trains_nothing(audited: dict[str, tuple[Path, dict[str, A
     assert "from its own records" in shown.out and "│M4 relearning│NOT RUN" in shown.out and not shown.err
 
 
+@pytest.mark.parametrize("claimed", [True, False])
+def test_an_audit_tells_who_claims_to_be_exact_and_is_not(claimed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DoNothing, "traits", replace(DoNothing.traits, exact=claimed))
+    (request,) = (result := audit(run(experiment_of({"do_nothing": {}}, tmp_path, stream="L0 L1 U0")).path, seeds=1))["requests"]
+    (claim,) = (figure for figure in request["figures"] if figure["name"] == "E1")
+    assert claim["verdict"] == (FAIL if claimed else NOT_RUN)
+    assert claim["value"] > 0.1 if claimed else claim["value"] is None
+    (cell,) = (line[1] for line in audit_report.verdicts_of(result)[1] if line[0] == "E1 exactness")
+    assert cell == (f"{claim['value']:.3g} FAIL" if claimed else NOT_RUN)
+    (row,) = (row for row in audit_report.rows_of(result) if row["name"] == "E1")
+    assert (row["model"], row["verdict"]) == ("unlearned", claim["verdict"])
+    assert ("E1" in audit_report.comparison(audit_report.rows_of(result))[0]) is claimed
+
+
+@pytest.mark.parametrize("unlearner", ["rewind", "analytic"])
+def test_an_exact_answer_keeps_its_word(unlearner: str, tmp_path: Path) -> None:
+    (request,) = audit(run(experiment_of({unlearner: {}}, tmp_path, stream="L0 L1 U0:class=1")).path, seeds=1)["requests"]
+    (claim,) = (figure for figure in request["figures"] if figure["name"] == "E1")
+    assert claim["verdict"] == PASS and claim["value"] <= (0 if unlearner == "rewind" else claim["bound"])
+
+
 # --- orders ---
 
 
@@ -475,7 +605,7 @@ def test_the_full_tier_adds_orders(tmp_path: Path) -> None:
     figure = next(one for one in request["figures"] if one["name"] == "M7")
     assert (figure["details"]["M1_range"], figure["verdict"]) == (0.0, PASS) and len(request["orders"]) == 3
     assert figure["value"] == figure["details"]["distance_oracle"] > 0
-    assert len({row["stream"] for row in request["orders"]}) > 1
+    assert len({row["stream"] for row in request["orders"]}) > 1 and len({row["oracle_state"] for row in request["orders"]}) > 1
 
 
 # --- bad input ---

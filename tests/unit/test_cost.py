@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_framework import Context, Plan, Rows, StepFn, Traits
+from cl_framework import Context, Plan, Rows, StepFn, Traits, runner
 from cl_framework.assembly import assemble
 from cl_framework.collected import collect, comparison, read_csv, to_csv
 from cl_framework.config import Experiment
-from cl_framework.cost import Cost, EventTally, cost_row, stored_bytes
+from cl_framework.cost import Cost, EventTally, answer_row, cost_row, stored_bytes
 from cl_framework.metrics import summarise
 from cl_framework.records import RunDirectory
 from cl_framework.testing.laboratory import STEPS_A_TASK, augmented, beside, experiment_of, finish, finish_in_pieces
 from cl_framework.testing.neighbours import FurtherPhases, Neighbour, Thrice, slot
 from cl_framework.walk import Walk
+from strategies.analytic import Analytic
 
 ROWS_A_TASK = 36  # of the laboratory's benchmark
 COUNTS = ("steps", "samples", "samples_new", "samples_past", "samples_drawn", "forward_passes", "forward_rows", "backward_passes")
@@ -121,6 +123,84 @@ def test_stopped_before_every_step_an_event_has_cost_the_same(strategies: Mappin
     assert stops >= 3 * STEPS_A_TASK
     assert [tuple(row[column] for column in COUNTS) for row in events] == undisturbed
     assert counts(experiment_of(strategies, tmp_path / "longer", stream="L0 L1 L0", epochs=2)) != undisturbed
+
+
+# --- what an answer to an Unlearn costs ---
+
+
+def answers(experiment: Experiment) -> list[tuple[int, int]]:
+    """Samples to be forgotten and retained ones that each answer of a run has met."""
+    events = RunDirectory(finish(experiment).path).events()
+    return [(row["samples_forgotten"], row["samples_retained"]) for row in events if row["kind"] == "unlearn"]
+
+
+@pytest.mark.parametrize(
+    ("strategies", "stream", "expected"),
+    [
+        ({"analytic": {}}, "L0 L1 U0", (ROWS_A_TASK, 0)),
+        ({"analytic": {}}, "L0 L1 U0:class=1", (ROWS_A_TASK // 2, 0)),
+        ({"analytic": {}}, "L0 L1 U0:fraction=0.25@seed1", (ROWS_A_TASK // 4, 0)),
+        ({"do_nothing": {}}, "L0 L1 U0", (0, 0)),
+        ({"noise": {}}, "L0 L1 U0", (0, 0)),
+        ({"rewind": {}}, "L0 L1 U0", (0, ROWS_A_TASK)),
+        ({"rewind": {}}, "L0 L1 U0:class=1", (0, ROWS_A_TASK + ROWS_A_TASK // 2)),
+        ({"gradient_ascent": {"steps": 3, "epochs": 1}}, "L0 L1 U0:class=1", (ROWS_A_TASK // 2, 0)),  # in three steps, all of it
+        ({"rmu": {"steps": 2}, "er": {"capacity": 20, "minibatch": 16}}, "L0 L1 U0", (1 + 2 * 8, None)),  # one is read for its width
+        ({"icarl": {"capacity": 12}, "rewind": {}}, "L0 L1 U0", (0, None)),  # reads again what its exemplars are chosen from
+    ],
+)
+def test_what_an_answer_reads_is_counted_in_steps_and_outside_of_them(
+    strategies: dict[str, dict[str, Any]], stream: str, expected: tuple[int, int | None], tmp_path: Path
+) -> None:
+    ((forgotten, retained),) = answers(experiment_of(strategies, tmp_path, stream=stream))
+    assert forgotten == expected[0]
+    assert retained > 8 if expected[1] is None else retained == expected[1]
+
+
+def test_an_answer_that_was_stopped_and_resumed_has_read_as_much(tmp_path: Path) -> None:
+    strategies: dict[str, dict[str, Any]] = {"rmu": {"steps": 4, "epochs": 1}, "er": {"capacity": 20, "minibatch": 16}}
+    data = augmented(whole := experiment_of(strategies, tmp_path / "whole", stream="L0 L1 U0 L2"))
+    pieces, stops = finish_in_pieces(experiment_of(strategies, tmp_path / "pieces", stream="L0 L1 U0 L2"), lambda step: True, data)
+    assert stops > 3 * STEPS_A_TASK
+    columns = ("samples_forgotten", "samples_retained")
+    of_pieces = [row[column] for row in RunDirectory(pieces.path).events() if row["kind"] == "unlearn" for column in columns]
+    assert tuple(of_pieces) == answers(whole)[0] != (0, 0)
+    strategies["rmu"]["steps"] = 2
+    assert answers(experiment_of(strategies, tmp_path / "fewer", stream="L0 L1 U0 L2")) != [tuple(of_pieces)]
+
+
+@pytest.mark.parametrize("name", ["analytic", "do_nothing"])
+def test_the_clock_of_an_answer_runs_outside_of_steps_and_rests_in_evaluations(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, wait = {"analytic": (Analytic, "unlearn"), "do_nothing": (runner, "evaluate")}[name], 0.3
+
+    def waits(original: Any) -> Any:
+        def waited(*arguments: Any, **more: Any) -> Any:
+            time.sleep(wait)
+            return original(*arguments, **more)
+
+        return waited
+
+    monkeypatch.setattr(*slow, waits(getattr(*slow)))
+    events = RunDirectory(finish(experiment_of({name: {}}, tmp_path, stream="L0 U0")).path).events()
+    assert events[1]["train_seconds"] == 0.0 and "answer_seconds" not in events[0]
+    assert events[1]["answer_seconds"] >= wait if name == "analytic" else 0 < events[1]["answer_seconds"] < wait
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_the_clock_of_a_replay_is_of_all_its_events(more: int, tmp_path: Path) -> None:
+    stream = " ".join(f"L{task}" for task in range(more + 1))
+    row = RunDirectory(finish(experiment_of({"rewind": {}}, tmp_path, stream=f"{stream} U0")).path).events()[-1]
+    assert row["samples_retained"] == more * ROWS_A_TASK and row["answer_seconds"] > row["train_seconds"] > 0
+
+
+def test_a_tally_tells_what_is_to_be_forgotten_from_the_rest_of_its_task() -> None:
+    plan = Plan(torch.tensor([0, 5, 1, 6, 7, 2]), torch.tensor([0, 2, 4, 6]))
+    tally, cost = EventTally(), Cost(drawn_rows=3, read_rows=10, read_forgotten=4)
+    tally.count(plan, torch.tensor([0, 1, 2]), 0, 3, 0.5, torch.tensor([1, 7]))
+    assert (tally.samples, tally.samples_new, tally.samples_forgotten) == (6, 3, 2)
+    assert answer_row(tally, cost) == {"answer_seconds": 0.5, "samples_forgotten": 2 + 4, "samples_retained": 4 + 3 + 6}
 
 
 def test_the_state_of_strategies_is_weighed(tmp_path: Path) -> None:

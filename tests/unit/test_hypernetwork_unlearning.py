@@ -40,7 +40,7 @@ def accuracy_with(found: Outcome, folder: Path, task: int, embedding: Tensor) ->
     learner = assemble(experiment_of({"hypernetwork": SMALL}, folder, stream="L0 L1", **SETTINGS))
     learner.model.load_state_dict(weights(found))
     assert isinstance(learner.model, TaskConditionedModel)
-    with learner.model.with_key(task, {**learner.model.key_of(task), "embedding": embedding}):
+    with learner.model.with_task_key(task, {**learner.model.task_key(task), "embedding": embedding}):
         (accuracy,) = evaluate(learner, [task], [task])
     return accuracy.percent
 
@@ -331,10 +331,10 @@ def test_what_is_held_pulls_at_nothing_where_nothing_has_moved() -> None:
 def test_another_embedding_answers_meanwhile_and_its_own_again_after_an_error() -> None:
     one = model()
     own, other = one.embeddings[0].detach().clone(), torch.ones(4)
-    with one.with_key(0, {**one.key_of(0), "embedding": other}):
+    with one.with_task_key(0, {**one.task_key(0), "embedding": other}):
         assert torch.equal(one.weights_of([0]), one.weights_at(other.unsqueeze(0)))
     assert torch.equal(one.embeddings[0], own)
-    with pytest.raises(RuntimeError, match="on purpose"), one.with_key(0, {**one.key_of(0), "embedding": other}):
+    with pytest.raises(RuntimeError, match="on purpose"), one.with_task_key(0, {**one.task_key(0), "embedding": other}):
         raise RuntimeError("on purpose")
     assert torch.equal(one.embeddings[0], own) and not torch.equal(own, other)
 

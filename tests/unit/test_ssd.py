@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_framework import ConfigurationError
+from cl_framework import ConfigurationError, Stream
 from cl_framework.testing.laboratory import Outcome, experiment_of, finish, first_difference
-from strategies.ssd import dampen, weighted_mean
+from strategies.ssd import dampen, unheld, weighted_mean
 
 GENERATOR = torch.Generator().manual_seed(3)
 WEIGHTS, FORGET, KNOWN = (torch.randn(40, generator=GENERATOR), *torch.rand(2, 40, generator=GENERATOR))
@@ -106,6 +106,46 @@ def test_with_all_as_reference_the_share_of_the_forgotten_bounds_alpha(tmp_path:
     assert first_difference(bounded.learner["model"], before.learner["model"], "weights") is None
     below = outcome(tmp_path / "below", "L0 U0", {"alpha": 0.99, "strength": 0.5, "reference": "all"}, **settings)
     assert first_difference(below.learner["model"], before.learner["model"], "weights") is not None
+
+
+@pytest.mark.parametrize(
+    ("stream", "reference", "refused"),
+    [
+        ("L0 U0:fraction=0.1@seed1 U0:fraction=0.1@seed2", "retained", (2, 1)),
+        ("L0 L1 L2 U0:class=0 L3 U0:fraction=0.1@seed2", "retained", (5, 3)),
+        ("L0 L1 U0:class=0 L0 U0:fraction=0.1@seed2", "retained", None),  # its importance is taken anew
+        ("L0 L1 U0:class=0 U0", "retained", None),  # that of the task is left out of I_D anyway
+        ("L0 L1 U0:class=0 U0", "all", (3, 2)),
+        ("L0 L1 U0:class=0 U0 L0 U0:class=1", "retained", None),
+        ("L0 L1 U0:class=0 U1", "retained", (3, 2)),  # nobody's importance is left, and the rest of task 0 is known
+        ("L0 L1 L2 U0:class=0 U1", "retained", None),
+        ("L0 L1 U0:class=0 U1:class=2", "retained", None),
+        ("L0 L1 L2 U1 L3 U0:class=1 U3:fraction=0.1@seed7 L4", "retained", None),
+        ("L0 U0", "retained", None),
+        ("L0 U0:class=0 U0", "retained", None),
+        ("L0-3 U1 U2 U3", "all", None),
+    ],
+)
+def test_a_request_that_nothing_would_spare_the_rest_from_is_found(stream: str, reference: str, refused: tuple[int, int] | None) -> None:
+    assert unheld(Stream.parse(stream, 5), reference) == refused
+
+
+def test_a_second_request_for_a_part_of_a_task_is_refused_before_any_data_are_read(tmp_path: Path) -> None:
+    nowhere: dict[str, Any] = {"benchmark": {"name": "split_mnist"}, "data": {"root": str(tmp_path / "nowhere")}}
+    with pytest.raises(ConfigurationError) as refused:
+        outcome(tmp_path, "L0 L1 U0:class=0 U0:fraction=0.1@seed2 L2", **nowhere)
+    assert str(refused.value) == (
+        "strategies.ssd.reference: U0:fraction=0.1@seed2 (event 3) would spare nothing of task 0, whose importance went with U0:class=0 "
+        "(event 2). Ask for both at once, in one request, learn task 0 again between them, or choose another unlearner, such as npo."
+    )
+    for stream, options, text in (
+        ("L0 L1 U0:class=0 U0", {"reference": "all"}, "Ask for U0 alone, learn task 0 again"),
+        ("L0 L1 U0:class=0 U1", {}, "Ask for U1 before U0:class=0, learn task 0 again"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            outcome(tmp_path, stream, options)
+    assert not list(tmp_path.iterdir())
+    assert outcome(tmp_path, "L0 L1 U0:class=0 L0 U0:fraction=0.1@seed2").summary["stream"].endswith("seed2")
 
 
 def test_bad_options_are_refused_by_name(tmp_path: Path) -> None:

@@ -15,7 +15,20 @@ from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.audit import with_put_back
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
-from cl_framework.unlearning.verdicts import WORD, Later, Models, as_json, figures, identical, is_unlearned, membership, steps_ratio
+from cl_framework.unlearning.verdicts import (
+    CLAIM,
+    WORD,
+    Later,
+    Models,
+    as_json,
+    exact_claim,
+    farthest_answer,
+    figures,
+    identical,
+    is_unlearned,
+    membership,
+    steps_ratio,
+)
 
 COUNT = 600
 
@@ -109,6 +122,40 @@ def test_a_model_that_did_nothing_fails_what_matters() -> None:
     assert {name for name, figure in found.items() if figure.verdict == FAIL} == {"M1", "M4", "M5", "M6", "M9", "M10"}
     assert found["M1"].value == 70.0 and found["M9"].value == 1.0
     assert found["M4"].value == pytest.approx(95 - 25 - sum(RELEARNING_STEPS) / len(RELEARNING_STEPS))
+
+
+@pytest.mark.parametrize(
+    ("unlearned", "distance", "verdict"),
+    [
+        (ORACLE, 0.0, PASS),
+        (replace(ORACLE, pool=ORACLE.pool + 5e-7), 5e-7, PASS),  # sums that were taken back, to rounding
+        (replace(ORACLE, pool=ORACLE.pool + 2e-6), 2e-6, FAIL),
+        (replace(ORACLE, retained=(ORACLE.retained[0] - 0.25,)), 0.25, FAIL),
+        (replace(ORACLE, digest="weights of which no answer tells"), 0.0, FAIL),
+        (replace(ORACLE, pool=torch.full_like(ORACLE.pool, float("nan"))), float("nan"), FAIL),
+    ],
+)
+def test_who_claims_to_be_exact_must_be_the_oracle(unlearned: Measured, distance: float, verdict: str) -> None:
+    found = exact_claim(Models(unlearned, BEFORE, ORACLE, [OTHER]), True)
+    assert (found.name, found.verdict, found.value) == (CLAIM, verdict, pytest.approx(distance, nan_ok=True))
+    assert ("are not the oracle's" in found.why) is (unlearned.digest != ORACLE.digest)
+    assert exact_claim(Models(unlearned, BEFORE, ORACLE, [OTHER]), False).verdict == NOT_RUN
+    assert farthest_answer(replace(ORACLE, pool=torch.empty(0, 4), retained=()), replace(ORACLE, pool=torch.empty(0, 4), retained=())) == 0
+
+
+def test_an_oracle_that_is_the_model_before_tells_nothing() -> None:
+    found = judged(BEFORE, before=ORACLE)
+    assert {figure.verdict for figure in found.values()} <= {INVALID, NOT_RUN} and found["M6"].verdict == INVALID
+    assert found["M1"].why.startswith("the oracle is the model before the request: nothing was learned from the data, or it is no oracle")
+    assert exact_claim(Models(ORACLE, ORACLE, ORACLE, [OTHER]), True).verdict == INVALID
+    assert "the oracle is the model" not in judged(BEFORE)["M1"].why  # it differs from the oracle, if in what it answers alone:
+    assert judged(BEFORE, before=replace(BEFORE, digest=ORACLE.digest))["M1"].verdict == FAIL
+
+
+@pytest.mark.parametrize(("verdict", "said"), [(PASS, True), (NOT_RUN, True), (FAIL, False), (INVALID, False)])
+def test_a_claim_that_does_not_hold_takes_the_word_away(verdict: str, said: bool) -> None:
+    good = [Figure(one, 0.0, PASS, "") for one in WORD]
+    assert is_unlearned([*good, Figure(CLAIM, 0.0, verdict, "")]) is said
 
 
 @pytest.mark.parametrize("name", WORD)
