@@ -56,13 +56,13 @@ def retained_after(stream: Stream, index: int, splits: Container[tuple[TaskId, s
 
 
 @dataclass(frozen=True)
-class Measured:
+class Recorded:
     """The accuracies of a run in its own scenario: by event, task and split."""
 
     rows: Mapping[tuple[int, TaskId, str, str], Mapping[str, Any]]
 
     @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]], scenario: str) -> Measured:
+    def of(cls, records: Sequence[Mapping[str, Any]], scenario: str) -> Recorded:
         mine = [row for row in records if row["scenario"] == scenario]
         return cls({(row["event_index"], row["eval_task"], row["split"], row["metric"]): row for row in mine})
 
@@ -90,13 +90,13 @@ def unlearning_entries(
 
     events: rows of events.jsonl; done: what the deletion record says of each event that it reports as done.
     """
-    measured = Measured.of(records, scenario)
+    recorded = Recorded.of(records, scenario)
     stream = stream_of(events, records)
     entries = []
     for index, event in enumerate(stream):
         if isinstance(event, Unlearn):
             found = [
-                *figures_of(measured, stream, index, events[index].get("finite", True)),
+                *figures_of(recorded, stream, index, events[index].get("finite", True)),
                 artefacts(done.get(index)),
                 efficiency(events[index]),
             ]
@@ -105,14 +105,14 @@ def unlearning_entries(
     return entries
 
 
-def figures_of(measured: Measured, stream: Stream, index: int, finite: bool = True) -> list[Figure]:
+def figures_of(recorded: Recorded, stream: Stream, index: int, finite: bool = True) -> list[Figure]:
     """M1 to M3 and M8 of the Unlearn at `index`; finite: whether the model's weights are numbers after it."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
-    made = [forget_gap(measured, event, index), relapse(measured, stream, index), rounding(measured, stream, index)]
-    reason = destroyed(finite, *_known_of_the_rest(measured, stream, index))
+    made = [forget_gap(recorded, event, index), relapse(recorded, stream, index), rounding(recorded, stream, index)]
+    reason = destroyed(finite, *_known_of_the_rest(recorded, stream, index))
     first, *others = [replace(one, verdict=INVALID, why=reason) if reason and one.verdict != NOT_RUN else one for one in made]
-    return [first, spill(measured, stream, index), *others]
+    return [first, spill(recorded, stream, index), *others]
 
 
 def destroyed(finite: bool, retained: float | None, chances: Sequence[float]) -> str:
@@ -128,25 +128,25 @@ def destroyed(finite: bool, retained: float | None, chances: Sequence[float]) ->
     return ""
 
 
-def _known_of_the_rest(measured: Measured, stream: Stream, index: int) -> tuple[float | None, list[float]]:
+def _known_of_the_rest(recorded: Recorded, stream: Stream, index: int) -> tuple[float | None, list[float]]:
     """What `destroyed` asks of a run's records; older ones do not tell the chance of what is retained."""
-    parts = retained_after(stream, index, measured.splits)
-    accuracies, chances = ([measured.value(index, task, split, metric) for task, split in parts] for metric in ("accuracy", "chance"))
+    parts = retained_after(stream, index, recorded.splits)
+    accuracies, chances = ([recorded.value(index, task, split, metric) for task, split in parts] for metric in ("accuracy", "chance"))
     known, chance = ([value for value in values if value is not None] for values in (accuracies, chances))
     return (mean(known), chance) if parts and len(known) == len(chance) == len(parts) else (None, [])
 
 
-def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
+def forget_gap(recorded: Recorded, event: Unlearn, index: int) -> Figure:
     """M1: accuracy on what was unlearned, less chance."""
     split = split_of(event)
-    chance = measured.value(index, event.task, split, "chance")
-    before = measured.value(index - 1, event.task, split)
-    after = measured.value(index, event.task, split)
+    chance = recorded.value(index, event.task, split, "chance")
+    before = recorded.value(index - 1, event.task, split)
+    after = recorded.value(index, event.task, split)
     if event.granularity == "sample":
         return Figure("M1", None, NOT_RUN, "samples are compared with an oracle, not with chance")
     if chance is None or before is None or after is None:
         return Figure("M1", None, NOT_RUN, "accuracies before and after were not recorded")
-    count = measured.count(index, event.task, split)
+    count = recorded.count(index, event.task, split)
     error = 100 * (before / 100 * (1 - before / 100) / count) ** 0.5
     low, high = wilson_interval(round(after / 100 * count), count)
     gap, interval = after - chance, (100 * low - chance, 100 * high - chance)
@@ -156,33 +156,33 @@ def forget_gap(measured: Measured, event: Unlearn, index: int) -> Figure:
     return Figure("M1", gap, verdict, f"points above chance, at most {ABOVE_CHANCE:g}", interval, bound=ABOVE_CHANCE)
 
 
-def spill(measured: Measured, stream: Stream, index: int) -> Figure:
+def spill(recorded: Recorded, stream: Stream, index: int) -> Figure:
     """M2: what retained tasks lost in the event: mean and worst of max(0, before - after)."""
     losses = []
-    for task, split in retained_after(stream, index, measured.splits):
-        before, after = measured.value(index - 1, task, split), measured.value(index, task, split)
+    for task, split in retained_after(stream, index, recorded.splits):
+        before, after = recorded.value(index - 1, task, split), recorded.value(index, task, split)
         if before is None or after is None:
             return Figure("M2", None, NOT_RUN, f"accuracies on task {task} were not recorded")
         losses.append(max(0.0, before - after))
     if not losses:
         return Figure("M2", None, NOT_RUN, "nothing is retained")
-    if mean(losses) <= SPILL and (reason := destroyed(True, *_known_of_the_rest(measured, stream, index))):
+    if mean(losses) <= SPILL and (reason := destroyed(True, *_known_of_the_rest(recorded, stream, index))):
         return Figure("M2", mean(losses), INVALID, reason, worst=max(losses))  # it was lost before: there is nothing left to lose
     verdict = PASS if mean(losses) <= SPILL else FAIL
     return Figure("M2", mean(losses), verdict, f"points lost on average, at most {SPILL:g}", worst=max(losses), bound=SPILL)
 
 
-def relapse(measured: Measured, stream: Stream, index: int) -> Figure:
+def relapse(recorded: Recorded, stream: Stream, index: int) -> Figure:
     """M3 without an oracle: the most that came back in later events, before the task was learned again."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
     split, came_back = split_of(event), []
-    after = measured.value(index, event.task, split)
+    after = recorded.value(index, event.task, split)
     for later in range(index + 1, len(stream)):
         one = stream.events[later]
         if isinstance(one, Learn) and one.task == event.task:
             break
-        value = measured.value(later, event.task, split)
+        value = recorded.value(later, event.task, split)
         if value is None or after is None:
             return Figure("M3", None, NOT_RUN, "accuracies after later events were not recorded")
         came_back.append(value - after)
@@ -199,42 +199,42 @@ def relapse(measured: Measured, stream: Stream, index: int) -> Figure:
     )
 
 
-def rounding(measured: Measured, stream: Stream, index: int) -> Figure:
+def rounding(recorded: Recorded, stream: Stream, index: int) -> Figure:
     """M8 without an oracle: the most that comes back when weights are rounded to int8 or int4."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
     if event.granularity == "sample":
         return Figure("M8", None, NOT_RUN, "samples are compared with an oracle")
     split, usable = split_of(event), {}
-    now = measured.value(index, event.task, split)
-    found = measured.rounded(index, event.task, split)
+    now = recorded.value(index, event.task, split)
+    found = recorded.rounded(index, event.task, split)
     if now is None or not found:
         return Figure("M8", None, NOT_RUN, "accuracies with rounded weights were not recorded")
     for name, rounded in found.items():
-        if not _collapsed(measured, stream, index, name):
+        if not _collapsed(recorded, stream, index, name):
             usable[name] = rounded - now
     if not usable:
         return Figure("M8", None, INVALID, "what is retained is lost as well when weights are rounded")
     worst = max(usable.values())
     verdict = PASS if worst <= ROUNDED else FAIL
-    details = {**usable, **_retained_tried(measured, stream.learned_after[index], event, index, next(iter(found)))}
+    details = {**usable, **_retained_tried(recorded, stream.learned_after[index], event, index, next(iter(found)))}
     return Figure("M8", worst, verdict, f"points that come back, at most {ROUNDED:g}", bound=ROUNDED, details=details)
 
 
-def _retained_tried(measured: Measured, live: Sequence[TaskId], event: Unlearn, index: int, name: str) -> dict[str, float]:
+def _retained_tried(recorded: Recorded, live: Sequence[TaskId], event: Unlearn, index: int, name: str) -> dict[str, float]:
     """On how many test samples a task, at most, retained tasks were tried with rounded weights, where that was not on all."""
-    retained = [task for task in live if task != event.task and (index, task, "test", "accuracy") in measured.rows]
-    tried = {task: measured.count(index, task, metric=f"{ROUNDED_METRIC}{name}") for task in retained}
-    fewer = any(count < measured.count(index, task) for task, count in tried.items())
+    retained = [task for task in live if task != event.task and (index, task, "test", "accuracy") in recorded.rows]
+    tried = {task: recorded.count(index, task, metric=f"{ROUNDED_METRIC}{name}") for task in retained}
+    fewer = any(count < recorded.count(index, task) for task, count in tried.items())
     return {"retained_samples": max(tried.values())} if fewer else {}
 
 
-def _collapsed(measured: Measured, stream: Stream, index: int, name: str) -> bool:
+def _collapsed(recorded: Recorded, stream: Stream, index: int, name: str) -> bool:
     """Whether the other tasks that are retained are lost when weights are rounded."""
     losses = []
-    for task, split in retained_after(stream, index, measured.splits):
+    for task, split in retained_after(stream, index, recorded.splits):
         if task != stream.events[index].task:
-            now, rounded = (measured.value(index, task, split, metric) for metric in ("accuracy", f"{ROUNDED_METRIC}{name}"))
+            now, rounded = (recorded.value(index, task, split, metric) for metric in ("accuracy", f"{ROUNDED_METRIC}{name}"))
             if now is not None and rounded is not None:
                 losses.append(now - rounded)
     return bool(losses) and mean(losses) > COLLAPSE

@@ -124,15 +124,16 @@ def test_an_audit_is_made_anew_where_something_else_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, made = orders if "full" in words else run, []
+    path, calls = orders if "full" in words else run, []
 
-    def noted(path: Path, tier: str, *, overrides: Any, tell: Any, **more: int) -> dict[str, Any]:
-        made.append(more)
+    def noted(path: Path, tier: str, *, overrides: Any, made: set[Path] | None, tell: Any, **more: int) -> dict[str, Any]:
+        assert made == (set() if "--again" in words else None)  # and so whether kept oracles are taken
+        calls.append(more)
         return audit_report.read_audit(path / "audit" / f"{tier}.json")
 
     monkeypatch.setattr(audits, "audit", noted)
     assert main(["audit", str(path), *words.split()]) == 0
-    assert made == ([] if asked is None else [asked])
+    assert calls == ([] if asked is None else [asked])
     assert capsys.readouterr().err == (f"{path}: its audit of tier {said}\n" if said else "")
 
 

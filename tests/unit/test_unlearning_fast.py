@@ -26,7 +26,7 @@ from cl_framework.unlearning.fast import (
     NOT_RUN,
     PASS,
     Figure,
-    Measured,
+    Recorded,
     artefacts,
     audit_seconds,
     figures_of,
@@ -56,7 +56,7 @@ def rows(matrix: Sequence[Sequence[float | None]], chance: float = 10.0, n: int 
 
 def figures(stream: str, matrix: Sequence[Sequence[float | None]], index: int, **more: Any) -> dict[str, Figure]:
     parsed = Stream.parse(stream)
-    return {figure.name: figure for figure in figures_of(Measured.of(rows(matrix, **more), "class_il"), parsed, index)}
+    return {figure.name: figure for figure in figures_of(Recorded.of(rows(matrix, **more), "class_il"), parsed, index)}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_model_that_knows_nothing_of_what_it_retains_answers_no_request(retain
         assert found["M1"].why == f"the model does not know what it retains: {sum(retained) / 2:.1f} where chance is 10.0"
     chances = [row for row in rows(matrix) if row["metric"] == "chance" and row["eval_task"] == 0]
     older = [*(row for row in rows(matrix) if row["metric"] == "accuracy"), *chances]
-    first = figures_of(Measured.of(older, "class_il"), Stream.parse("L0 L1 L2 U0 L2"), 3)[0]
+    first = figures_of(Recorded.of(older, "class_il"), Stream.parse("L0 L1 L2 U0 L2"), 3)[0]
     assert first.verdict == PASS, "older records do not tell what chance is on retained tasks"
 
 
@@ -137,7 +137,7 @@ def test_what_was_lost_before_cannot_be_spilled() -> None:
 def test_a_model_that_has_diverged_answers_no_request() -> None:
     matrix = [[99.0, 10.0], [95.0, 95.0], [10.0, 95.0], [10.0, 95.0]]
     for stream, index in (("L0 L1 U0 L2", 2), ("L0 U0 L1 L2", 1)):
-        measured, parsed = Measured.of(rows(matrix), "class_il"), Stream.parse(stream)
+        measured, parsed = Recorded.of(rows(matrix), "class_il"), Stream.parse(stream)
         found = {finite: figures_of(measured, parsed, index, finite) for finite in (True, False)}
         assert INVALID not in {figure.verdict for figure in found[True]}
         assert {figure.verdict for figure in found[False] if figure.name in ("M1", "M3")} == {INVALID}
@@ -179,7 +179,7 @@ def test_samples_are_no_matter_of_chance() -> None:
 def test_a_class_is_measured_on_its_own_samples_and_the_rest_is_retained() -> None:
     records = rows([[99.0, 10.0], [90.0, 95.0], [45.0, 95.0]])
     records += rows([[99.0], [92.0], [0.0]], split="test:class=1") + rows([[99.0], [88.0], [87.0]], split="test:class!=1")
-    found = {figure.name: figure for figure in figures_of(Measured.of(records, "class_il"), Stream.parse("L0 L1 U0:class=1"), 2)}
+    found = {figure.name: figure for figure in figures_of(Recorded.of(records, "class_il"), Stream.parse("L0 L1 U0:class=1"), 2)}
     assert (found["M1"].value, found["M1"].verdict) == (-10.0, PASS)
     assert (found["M2"].value, found["M2"].worst) == (0.5, 1.0)
 
@@ -217,7 +217,7 @@ def rounding_of(eight: Sequence[float], four: Sequence[float]) -> Figure:
     matrix = [[99.0, 10.0], [90.0, 95.0], [10.0, 94.0]]
     nothing: list[list[Any]] = [[], []]
     records = [*rows(matrix), *rounded([*nothing, eight], 8), *rounded([*nothing, four], 4)]
-    found = figures_of(Measured.of(records, "class_il"), Stream.parse("L0 L1 U0"), 2)
+    found = figures_of(Recorded.of(records, "class_il"), Stream.parse("L0 L1 U0"), 2)
     return {figure.name: figure for figure in found}["M8"]
 
 
@@ -235,7 +235,7 @@ def test_it_is_said_on_how_many_samples_retained_tasks_were_tried_where_not_on_a
     matrix = [[99.0, 10.0], [90.0, 95.0], [10.0, 94.0]]
     for tried, expected in ((600, {"retained_samples": 600}), (1000, {})):
         eight = [{**row, "n": tried if row["eval_task"] == 1 else 1000} for row in rounded([[], [], [10.5, 93.0]], 8)]
-        found = figures_of(Measured.of([*rows(matrix), *eight], "class_il"), Stream.parse("L0 L1 U0"), 2)
+        found = figures_of(Recorded.of([*rows(matrix), *eight], "class_il"), Stream.parse("L0 L1 U0"), 2)
         (figure,) = [figure for figure in found if figure.name == "M8"]
         assert (figure.value, figure.verdict, figure.details) == (0.5, PASS, {"int8": 0.5, **expected})
 
