@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,6 +95,12 @@ class History:
 
     def paths(self) -> Iterable[Path]:
         return sorted(self.folder.glob("*-*-*.pt"))
+
+    def states(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every state whose file is whole, with the file."""
+        for path in self.paths():
+            if damage(path) is None:
+                yield path, torch.load(path, map_location="cpu", weights_only=True)
 
     def _path(self, count: int, key: str) -> Path | None:
         """The whole file of a state, if there is one; a damaged one is as good as none."""

@@ -1,15 +1,16 @@
 """What was made while a task was known and lives on unchanged after it was unlearned: something of the task is in it, if no sample's byte.
 
-Two registers. `Ancestry` is of what strategies made of data (logits, importances, anchors, teachers, prototypes): of every row the event
+Three registers. `Ancestry` is of what strategies made of data (logits, importances, anchors, teachers, prototypes): of every row the event
 after which it was first seen. Samples themselves are not in it: canaries and ids find those. `Movements` is of weights and normalisation
-statistics, tensor by tensor: the events in which each moved.
+statistics, tensor by tensor: the events in which each moved. `Values` is of all tensors of floats: where an answer is exact, much that was
+made while the task was known may stay, since it never met it, but what the request took away may be nowhere any more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,6 +71,55 @@ class Movements:
 
     def state_dict(self) -> dict[str, Any]:
         return {"events": {name: list(events) for name, events in self.events.items()}, "digests": dict(self.digests)}
+
+
+class Values:
+    """The register of all tensors of floats: of each value, by its digest, the index of the event after which it was first seen.
+
+    Whole numbers and masks are not in it: samples, ids and labels are searched for themselves, and counts are alike by chance.
+    """
+
+    def __init__(self, born: Mapping[str, int] | None = None) -> None:
+        self.born: dict[str, int] = dict(born or {})
+
+    def note(self, index: int, state: Mapping[str, Any]) -> None:
+        """After an event, of the learner's state: values that were not there before are its own; those that are gone are let go of."""
+        self.born = {value: self.born.get(value, index) for value in values_by_place(state).values()}
+
+    def held(self, since: int, index: int, state: Mapping[str, Any]) -> dict[str, str]:
+        """Of the learner's state just before the event `index`: the places of values first seen after one of since, ..., index - 1, with
+        their digests.
+
+        Older values never met what was first shown in `since`, and may come back: an answer that trains again goes through them.
+        """
+        return {place: value for place, value in values_by_place(state).items() if since <= self.born.get(value, -1) < index}
+
+
+def values_by_place(state: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of every tensor of floats in a nested state, by its place; not of those of one value all along, alike by chance."""
+    tensors = ((place, tensor) for place, tensor in tensors_in(state, "") if tensor.is_floating_point())
+    return {place.removeprefix("."): _digest(tensor) for place, tensor in tensors if not _even(tensor)}
+
+
+def removed(held: Mapping[str, str], state: Mapping[str, Any]) -> list[str]:
+    """Digests of the values that were held before a request and are not at their places in the state after it, sorted."""
+    now = values_by_place(state)
+    return sorted({value for place, value in held.items() if now.get(place) != value})
+
+
+def still_there(gone: Collection[str], state: Any, where: str) -> list[str]:
+    """The places of a nested state with a tensor of any kind whose bytes are those of a value that a request took away."""
+    wanted = set(gone)
+    return [place for place, tensor in tensors_in(state, where) if wanted and not _even(tensor) and _digest(tensor) in wanted]
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(bytes_of(tensor), digest_size=8).hexdigest()
+
+
+def _even(tensor: Tensor) -> bool:
+    """Whether a tensor is empty, or has one value all along."""
+    return not tensor.numel() or bool((tensor == tensor.flatten()[0]).all())
 
 
 def _serves(model: nn.Module, name: str) -> TaskId | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, Values, known_since, removed, still_there
 from cl_framework.unlearning.deletion import (
     BEGUN_AGAIN,
     DONE,
@@ -45,6 +45,7 @@ class Certifier:
         self.log = DeletionLog(directory.path / "deletion")
         self.ancestry = Ancestry()
         self.movements = Movements()
+        self.values = Values()
         self._watches = any(isinstance(event, Unlearn) for event in learner.stream.events)
 
     def note(self, index: int) -> None:
@@ -53,6 +54,7 @@ class Certifier:
             state = self.learner.state_dict()
             self.ancestry.note(index, state)
             self.movements.note(index, state["model"])
+            self.values.note(index, state)
 
     def begin_again(self) -> None:
         """At the start of a run: what its record says of an earlier walk, of which no checkpoint is whole, holds no longer."""
@@ -67,7 +69,7 @@ class Certifier:
             return
         member = self.learner.stack.unlearner_of(event)
         traits = member.strategy.traits
-        ids = self.learner.forgotten(event).ids
+        ids, state = self.learner.forgotten(event).ids, self.learner.state_dict()
         self.log.append(
             REQUESTED,
             {
@@ -79,7 +81,8 @@ class Certifier:
                 "strategy": member.slot,
                 "guarantee_declared": "exact" if traits.exact else "approximate",
                 "reads": sorted(traits.unlearning_reads),
-                "state_before": digest_of(self.learner.state_dict()),
+                "state_before": digest_of(state),
+                "held": self._held(index, event, state),
                 "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
                 "started_with": self._started_with(),
             },
@@ -95,10 +98,13 @@ class Certifier:
         named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
         found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
         found += self._kept_that_knew(index)
-        exact = self.learner.stack.is_exact(event)
-        if not exact:
-            since = known_since(self.learner.stream, index)
+        exact, since = self.learner.stack.is_exact(event), known_since(self.learner.stream, index)
+        gone_values = removed(standing.get("held", {}), state) if exact else []
+        if exact:
+            found += [f"{place} (what the request took away)" for place in self._still_there(gone_values, state, found)]
+        else:
             found += self.ancestry.older(since, index, state, "memory")
+        if not (exact and self.learner.stack.unlearner_of(event).strategy.traits.replays):  # a replay starts from older weights
             untreated = self.movements.untreated(since, index, event.task, self.learner.model)
             found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]
         there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
@@ -114,6 +120,7 @@ class Certifier:
                 "out_of_reach": list(OUT_OF_REACH),
                 "canaries": {"searched": canaries.searched, "of": canaries.of},
                 "contains": found,
+                "removed": gone_values,
                 "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
                 **self._rows(),
                 "ancestry": self._ancestry(exact, found) | dict.fromkeys(sorted(gone), REMOVED),
@@ -161,6 +168,18 @@ class Certifier:
 
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []
+
+    def _held(self, index: int, event: Unlearn, state: Mapping[str, Any]) -> dict[str, str]:
+        """Places and digests of what was made while the data were known, where the answer is to be exact."""
+        since = known_since(self.learner.stream, index)
+        return self.values.held(since, index, state) if self.learner.stack.is_exact(event) else {}
+
+    def _still_there(self, gone: Sequence[str], state: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+        """The places in memory and in kept states, but those whose file is `known` to contain it, with a value that a request took away."""
+        found = still_there(gone, {"weights": state["model"], **{part: state[part] for part in state if part != "model"}}, "memory")
+        for path, kept in History(self.directory.checkpoints / "history").states() if gone else ():
+            found += still_there(gone, kept, self._place(path)) if self._place(path) not in known else []
+        return found
 
     def _kept_that_knew(self, index: int) -> list[str]:
         """Kept states to which the way, as their names tell, showed what was unlearned."""

@@ -30,7 +30,7 @@ from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.summary import summary_of, text_of_summary
-from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
 from cl_framework.unlearning.deletion import (
     AUDITED,
     DONE,
@@ -259,21 +259,27 @@ def _state(evidence: _Evidence) -> str:
 
 def _ancestry(evidence: _Evidence) -> str:
     """Of each kept state, whether the way that led to it, as its name tells, showed what was unlearned; of the newest, what is in it."""
-    kept = list(History(evidence.directory.checkpoints / "history").paths())
+    history = History(evidence.directory.checkpoints / "history")
+    kept = list(history.paths())
     ways = _ways(evidence)
     for path in kept:
         if path.stem.split("-")[1] not in ways:
             raise FrameworkError(f"{path} is of a history that showed what was unlearned.")
-    state = evidence.state["learner"]
+    state, stack = evidence.state["learner"], evidence.learner.stack
     ancestry, movements = Ancestry(evidence.state.get("ancestry")), Movements(evidence.state.get("movements"))
+    reported = {entry["event_index"]: entry for entry in evidence.done}
     for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
-        if not evidence.learner.stack.is_exact(event):
-            since = known_since(evidence.learner.stream, index)
-            held += ancestry.older(since, index, state, "learner")
+        since, exact = known_since(evidence.learner.stream, index), stack.is_exact(event)
+        taken = reported.get(index, {}).get("removed", ())
+        held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner")
+        if not (exact and stack.unlearner_of(event).strategy.traits.replays):
             held += [f"learner.model.{name}" for name in movements.untreated(since, index, event.task, evidence.learner.model)]
         if held:
             raise FrameworkError(f"the newest checkpoint still holds what {event} unlearned, at {held[0]}.")
+        for path, kept_state in history.states() if exact and taken else ():
+            if found := still_there(taken, kept_state, "state"):
+                raise FrameworkError(f"{path} still holds what {event} unlearned, at {found[0]}.")
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"
 
 
