@@ -98,7 +98,7 @@ class Certifier:
         named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
         found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
         found += self._kept_that_knew(index)
-        exact, since = self.learner.stack.is_exact(event), known_since(self.learner.stream, index)
+        exact, since = self.learner.is_exact(event), known_since(self.learner.stream, index)
         gone_values = removed(standing.get("held", {}), state) if exact else []
         if exact:
             found += [f"{place} (what the request took away)" for place in self._still_there(gone_values, state, found)]
@@ -172,7 +172,7 @@ class Certifier:
     def _held(self, index: int, event: Unlearn, state: Mapping[str, Any]) -> dict[str, str]:
         """Places and digests of what was made while the data were known, where the answer is to be exact."""
         since = known_since(self.learner.stream, index)
-        return self.values.held(since, index, state) if self.learner.stack.is_exact(event) else {}
+        return self.values.held(since, index, state) if self.learner.is_exact(event) else {}
 
     def _still_there(self, gone: Sequence[str], state: Mapping[str, Any], known: Sequence[str]) -> list[str]:
         """The places in memory and in kept states, but those whose file is `known` to contain it, with a value that a request took away."""

@@ -270,7 +270,7 @@ def _ancestry(evidence: _Evidence) -> str:
     reported = {entry["event_index"]: entry for entry in evidence.done}
     for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
-        since, exact = known_since(evidence.learner.stream, index), stack.is_exact(event)
+        since, exact = known_since(evidence.learner.stream, index), evidence.learner.is_exact(event)
         taken = reported.get(index, {}).get("removed", ())
         held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner")
         if not (exact and stack.unlearner_of(event).strategy.traits.replays):
