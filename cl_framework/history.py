@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cl_framework.checkpoint import damage
+from cl_framework.checkpoint import damage, load_state
 from cl_framework.records import atomic_write
 from cl_framework.stream import Learn, Stream, TaskId
 
@@ -100,7 +100,7 @@ class History:
         """Every state whose file is whole, with the file."""
         for path in self.paths():
             if damage(path) is None:
-                yield path, torch.load(path, map_location="cpu", weights_only=True)
+                yield path, load_state(path)
 
     def _path(self, count: int, key: str) -> Path | None:
         """The whole file of a state, if there is one; a damaged one is as good as none."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cl_framework.checkpoint import CheckpointStore, files_of_states
 from cl_framework.digests import digest_of
 from cl_framework.evaluation import evenly
 from cl_framework.history import History
@@ -98,6 +99,7 @@ class Certifier:
         named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
         found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
         found += self._kept_that_knew(index)
+        found += [place for place in self._strangers() if place not in found]
         exact, since = self.learner.is_exact(event), known_since(self.learner.stream, index)
         gone_values = removed(standing.get("held", {}), state) if exact else []
         if exact:
@@ -123,6 +125,7 @@ class Certifier:
                 "removed": gone_values,
                 "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
                 **self._rows(),
+                "states": self._states(),
                 "ancestry": self._ancestry(exact, found) | dict.fromkeys(sorted(gone), REMOVED),
                 "finished_on_resume": on_resume,
                 "seconds": time.monotonic() - started,  # of the search, which comes after the event's row
@@ -140,6 +143,7 @@ class Certifier:
                     "event": "end",
                     "state_after": digest_of(self.learner.state_dict()),
                     **self._rows(),
+                    "states": self._states(),
                     "started_with": self._started_with(),
                 },
             )
@@ -162,6 +166,11 @@ class Certifier:
 
     def _rows(self) -> dict[str, dict[str, Any]]:
         return {"records": digest_of_rows(self.directory.path / RECORDS), "events": digest_of_rows(self.directory.path / EVENTS)}
+
+    def _states(self) -> dict[str, str | None]:
+        """The run's own files of states, by their place, with their digests."""
+        folder = self.directory.checkpoints
+        return {self._place(path): file_digest(path) for path in (*CheckpointStore(folder).paths(), *History(folder / "history").paths())}
 
     def _started_with(self) -> dict[str, str | None]:
         return {name: file_digest(self.directory.path / name) for name in STARTED_WITH}
@@ -186,6 +195,11 @@ class Certifier:
         folder = self.directory.checkpoints / "history"
         stream, count = self.learner.stream.without_unlearned(index)
         return [self._place(path) for path in History(folder).beside(stream, count, self.learner)]
+
+    def _strangers(self) -> list[str]:
+        """Files of states that the run has not written: nobody can tell what they know."""
+        own = self._states()
+        return [place for path in files_of_states(self.directory.path) if (place := self._place(path)) not in own]
 
     def _ancestry(self, exact: bool, found: Sequence[str]) -> dict[str, str]:
         """Of what the run still has, in memory and on disk, towards the request: clean, treated (by the strategy, with its guarantee) or

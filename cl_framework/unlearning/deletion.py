@@ -4,6 +4,7 @@ Every Unlearn writes two lines. `requested` comes before anything is done; `done
 safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
 asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
 there, what was purged, and what lies out of reach. `finished` seals what the run wrote up to its end, `audited` the result of an audit.
+`done` and `finished` also seal the files of states that the run has then, one by one.
 Requests and the end seal the configuration, the environment and the command that the run was started with, too.
 Where a run is repeated from its beginning, since no checkpoint of it is whole, `begun again` stands before what is current from there on.
 """

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from cl_framework.assembly import assemble, make_benchmark
-from cl_framework.checkpoint import CheckpointStore, damage
+from cl_framework.checkpoint import CheckpointStore, damage, files_of_states, load_state
 from cl_framework.config import load_experiment
 from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.history import History, key_of
 from cl_framework.learner import Learner
-from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
+from cl_framework.records import EVENTS, PARTIAL, RECORDS, Row, RunDirectory, read_json
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.summary import summary_of, text_of_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
@@ -227,17 +227,49 @@ def _when(seal: Row) -> str:
 
 def _no_older_state(evidence: _Evidence) -> str:
     last = evidence.done[-1]
-    folder = evidence.directory.checkpoints
-    count = 0
-    for path in folder.rglob("*.pt"):
+    halves = evidence.directory.status != "done"  # what a killed process leaves half-written goes with the next resume
+    files = [path for path in files_of_states(evidence.directory.path) if not (halves and path.name.endswith(PARTIAL))]
+    own = _own_states(evidence)
+    for path in files:
+        if path not in own:
+            raise FrameworkError(f"{path} may hold a model, and is no state that this run has written. Remove it, or keep it elsewhere.")
         if damage(path) is not None:
             raise FrameworkError(f"{path} is damaged, or no checkpoint of this run.")
-        count += 1
-        if path.parent == folder:
-            position = torch.load(path, map_location="cpu", weights_only=True)["position"]
-            if position["event_index"] <= last["event_index"]:
-                raise FrameworkError(f"{path} is from before {last['event']}: what was unlearned can be resumed from it.")
-    return f"{count} files of states, all from after {last['event']} or of a history without it"
+        if path.parent == evidence.directory.checkpoints and load_state(path)["position"]["event_index"] <= last["event_index"]:
+            raise FrameworkError(f"{path} is from before {last['event']}: what was unlearned can be resumed from it.")
+    return f"{len(files)} files of states, all from after {last['event']} or of a history without it"
+
+
+def _own_states(evidence: _Evidence) -> set[Path]:
+    """What lies where the run keeps its states, under such a name."""
+    folder = evidence.directory.checkpoints
+    return {*CheckpointStore(folder).paths(), *History(folder / "history").paths()}
+
+
+def _states_as_written(evidence: _Evidence) -> str:
+    """Files of states are those of the last seal; a run that is not finished may have written later ones since."""
+    seal = [entry for entry in evidence.entries if entry["kind"] in (DONE, FINISHED)][-1]
+    if "states" not in seal:
+        raise _NotRun("the record was written by a version that did not seal them")
+    folder, sealed = evidence.directory.path, seal["states"]
+    since = []
+    for path in sorted(_own_states(evidence)):
+        place = str(path.relative_to(folder))
+        if place in sealed and file_digest(path) != sealed[place]:
+            raise FrameworkError(f"{path} was changed after {_when(seal)}.")
+        if place not in sealed:
+            since.append(path)
+    last = max((_serial(Path(place)) for place in sealed), default="")
+    wrong = [path for path in since if evidence.directory.status == "done" or "" < _serial(path) <= last]
+    if wrong:
+        raise FrameworkError(f"{wrong[0]} is none of the states that the run had at {_when(seal)}: it was put there, or replaced.")
+    told = f"{len(sealed)} sealed at {_when(seal)}"
+    return f"{told}; {len(since)} written since, to be sealed when the run is finished" if since else told
+
+
+def _serial(path: Path) -> str:
+    """The number of a checkpoint, which counts up; "" of a kept state."""
+    return "" if path.parent.name == "history" else path.name.partition("-")[0]
 
 
 def _purged(evidence: _Evidence) -> str:
@@ -346,6 +378,7 @@ CHECKS: dict[str, Callable[[_Evidence], str]] = {
     "configuration, environment and command are as they were": _started_so,
     "records and events are as they were": _rows_untouched,
     "no older state remains": _no_older_state,
+    "files of states are as they were": _states_as_written,
     "what was purged is gone": _purged,
     "the state is the one recorded": _state,
     "no state descends from what was unlearned": _ancestry,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +33,7 @@ from tests.unit.deletion_runs import (
     halve_the_last_line,
     killed_at_its_end,
     remove_record,
+    sealed_anew,
 )
 
 
@@ -131,7 +134,7 @@ def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
 
 def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     findings = verify(rewound)
-    assert len(findings) == 11 and {finding.verdict for finding in findings[:-1]} == {PASS}
+    assert len(findings) == 12 and {finding.verdict for finding in findings[:-1]} == {PASS}
     assert findings[-1].verdict == NOT_RUN and f"`clu audit {rewound}` makes one" in findings[-1].why
     assert main(["verify", str(rewound)]) == 0
     assert "every Unlearn is recorded" in capsys.readouterr().out
@@ -209,9 +212,6 @@ def hidden_samples_of_a_blurred_task(path: Path) -> None:
 
 
 def older_checkpoint(path: Path) -> None:
-    import hashlib
-    import io
-
     newest = sorted((path / "ckpt").glob("*.pt"))[-1]
     state = torch.load(newest, weights_only=True)
     state["position"]["event_index"] = 2
@@ -219,6 +219,28 @@ def older_checkpoint(path: Path) -> None:
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
     (path / "ckpt" / f"000000-000000010-{digest}.pt").write_bytes(buffer.getvalue())
+
+
+def another_content(path: Path) -> None:
+    """The weights of before in the newest checkpoint, under the name that its new digest gives it."""
+    newest = sorted((path / "ckpt").glob("*.pt"))[-1]
+    state = torch.load(newest, weights_only=True)
+    state["learner"]["model"] = {name: value * 2 for name, value in state["learner"]["model"].items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    newest.unlink()
+    newest.with_name(f"{newest.stem.rpartition('-')[0]}-{digest}.pt").write_bytes(buffer.getvalue())
+
+
+def copied_to(place: str, **how: Any) -> Callable[[Path], None]:
+    """A state of some other run at a place in this one, as torch writes it."""
+
+    def copy(path: Path) -> None:
+        (path / place).parent.mkdir(exist_ok=True)
+        torch.save({"weight": torch.arange(9.0)}, path / place, **how)
+
+    return copy
 
 
 def purged_again(path: Path) -> None:
@@ -252,6 +274,7 @@ def appended(name: str) -> Callable[[Path], None]:
     return edited(name, lambda text: text + text.splitlines(keepends=True)[-1])
 
 
+OLDER, STATES = "no older state remains", "files of states are as they were"
 RECORDED, ROWS, FIGURES = "every Unlearn is recorded", "records and events are as they were", "the figures follow from the records"
 STARTED, AUDITS = "configuration, environment and command are as they were", "audits are as they were written"
 HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
@@ -261,6 +284,11 @@ HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "end of the record cut": (cut_record(1), "every Unlearn is recorded", "its last lines were cut"),
     "kept state of another history": (state_that_knew, "no state descends from what was unlearned", "a history that showed what"),
     "older checkpoint": (older_checkpoint, "no older state remains", "what was unlearned can be resumed from it"),
+    "content replaced under a valid name": (another_content, STATES, "is none of the states that the run had at the end of the run"),
+    "model elsewhere": (copied_to("best/model.pt"), OLDER, "best/model.pt may hold a model, and is no state that this run has written"),
+    "model under another name": (copied_to("ckpt/model.bak"), OLDER, "model.bak may hold a model, and is no state that this run"),
+    "model without a suffix": (copied_to("plots/curve"), OLDER, "plots/curve may hold a model, and is no state that this run"),
+    "model in the old form": (copied_to("notes", _use_new_zipfile_serialization=False), OLDER, "notes may hold a model, and is no state"),
     "purged file back": (purged_again, "what was purged is gone", "was purged, and is there again"),
     "checkpoint changed": (other_state, "no older state remains", "is damaged"),
     "figures edited": (better_figures, "the figures follow from the records", "unlearning does not follow from the records"),
@@ -314,6 +342,42 @@ def test_verify_finds_each_edit(harm: str, rewound: Path, tmp_path: Path) -> Non
     found = failures(path)
     assert why in found[claim], found
     assert main(["verify", str(path)]) == 1
+
+
+def test_other_files_in_the_folder_are_not_taken_for_states(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    (path / "notes.txt").write_bytes(b"PK\x03\x04 is how archives begin")
+    (path / "figures.npz").write_bytes(b"PK\x03\x04" + b"figures.npy" * 9)
+    assert failures(path) == {}
+
+
+def test_states_written_after_a_request_are_fine_and_sealed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 L1 U0 L2 L0")
+    (path / "ckpt" / ".000009-1-2.pt.x.partial").write_bytes(b"half")
+    found = {finding.claim: finding for finding in verify(path)}
+    assert failures(path) == {} and "written since, to be sealed when the run is finished" in found[STATES].why
+    resume(path)
+    found = {finding.claim: finding for finding in verify(path)}
+    assert failures(path) == {} and found[STATES].why.endswith("sealed at the end of the run")
+    (path / "ckpt" / ".000009-1-2.pt.x.partial").write_bytes(b"half")
+    assert "may hold a model" in failures(path)[OLDER], "in a finished run nobody is writing"
+
+
+def test_a_state_of_before_is_found_in_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 U0")
+    assert failures(path) == {}
+    another_content(path)
+    assert "is none of the states that the run had at the end of U0" in failures(path)[STATES]
+
+
+def test_a_record_without_seals_of_states_is_checked_for_the_rest(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    sealed_anew(path, lambda entry: {key: value for key, value in entry.items() if key not in ("states", "held", "removed")})
+    found = {finding.claim: finding for finding in verify(path)}
+    assert failures(path) == {}
+    assert (found[STATES].verdict, found[STATES].why) == (NOT_RUN, "the record was written by a version that did not seal them")
+    copied_to("best/model.pt")(path)
+    assert "may hold a model" in failures(path)[OLDER]
 
 
 @pytest.mark.parametrize("harm", ["last line halved", "record removed"])
