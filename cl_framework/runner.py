@@ -123,7 +123,7 @@ def resume(
         check_same(experiment, state, directory)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
-            check_complete(directory, _begun(state, learner.stream))
+            check_complete(directory, _begun(state, learner.stream), {} if state is None else state["lengths"])
             for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
             directory.unmark_failed()

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import Row, RunDirectory, append_rows, read_rows
+from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, read_rows
 
 LOG = "log.jsonl"
 STARTED_WITH = ("config.yaml", "env.json", "command.txt")  # what a run writes at its start and never again
 _COLUMNS = {"kind": str, "event_index": int, "event": str, "previous": str, "hash": str}  # what every line has
+SEALED_ROWS = {RECORDS: "records", EVENTS: "events"}  # files of rows, and the columns of a line that seal them
 REQUESTED, DONE = "requested", "done"
 BEGUN_AGAIN, FINISHED, AUDITED = "begun again", "finished", "audited"  # of the run, not of a request
 FIRST = "0" * 64  # what stands for the hash before the first line
@@ -130,6 +131,7 @@ class DeletionLog:
             os.truncate(self.path, data.rfind(b"\n") + 1)
 
 
+_RESTORE_ROWS = "Restore it as it was, or start the run anew with again=true."
 _RESTORE = f"Restore deletion/{LOG} as it was, or start the run anew with again=true."
 
 
@@ -138,7 +140,40 @@ def unlearned_in(events: Sequence[Row]) -> dict[int, str]:
     return {row["event_index"]: row["event"] for row in events if row["event"].startswith("U")}
 
 
-def check_complete(directory: RunDirectory, begun: Sequence[Row] | None = None) -> None:
+def check_complete(directory: RunDirectory, begun: Sequence[Row] | None = None, lengths: Mapping[str, int] | None = None) -> None:
+    """Raise BrokenChain unless the record of a run holds all that was unlearned (`check_recorded`) and its rows are as they were sealed.
+
+    `lengths`, of the files of rows, are those that the checkpoint of a run about to be resumed counts on: where it lies before the end
+    that was sealed last, rows after it are made again, and that seal holds no longer.
+    """
+    check_recorded(directory, begun)
+    seals = [entry for entry in DeletionLog(directory.path / "deletion").current() if entry["kind"] in (DONE, FINISHED)]
+    ends = [entry for entry in seals if entry["kind"] == FINISHED][-1:]
+    newest = max((path.name for path in directory.checkpoints.glob("*-*-*.pt")), default="")
+    if directory.status != "done" and ends:
+        same = lengths == {name: ends[0][key]["bytes"] for name, key in SEALED_ROWS.items()}
+        ends = ends if same and f"ckpt/{newest}" in ends[0].get("states", ()) else []
+    for seal in [entry for entry in seals if entry["kind"] == DONE] + ends:
+        check_rows(directory, seal)
+
+
+def check_rows(directory: RunDirectory, seal: Row) -> None:
+    """Raise BrokenChain if rows were changed, or put in or taken out, in what came before a `done` or `finished` entry; at the end of a
+    run nothing may come after, either."""
+    for name, key in SEALED_ROWS.items():
+        file = directory.path / name
+        if digest_of_rows(file, seal[key]["bytes"]) != seal[key]:
+            raise BrokenChain(f"{file} was changed in what came before {when(seal)}. {_RESTORE_ROWS}")
+        if seal["kind"] == FINISHED and file.stat().st_size > seal[key]["bytes"]:
+            raise BrokenChain(f"{file} goes on after the end of the run: something was appended to it. {_RESTORE_ROWS}")
+
+
+def when(seal: Row) -> str:
+    """What a `done` or `finished` entry stands at the end of."""
+    return "the end of the run" if seal["kind"] == FINISHED else f"the end of {seal['event']}"
+
+
+def check_recorded(directory: RunDirectory, begun: Sequence[Row] | None = None) -> None:
     """Raise BrokenChain unless the deletion record holds the request and the end of every Unlearn that the run has done.
 
     A finished run's record must say that it is finished, too. `begun` are the events, as rows, that the checkpoint of a run about to be

@@ -27,7 +27,7 @@ from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.history import History, key_of
 from cl_framework.learner import Learner
-from cl_framework.records import EVENTS, PARTIAL, RECORDS, Row, RunDirectory, read_json
+from cl_framework.records import PARTIAL, Row, RunDirectory, read_json
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.summary import summary_of, text_of_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
@@ -39,10 +39,11 @@ from cl_framework.unlearning.deletion import (
     STARTED_WITH,
     BrokenChain,
     DeletionLog,
-    check_complete,
-    digest_of_rows,
+    check_recorded,
+    check_rows,
     file_digest,
     unlearned_in,
+    when,
 )
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
@@ -183,7 +184,7 @@ def _whole(evidence: _Evidence) -> str:
 
 
 def _all_recorded(evidence: _Evidence) -> str:
-    check_complete(evidence.directory)
+    check_recorded(evidence.directory)
     wanted = unlearned_in(evidence.events)
     invented = [entry for entry in evidence.done if wanted.get(entry["event_index"]) != entry["event"]]
     if invented:
@@ -212,17 +213,8 @@ def _config_untouched(evidence: _Evidence) -> None:
 def _rows_untouched(evidence: _Evidence) -> str:
     seals = [*evidence.done, *evidence.ends[-1:]]
     for seal in seals:
-        for name, key in ((RECORDS, "records"), (EVENTS, "events")):
-            file = evidence.directory.path / name
-            if digest_of_rows(file, seal[key]["bytes"]) != seal[key]:
-                raise FrameworkError(f"{file} was changed in what came before {_when(seal)}.")
-            if seal["kind"] == FINISHED and file.stat().st_size > seal[key]["bytes"]:
-                raise FrameworkError(f"{file} goes on after the end of the run: something was appended to it.")
-    return f"up to {_when(seals[-1])}"
-
-
-def _when(seal: Row) -> str:
-    return "the end of the run" if seal["kind"] == FINISHED else f"the end of {seal['event']}"
+        check_rows(evidence.directory, seal)
+    return f"up to {when(seals[-1])}"
 
 
 def _no_older_state(evidence: _Evidence) -> str:
@@ -256,14 +248,14 @@ def _states_as_written(evidence: _Evidence) -> str:
     for path in sorted(_own_states(evidence)):
         place = str(path.relative_to(folder))
         if place in sealed and file_digest(path) != sealed[place]:
-            raise FrameworkError(f"{path} was changed after {_when(seal)}.")
+            raise FrameworkError(f"{path} was changed after {when(seal)}.")
         if place not in sealed:
             since.append(path)
     last = max((_serial(Path(place)) for place in sealed), default="")
     wrong = [path for path in since if evidence.directory.status == "done" or "" < _serial(path) <= last]
     if wrong:
-        raise FrameworkError(f"{wrong[0]} is none of the states that the run had at {_when(seal)}: it was put there, or replaced.")
-    told = f"{len(sealed)} sealed at {_when(seal)}"
+        raise FrameworkError(f"{wrong[0]} is none of the states that the run had at {when(seal)}: it was put there, or replaced.")
+    told = f"{len(sealed)} sealed at {when(seal)}"
     return f"{told}; {len(since)} written since, to be sealed when the run is finished" if since else told
 
 
@@ -285,7 +277,7 @@ def _state(evidence: _Evidence) -> str:
     if seal["kind"] == DONE and last["event_index"] != seal["event_index"]:
         raise _NotRun(f"{last['event']} came after {seal['event']} and moved the state on, and the run is not finished")
     if digest_of(evidence.state["learner"]) != seal["state_after"]:
-        raise FrameworkError(f"the newest checkpoint is not the state at {_when(seal)}: its digest differs.")
+        raise FrameworkError(f"the newest checkpoint is not the state at {when(seal)}: its digest differs.")
     return f"digest {seal['state_after'][:16]}"
 
 
