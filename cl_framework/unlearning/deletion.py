@@ -27,6 +27,22 @@ LOG = "log.jsonl"
 STARTED_WITH = ("config.yaml", "env.json", "command.txt")  # what a run writes at its start and never again
 _COLUMNS = {"kind": str, "event_index": int, "event": str, "previous": str, "hash": str}  # what every line has
 SEALED_ROWS = {RECORDS: "records", EVENTS: "events"}  # files of rows, and the columns of a line that seal them
+_ROWS = {"bytes": int, "sha256": str}
+_CONTENT: dict[str, dict[str, Any]] = {  # what the lines of a kind hold, and every check relies on; a mapping where that holds more
+    "requested": {"ids_sha256": str},
+    "done": {
+        "state_after": str,
+        "purged": list,
+        "contains": list,
+        "guarantee_achieved": str,
+        "canaries": {"searched": int},
+        "records": _ROWS,
+        "events": _ROWS,
+    },
+    "finished": {"state_after": str, "records": _ROWS, "events": _ROWS},
+    "audited": {"file": str, "sha256": str},
+}
+_LATER: dict[str, Any] = {"states": {}, "held": {}, "removed": list}  # where they are there: earlier versions did not write them
 REQUESTED, DONE = "requested", "done"
 BEGUN_AGAIN, FINISHED, AUDITED = "begun again", "finished", "audited"  # of the run, not of a request
 FIRST = "0" * 64  # what stands for the hash before the first line
@@ -68,6 +84,30 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
         else:
             open_request = None
+
+
+def check_content(entries: Sequence[Row], path: Path) -> None:
+    """Raise BrokenChain, naming the line and the column, if an entry lacks what its kind holds, or has something else in its place."""
+    for number, entry in enumerate(entries, start=1):
+        known = _CONTENT.get(entry["kind"], {}) | {name: kind for name, kind in _LATER.items() if name in entry}
+        if "started_with" in entry:
+            known["started_with"] = dict.fromkeys(STARTED_WITH, str | None)
+        wrong = _misfit(entry, known)
+        if wrong:
+            raise BrokenChain(
+                f"{path} was sealed anew: line {number} ({entry['kind']}) has no {wrong} as this package writes it. {_RESTORE}"
+            )
+
+
+def _misfit(row: Row, known: Mapping[str, Any]) -> str | None:
+    """The first of the known columns that is missing or of another type, if there is one."""
+    for name, kind in known.items():
+        inner = isinstance(kind, Mapping)
+        if name not in row or not isinstance(row[name], dict if inner else kind):
+            return name
+        if inner and (wrong := _misfit(row[name], kind)):
+            return f"{name}.{wrong}"
+    return None
 
 
 def of_requests(entries: Sequence[Row]) -> list[Row]:
@@ -180,6 +220,7 @@ def check_recorded(directory: RunDirectory, begun: Sequence[Row] | None = None) 
     resumed knows of: a request may then stand open, if it is the last of all events. That the resume finishes.
     """
     log = DeletionLog(directory.path / "deletion")
+    check_content(log.entries(), log.path)
     recorded, standing, finished = log.done(), log.open_request(), directory.status == "done"
     events = [*directory.events(), *(begun or ())]
     open_index = -1 if standing is None else standing["event_index"]

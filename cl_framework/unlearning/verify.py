@@ -39,6 +39,7 @@ from cl_framework.unlearning.deletion import (
     STARTED_WITH,
     BrokenChain,
     DeletionLog,
+    check_content,
     check_recorded,
     check_rows,
     file_digest,
@@ -176,6 +177,7 @@ def _whole(evidence: _Evidence) -> str:
     if log.half_written:
         again = f"clu audit {run.path} --again" if run.status == "done" else f"clu resume {run.path}"
         raise BrokenChain(f"{log.path} ends in half a line: it was cut, or its writer was killed. If so, `{again}` writes it again.")
+    check_content(evidence.whole, log.path)
     if evidence.head is None:
         return said
     if evidence.head not in {entry["hash"] for entry in evidence.whole}:

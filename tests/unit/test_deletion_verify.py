@@ -380,6 +380,44 @@ def test_a_record_without_seals_of_states_is_checked_for_the_rest(rewound: Path,
     assert "may hold a model" in failures(path)[OLDER]
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "put"),
+    [
+        ("done", "records", None),
+        ("done", "records", {"bytes": "all"}),
+        ("done", "canaries", None),
+        ("done", "canaries", {}),
+        ("done", "purged", None),
+        ("done", "contains", None),
+        ("done", "contains", "nothing"),
+        ("done", "state_after", None),
+        ("done", "states", []),
+        ("finished", "events", None),
+        ("finished", "started_with", {}),
+        ("requested", "ids_sha256", None),
+    ],
+)
+def test_a_line_without_what_its_kind_holds_is_told_in_a_sentence(
+    kind: str, column: str, put: Any, rewound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(rewound, tmp_path)
+    sealed_anew(path, lambda entry: entry)
+    assert failures(path) == {}, "sealed anew without a change it is the same"
+
+    def change(entry: dict[str, Any]) -> dict[str, Any]:
+        rest = {name: value for name, value in entry.items() if name != column or entry["kind"] != kind}
+        return rest if put is None or entry["kind"] != kind else rest | {column: put}
+
+    sealed_anew(path, change)
+    found = failures(path)
+    assert list(found) == ["the record is whole"] and f" ({kind}) has no {column}" in found["the record is whole"]
+    assert main(["verify", str(path)]) == 1
+    for command in (["audit", "--tier", "fast"], ["report"], ["resume"]):
+        capsys.readouterr()
+        assert main([command[0], str(path), *command[1:]]) in (1, 2)
+        assert f" ({kind}) has no {column}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("harm", ["last line halved", "record removed"])
 def test_without_a_whole_record_nothing_else_is_claimed(harm: str, rewound: Path, tmp_path: Path) -> None:
     path = copy_of(rewound, tmp_path)
