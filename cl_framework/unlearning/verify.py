@@ -49,6 +49,8 @@ from cl_framework.unlearning.deletion import (
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
+NOTHING_GONE = "all that was unlearned was learned again"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -343,9 +345,11 @@ def _samples(evidence: _Evidence) -> str:
         found = artefacts_on_disk(evidence.directory.path, canaries)
         if found:
             raise FrameworkError(f"{evidence.directory.path / found[0]} holds samples that {event} unlearned.")
+    if not evidence.gone:
+        raise _NotRun(NOTHING_GONE)
     searched = sum(canaries.searched for *_, canaries in evidence.gone)
     if not searched:
-        raise _NotRun("the samples have no unmistakable bytes, or were learned again")
+        raise _NotRun("the samples have no unmistakable bytes")
     return f"{searched} samples searched for, byte by byte"
 
 
@@ -381,6 +385,24 @@ CHECKS: dict[str, Callable[[_Evidence], str]] = {
     "audits are as they were written": _audits,
 }
 GROUND = ("the record is whole", "every Unlearn is recorded")  # where one of them fails, the others are not asked
+
+
+CENTRAL = ("no state descends from what was unlearned", "no sample is left in the run's files")  # what a record is there for
+
+
+def unchecked(findings: Sequence[Finding]) -> str:
+    """How many claims were not checked, which and why, in a sentence; "" if there is none."""
+    left: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.verdict == NOT_RUN:
+            left.setdefault(finding.why, []).append(finding.claim)
+    told = "; ".join(f"{', '.join(claims)} ({why})" for why, claims in left.items())
+    return f"not checked: {sum(map(len, left.values()))} of {len(findings)} claims: {told}." if left else ""
+
+
+def central_claims_stand_open(findings: Sequence[Finding]) -> bool:
+    """Whether one of the claims that a record is there for was not checked, though there is something to check."""
+    return any(finding.verdict == NOT_RUN and finding.claim in CENTRAL and finding.why != NOTHING_GONE for finding in findings)
 
 
 def shown(findings: Sequence[Finding]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, resume, run
+from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, registry, resume, run
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.cli import main
 from cl_framework.config import load_experiment
@@ -517,7 +517,7 @@ def test_ids_in_place_of_samples_are_found_out(forgets: bool, tmp_path: Path, mo
     assert found == ({} if forgets else {"no state descends from what was unlearned": told})
 
 
-def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path) -> None:
+def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_benchmark(experiment_of({}, tmp_path, benchmark=IMAGES))
     settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64}
     path = run(experiment_of({"rewind": {}}, tmp_path, **settings), benchmark=data).path
@@ -525,6 +525,34 @@ def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path) -> None:
     for claim in ("no state descends from what was unlearned", "no sample is left in the run's files"):
         assert found[claim].verdict == NOT_RUN and "was given as an object, which a file cannot hold" in found[claim].why
     assert failures(path) == {}
+    assert main(["verify", str(path)]) == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("not checked: 3 of 12 claims: ") and "given as an object" in last and "`clu audit" in last
+
+
+def test_what_was_learned_again_leaves_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished(tmp_path, stream="L0 L1 U0 L0")
+    assert main(["verify", str(path)]) == 0
+    assert "no sample is left in the run's files (all that was unlearned was learned again)" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_plug_in_that_is_missing_leaves_the_central_claims_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished(tmp_path, "fake_lister", "L0 L1 U0 L0")
+    assert main(["verify", str(path)]) == 0
+    registry.strategies.remove("fake_lister")
+    try:
+        assert main(["verify", str(path)]) == 3
+        last = capsys.readouterr().out.splitlines()[-1]
+    finally:
+        registry.strategies.add("fake_lister", Lister)
+    assert last.startswith("not checked: 3 of 12 claims: ") and "fake_lister" in last
+
+
+def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit code: 0 if all holds, 1 if a claim does not, 2 if there is nothing to verify, and 3 if none fails, but" in said
 
 
 def test_in_a_blurred_stream_the_samples_searched_for_are_those_that_were_shown(tmp_path: Path) -> None:
