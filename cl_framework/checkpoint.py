@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cl_framework.errors import FrameworkError
 from cl_framework.records import atomic_write
 
 KEPT = 2  # so that a damaged one leaves the one before
@@ -62,6 +63,34 @@ class CheckpointStore:
         for place, text in enumerate(damaged):
             warn(f"{text}; {instead}." if place == len(damaged) - 1 else f"{text}.")
         return None if whole is None else torch.load(whole, map_location="cpu", weights_only=True)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state in a file, its tensors on the host. FrameworkError if it holds none."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # what torch raises of other content has no common kind
+        raise FrameworkError(f"{path} holds no state: {str(error).partition(chr(10))[0]}") from error
+
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # what files of weights are called
+_STARTS = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"PK\x03\x04")  # of torch's files: the old form, and an archive
+_INSIDE = b"/data.pkl"  # the name of such an archive's first member ends so
+
+
+def files_of_states(folder: Path) -> list[Path]:
+    """The files below `folder` that may hold a model, by their name or by how they begin, and all that lie where checkpoints do."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in files if path.suffix.lower() in _SUFFIXES or folder / "ckpt" in path.parents or _begins_like_one(path)]
+
+
+def _begins_like_one(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return False
+    return start.startswith(_STARTS[0]) or (start.startswith(_STARTS[1]) and _INSIDE in start)
 
 
 def damage(path: Path) -> str | None:

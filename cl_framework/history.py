@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cl_framework.checkpoint import damage
+from cl_framework.checkpoint import damage, load_state
 from cl_framework.records import atomic_write
 from cl_framework.stream import Learn, Stream, TaskId
 
@@ -95,6 +95,12 @@ class History:
 
     def paths(self) -> Iterable[Path]:
         return sorted(self.folder.glob("*-*-*.pt"))
+
+    def states(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every state whose file is whole, with the file."""
+        for path in self.paths():
+            if damage(path) is None:
+                yield path, load_state(path)
 
     def _path(self, count: int, key: str) -> Path | None:
         """The whole file of a state, if there is one; a damaged one is as good as none."""

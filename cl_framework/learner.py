@@ -115,6 +115,12 @@ class Learner:
         """The samples that an Unlearn names."""
         return Forgotten(event, requested_ids(event, self.benchmark, self._training_ids[event.task]))
 
+    def is_exact(self, event: Unlearn) -> bool:
+        """Whether the stack unlearns `event` exactly in this run."""
+        optimizer = self.run.optimizer
+        has_moments = optimizer.name != "sgd" or optimizer.momentum > 0
+        return self.stack.is_exact(event, keeps_moments=optimizer.reset == "never" and has_moments)
+
     # --- phases ---
 
     def learn_phase(self, event: Learn) -> Phase:

@@ -55,7 +55,7 @@ _COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of
         "peak_rss_mib": (int, float),
     },
 }
-_PARTIAL = ".partial"  # ends the name of a file that is still being written
+PARTIAL = ".partial"  # ends the name of a file that is still being written
 _WRITTEN_BY_A_RUN = (  # in the order in which `clear` removes them: stopped anywhere, it leaves a run that can be resumed or cleared
     "DONE",
     "FAILED",
@@ -81,7 +81,7 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
@@ -212,7 +212,7 @@ class RunDirectory:
             except BlockingIOError as error:
                 raise ConfigurationError(f"{self.path} is being run by another process. Wait for it or stop it.") from error
             for folder in (self.path, self.checkpoints, self.checkpoints / "history", self.plots):
-                for partial in folder.glob(f".*{_PARTIAL}"):
+                for partial in folder.glob(f".*{PARTIAL}"):
                     partial.unlink(missing_ok=True)
             yield
 

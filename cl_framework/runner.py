@@ -32,7 +32,7 @@ from cl_framework.representation import probed
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.summary import rebuild_summary
-from cl_framework.unlearning.ancestry import Ancestry, Movements
+from cl_framework.unlearning.ancestry import Ancestry, Movements, Values
 from cl_framework.unlearning.certificate import Certifier
 from cl_framework.unlearning.deletion import check_complete
 from cl_framework.unlearning.fast import ROUNDED_METRIC, retained_after, split_of
@@ -123,7 +123,7 @@ def resume(
         check_same(experiment, state, directory)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
-            check_complete(directory, _begun(state, learner.stream))
+            check_complete(directory, _begun(state, learner.stream), {} if state is None else state["lengths"])
             for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
             directory.unmark_failed()
@@ -226,6 +226,7 @@ class Runner:
             self.directory.cut_back(state["lengths"])
             self.certifier.ancestry = Ancestry(state.get("ancestry"))
             self.certifier.movements = Movements(state.get("movements"))
+            self.certifier.values = Values(state.get("values"))
             self.learner.load_state_dict(state["learner"])
             first = state["position"]["event_index"]
             self.learner.position.stream_step = state["position"]["stream_step"]
@@ -353,6 +354,7 @@ class Runner:
             "lengths": self.directory.lengths(),
             "ancestry": self.certifier.ancestry.born,
             "movements": self.certifier.movements.state_dict(),
+            "values": self.certifier.values.born,
         }
         dropped = self.store.save(state, position.stream_step, replace_all=replace_all)
         self._last_checkpoint = time.monotonic()

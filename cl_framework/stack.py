@@ -124,16 +124,17 @@ class Stack:
         names = " and ".join(f"strategies.{member.slot}" for member in able)
         raise ConfigurationError(f"stream: event {event} could be answered by {names}; keep one of them.")
 
-    def is_exact(self, event: Unlearn) -> bool:
-        """Whether `event` is unlearned exactly in this stack.
+    def is_exact(self, event: Unlearn, *, keeps_moments: bool = False) -> bool:
+        """Whether `event` is unlearned exactly in this stack; `keeps_moments`: the optimizer's state lives on from event to event.
 
         An exact unlearner is so by itself. Beside it, what a memory, a penalty or a plan shows of one task moves how another is learned,
-        and that stays: unless the unlearner lives through the rest again, or the model is not trained at all.
+        and so does a rate that goes by what came before, or by what is the last to come; an answer drops the moments of all tasks. That
+        stays: unless the unlearner lives through the rest again, or the model is not trained at all.
         """
         own = self.unlearner_of(event)
         traits = own.strategy.traits
-        others = [member.strategy.traits for member in self.members if member is not own]
-        apart = not any(other.stores_data or other.consolidates or other.reads_past_data for other in others)
+        others = [member for member in self.members if member is not own]
+        apart = not (keeps_moments or any(_moves_other_tasks(other) for other in others))
         return traits.exact and (traits.replays or traits.inner_calls == "never" or apart)
 
     def _check_unlearner(self, member: Member, event: Unlearn) -> None:
@@ -368,6 +369,13 @@ class PhaseStack:
     def commit(self, batch: Batch, output: Output) -> None:
         for _, strategy, context in self.commits:
             strategy.commit(batch, output, context)
+
+
+def _moves_other_tasks(member: Member) -> bool:
+    """Whether what a strategy has met of one task can move how another is learned."""
+    traits = member.strategy.traits
+    goes_by_the_past = {"rate", "state_dict"} <= member.seams and not traits.steady_rate
+    return traits.stores_data or traits.consolidates or traits.reads_past_data or traits.looks_ahead or goes_by_the_past
 
 
 def owned(phase: Phase, slot: str) -> Phase:

@@ -25,6 +25,7 @@ class Traits:
     looks_ahead: bool = False  # asks whether a Learn is the stream's last
     stores_data: bool = False  # keeps samples or what is derived from single samples
     stores_with: Mapping[str, Any] | None = None  # settings at which it does, where it does not at its defaults
+    steady_rate: bool = False  # its `rate` is the same whatever was learned before, though it keeps a state
     keeps: str | None = None  # what its plan keeps: "steps", "epochs" or None
     inner_calls: str = "once"  # how often its step calls inward: "once", "many" or "never"
     replaces_task_term: bool = False  # `loss` returns a term named "task" in place of the framework's

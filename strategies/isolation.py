@@ -9,7 +9,9 @@ Differs: the task of a row is known, not inferred. Every copy starts from the sa
     again after it was unlearned is learned as the first time.
 Interacts: nothing is shared but a frozen body (part=head: a pretrained backbone, or an untrained one), so tasks neither help nor harm one
     another. Exact by itself; beside a memory, a penalty or a plan that shows earlier tasks it is not, since these change how much the
-    rows of a new task weigh, and the deletion record then says approximate.
+    rows of a new task weigh, nor beside a learning rate that goes by what was learned before (`infinite_rate`, `rewarm` with
+    start=current), nor with moments that outlive an event (`optimizer.reset=never`), which an answer drops for all tasks: the deletion
+    record then says approximate.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cl_framework import Context, Learn, Phase, Strategy, Traits, check_choice, check_range, register
@@ -51,6 +51,7 @@ class Rewarm(Strategy):
 
     def __init__(self, config: RewarmConfig) -> None:
         super().__init__(config)
+        self.traits = replace(self.traits, steady_rate=config.start == "zero")
         self._decayed = False  # whether a task has ended
 
     def rate(self, step: int, steps: int, context: Context) -> float:

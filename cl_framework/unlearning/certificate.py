@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cl_framework.checkpoint import CheckpointStore, files_of_states
 from cl_framework.digests import digest_of
 from cl_framework.evaluation import evenly
 from cl_framework.history import History
 from cl_framework.learner import Learner
 from cl_framework.records import EVENTS, RECORDS, RunDirectory
 from cl_framework.stream import Unlearn
-from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, Values, known_since, removed, still_there
 from cl_framework.unlearning.deletion import (
     BEGUN_AGAIN,
     DONE,
@@ -26,6 +27,7 @@ from cl_framework.unlearning.deletion import (
     digest_of_rows,
     file_digest,
 )
+from cl_framework.unlearning.samples import Samples, kept_of, samples_in_memory
 from cl_framework.unlearning.shadow import MOST, Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 CLEAN, TREATED, CONTAINS, REMOVED = "clean", "treated", "contains", "removed"
@@ -45,6 +47,7 @@ class Certifier:
         self.log = DeletionLog(directory.path / "deletion")
         self.ancestry = Ancestry()
         self.movements = Movements()
+        self.values = Values()
         self._watches = any(isinstance(event, Unlearn) for event in learner.stream.events)
 
     def note(self, index: int) -> None:
@@ -53,6 +56,7 @@ class Certifier:
             state = self.learner.state_dict()
             self.ancestry.note(index, state)
             self.movements.note(index, state["model"])
+            self.values.note(index, state)
 
     def begin_again(self) -> None:
         """At the start of a run: what its record says of an earlier walk, of which no checkpoint is whole, holds no longer."""
@@ -67,7 +71,7 @@ class Certifier:
             return
         member = self.learner.stack.unlearner_of(event)
         traits = member.strategy.traits
-        ids = self.learner.forgotten(event).ids
+        ids, state = self.learner.forgotten(event).ids, self.learner.state_dict()
         self.log.append(
             REQUESTED,
             {
@@ -79,7 +83,8 @@ class Certifier:
                 "strategy": member.slot,
                 "guarantee_declared": "exact" if traits.exact else "approximate",
                 "reads": sorted(traits.unlearning_reads),
-                "state_before": digest_of(self.learner.state_dict()),
+                "state_before": digest_of(state),
+                "held": self._held(index, event, state),
                 "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
                 "started_with": self._started_with(),
             },
@@ -92,13 +97,20 @@ class Certifier:
         assert standing is not None and standing["event_index"] == index
         canaries = self._canaries(event)
         state = self.learner.state_dict()
-        named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
-        found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
+        ids = self.learner.forgotten(event).ids
+        kept = kept_of(self.learner, index, ids, state)
+        held = {*artefacts_in_memory(state, canaries), *samples_in_memory(state, Samples(self.learner, ids, alike=False), kept, "memory")}
+        named = places_that_name(ids, state["strategies"], "memory.strategies")
+        found = [*sorted(held), *named, *artefacts_on_disk(self.directory.path, canaries)]
         found += self._kept_that_knew(index)
-        exact = self.learner.stack.is_exact(event)
-        if not exact:
-            since = known_since(self.learner.stream, index)
-            found += self.ancestry.older(since, index, state, "memory")
+        found += [place for place in self._strangers() if place not in found]
+        exact, since = self.learner.is_exact(event), known_since(self.learner.stream, index)
+        gone_values = removed(standing.get("held", {}), state) if exact else []
+        if exact:
+            found += [f"{place} (what the request took away)" for place in self._still_there(gone_values, state, found)]
+        else:
+            found += self.ancestry.older(since, index, state, "memory", kept)
+        if not (exact and self.learner.stack.unlearner_of(event).strategy.traits.replays):  # a replay starts from older weights
             untreated = self.movements.untreated(since, index, event.task, self.learner.model)
             found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]
         there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
@@ -114,8 +126,10 @@ class Certifier:
                 "out_of_reach": list(OUT_OF_REACH),
                 "canaries": {"searched": canaries.searched, "of": canaries.of},
                 "contains": found,
+                "removed": gone_values,
                 "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
                 **self._rows(),
+                "states": self._states(),
                 "ancestry": self._ancestry(exact, found) | dict.fromkeys(sorted(gone), REMOVED),
                 "finished_on_resume": on_resume,
                 "seconds": time.monotonic() - started,  # of the search, which comes after the event's row
@@ -133,6 +147,7 @@ class Certifier:
                     "event": "end",
                     "state_after": digest_of(self.learner.state_dict()),
                     **self._rows(),
+                    "states": self._states(),
                     "started_with": self._started_with(),
                 },
             )
@@ -156,17 +171,39 @@ class Certifier:
     def _rows(self) -> dict[str, dict[str, Any]]:
         return {"records": digest_of_rows(self.directory.path / RECORDS), "events": digest_of_rows(self.directory.path / EVENTS)}
 
+    def _states(self) -> dict[str, str | None]:
+        """The run's own files of states, by their place, with their digests."""
+        folder = self.directory.checkpoints
+        return {self._place(path): file_digest(path) for path in (*CheckpointStore(folder).paths(), *History(folder / "history").paths())}
+
     def _started_with(self) -> dict[str, str | None]:
         return {name: file_digest(self.directory.path / name) for name in STARTED_WITH}
 
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []
 
+    def _held(self, index: int, event: Unlearn, state: Mapping[str, Any]) -> dict[str, str]:
+        """Places and digests of what was made while the data were known, where the answer is to be exact."""
+        since = known_since(self.learner.stream, index)
+        return self.values.held(since, index, state) if self.learner.is_exact(event) else {}
+
+    def _still_there(self, gone: Sequence[str], state: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+        """The places in memory and in kept states, but those whose file is `known` to contain it, with a value that a request took away."""
+        found = still_there(gone, {"weights": state["model"], **{part: state[part] for part in state if part != "model"}}, "memory")
+        for path, kept in History(self.directory.checkpoints / "history").states() if gone else ():
+            found += still_there(gone, kept, self._place(path)) if self._place(path) not in known else []
+        return found
+
     def _kept_that_knew(self, index: int) -> list[str]:
         """Kept states to which the way, as their names tell, showed what was unlearned."""
         folder = self.directory.checkpoints / "history"
         stream, count = self.learner.stream.without_unlearned(index)
         return [self._place(path) for path in History(folder).beside(stream, count, self.learner)]
+
+    def _strangers(self) -> list[str]:
+        """Files of states that the run has not written: nobody can tell what they know."""
+        own = self._states()
+        return [place for path in files_of_states(self.directory.path) if (place := self._place(path)) not in own]
 
     def _ancestry(self, exact: bool, found: Sequence[str]) -> dict[str, str]:
         """Of what the run still has, in memory and on disk, towards the request: clean, treated (by the strategy, with its guarantee) or

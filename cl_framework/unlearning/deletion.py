@@ -4,6 +4,7 @@ Every Unlearn writes two lines. `requested` comes before anything is done; `done
 safely on disk. A request that is still open when a run goes on tells of a crash in between: the rest is done then. Lines hold what was
 asked, by whom it was answered, with which guarantee, digests of the state before and after and of the rows of records and events up to
 there, what was purged, and what lies out of reach. `finished` seals what the run wrote up to its end, `audited` the result of an audit.
+`done` and `finished` also seal the files of states that the run has then, one by one.
 Requests and the end seal the configuration, the environment and the command that the run was started with, too.
 Where a run is repeated from its beginning, since no checkpoint of it is whole, `begun again` stands before what is current from there on.
 """
@@ -20,11 +21,28 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import Row, RunDirectory, append_rows, read_rows
+from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, read_rows
 
 LOG = "log.jsonl"
 STARTED_WITH = ("config.yaml", "env.json", "command.txt")  # what a run writes at its start and never again
 _COLUMNS = {"kind": str, "event_index": int, "event": str, "previous": str, "hash": str}  # what every line has
+SEALED_ROWS = {RECORDS: "records", EVENTS: "events"}  # files of rows, and the columns of a line that seal them
+_ROWS = {"bytes": int, "sha256": str}
+_CONTENT: dict[str, dict[str, Any]] = {  # what the lines of a kind hold, and every check relies on; a mapping where that holds more
+    "requested": {"ids_sha256": str},
+    "done": {
+        "state_after": str,
+        "purged": list,
+        "contains": list,
+        "guarantee_achieved": str,
+        "canaries": {"searched": int},
+        "records": _ROWS,
+        "events": _ROWS,
+    },
+    "finished": {"state_after": str, "records": _ROWS, "events": _ROWS},
+    "audited": {"file": str, "sha256": str},
+}
+_LATER: dict[str, Any] = {"states": {}, "held": {}, "removed": list}  # where they are there: earlier versions did not write them
 REQUESTED, DONE = "requested", "done"
 BEGUN_AGAIN, FINISHED, AUDITED = "begun again", "finished", "audited"  # of the run, not of a request
 FIRST = "0" * 64  # what stands for the hash before the first line
@@ -66,6 +84,30 @@ def check_chain(entries: Sequence[Row], path: Path) -> None:
             raise BrokenChain(f"{path}: line {number} reports {entry['event']} as done, which was not requested.")
         else:
             open_request = None
+
+
+def check_content(entries: Sequence[Row], path: Path) -> None:
+    """Raise BrokenChain, naming the line and the column, if an entry lacks what its kind holds, or has something else in its place."""
+    for number, entry in enumerate(entries, start=1):
+        known = _CONTENT.get(entry["kind"], {}) | {name: kind for name, kind in _LATER.items() if name in entry}
+        if "started_with" in entry:
+            known["started_with"] = dict.fromkeys(STARTED_WITH, str | None)
+        wrong = _misfit(entry, known)
+        if wrong:
+            raise BrokenChain(
+                f"{path} was sealed anew: line {number} ({entry['kind']}) has no {wrong} as this package writes it. {_RESTORE}"
+            )
+
+
+def _misfit(row: Row, known: Mapping[str, Any]) -> str | None:
+    """The first of the known columns that is missing or of another type, if there is one."""
+    for name, kind in known.items():
+        inner = isinstance(kind, Mapping)
+        if name not in row or not isinstance(row[name], dict if inner else kind):
+            return name
+        if inner and (wrong := _misfit(row[name], kind)):
+            return f"{name}.{wrong}"
+    return None
 
 
 def of_requests(entries: Sequence[Row]) -> list[Row]:
@@ -129,6 +171,7 @@ class DeletionLog:
             os.truncate(self.path, data.rfind(b"\n") + 1)
 
 
+_RESTORE_ROWS = "Restore it as it was, or start the run anew with again=true."
 _RESTORE = f"Restore deletion/{LOG} as it was, or start the run anew with again=true."
 
 
@@ -137,13 +180,47 @@ def unlearned_in(events: Sequence[Row]) -> dict[int, str]:
     return {row["event_index"]: row["event"] for row in events if row["event"].startswith("U")}
 
 
-def check_complete(directory: RunDirectory, begun: Sequence[Row] | None = None) -> None:
+def check_complete(directory: RunDirectory, begun: Sequence[Row] | None = None, lengths: Mapping[str, int] | None = None) -> None:
+    """Raise BrokenChain unless the record of a run holds all that was unlearned (`check_recorded`) and its rows are as they were sealed.
+
+    `lengths`, of the files of rows, are those that the checkpoint of a run about to be resumed counts on: where it lies before the end
+    that was sealed last, rows after it are made again, and that seal holds no longer.
+    """
+    check_recorded(directory, begun)
+    seals = [entry for entry in DeletionLog(directory.path / "deletion").current() if entry["kind"] in (DONE, FINISHED)]
+    ends = [entry for entry in seals if entry["kind"] == FINISHED][-1:]
+    newest = max((path.name for path in directory.checkpoints.glob("*-*-*.pt")), default="")
+    if directory.status != "done" and ends:
+        same = lengths == {name: ends[0][key]["bytes"] for name, key in SEALED_ROWS.items()}
+        ends = ends if same and f"ckpt/{newest}" in ends[0].get("states", ()) else []
+    for seal in [entry for entry in seals if entry["kind"] == DONE] + ends:
+        check_rows(directory, seal)
+
+
+def check_rows(directory: RunDirectory, seal: Row) -> None:
+    """Raise BrokenChain if rows were changed, or put in or taken out, in what came before a `done` or `finished` entry; at the end of a
+    run nothing may come after, either."""
+    for name, key in SEALED_ROWS.items():
+        file = directory.path / name
+        if digest_of_rows(file, seal[key]["bytes"]) != seal[key]:
+            raise BrokenChain(f"{file} was changed in what came before {when(seal)}. {_RESTORE_ROWS}")
+        if seal["kind"] == FINISHED and file.stat().st_size > seal[key]["bytes"]:
+            raise BrokenChain(f"{file} goes on after the end of the run: something was appended to it. {_RESTORE_ROWS}")
+
+
+def when(seal: Row) -> str:
+    """What a `done` or `finished` entry stands at the end of."""
+    return "the end of the run" if seal["kind"] == FINISHED else f"the end of {seal['event']}"
+
+
+def check_recorded(directory: RunDirectory, begun: Sequence[Row] | None = None) -> None:
     """Raise BrokenChain unless the deletion record holds the request and the end of every Unlearn that the run has done.
 
     A finished run's record must say that it is finished, too. `begun` are the events, as rows, that the checkpoint of a run about to be
     resumed knows of: a request may then stand open, if it is the last of all events. That the resume finishes.
     """
     log = DeletionLog(directory.path / "deletion")
+    check_content(log.entries(), log.path)
     recorded, standing, finished = log.done(), log.open_request(), directory.status == "done"
     events = [*directory.events(), *(begun or ())]
     open_index = -1 if standing is None else standing["event_index"]

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from cl_framework.assembly import assemble, make_benchmark
-from cl_framework.checkpoint import CheckpointStore, damage
+from cl_framework.checkpoint import CheckpointStore, damage, files_of_states, load_state
 from cl_framework.config import load_experiment
 from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.history import History, key_of
 from cl_framework.learner import Learner
-from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, read_json
+from cl_framework.records import PARTIAL, Row, RunDirectory, read_json
 from cl_framework.stream import Learn, Unlearn
 from cl_framework.summary import summary_of, text_of_summary
-from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since
+from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
 from cl_framework.unlearning.deletion import (
     AUDITED,
     DONE,
@@ -39,13 +39,18 @@ from cl_framework.unlearning.deletion import (
     STARTED_WITH,
     BrokenChain,
     DeletionLog,
-    check_complete,
-    digest_of_rows,
+    check_content,
+    check_recorded,
+    check_rows,
     file_digest,
     unlearned_in,
+    when,
 )
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
+from cl_framework.unlearning.samples import Samples, kept_of, samples_in_memory
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
+
+NOTHING_GONE = "all that was unlearned was learned again"
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ def _whole(evidence: _Evidence) -> str:
     if log.half_written:
         again = f"clu audit {run.path} --again" if run.status == "done" else f"clu resume {run.path}"
         raise BrokenChain(f"{log.path} ends in half a line: it was cut, or its writer was killed. If so, `{again}` writes it again.")
+    check_content(evidence.whole, log.path)
     if evidence.head is None:
         return said
     if evidence.head not in {entry["hash"] for entry in evidence.whole}:
@@ -183,7 +189,7 @@ def _whole(evidence: _Evidence) -> str:
 
 
 def _all_recorded(evidence: _Evidence) -> str:
-    check_complete(evidence.directory)
+    check_recorded(evidence.directory)
     wanted = unlearned_in(evidence.events)
     invented = [entry for entry in evidence.done if wanted.get(entry["event_index"]) != entry["event"]]
     if invented:
@@ -212,32 +218,55 @@ def _config_untouched(evidence: _Evidence) -> None:
 def _rows_untouched(evidence: _Evidence) -> str:
     seals = [*evidence.done, *evidence.ends[-1:]]
     for seal in seals:
-        for name, key in ((RECORDS, "records"), (EVENTS, "events")):
-            file = evidence.directory.path / name
-            if digest_of_rows(file, seal[key]["bytes"]) != seal[key]:
-                raise FrameworkError(f"{file} was changed in what came before {_when(seal)}.")
-            if seal["kind"] == FINISHED and file.stat().st_size > seal[key]["bytes"]:
-                raise FrameworkError(f"{file} goes on after the end of the run: something was appended to it.")
-    return f"up to {_when(seals[-1])}"
-
-
-def _when(seal: Row) -> str:
-    return "the end of the run" if seal["kind"] == FINISHED else f"the end of {seal['event']}"
+        check_rows(evidence.directory, seal)
+    return f"up to {when(seals[-1])}"
 
 
 def _no_older_state(evidence: _Evidence) -> str:
     last = evidence.done[-1]
-    folder = evidence.directory.checkpoints
-    count = 0
-    for path in folder.rglob("*.pt"):
+    halves = evidence.directory.status != "done"  # what a killed process leaves half-written goes with the next resume
+    files = [path for path in files_of_states(evidence.directory.path) if not (halves and path.name.endswith(PARTIAL))]
+    own = _own_states(evidence)
+    for path in files:
+        if path not in own:
+            raise FrameworkError(f"{path} may hold a model, and is no state that this run has written. Remove it, or keep it elsewhere.")
         if damage(path) is not None:
             raise FrameworkError(f"{path} is damaged, or no checkpoint of this run.")
-        count += 1
-        if path.parent == folder:
-            position = torch.load(path, map_location="cpu", weights_only=True)["position"]
-            if position["event_index"] <= last["event_index"]:
-                raise FrameworkError(f"{path} is from before {last['event']}: what was unlearned can be resumed from it.")
-    return f"{count} files of states, all from after {last['event']} or of a history without it"
+        if path.parent == evidence.directory.checkpoints and load_state(path)["position"]["event_index"] <= last["event_index"]:
+            raise FrameworkError(f"{path} is from before {last['event']}: what was unlearned can be resumed from it.")
+    return f"{len(files)} files of states, all from after {last['event']} or of a history without it"
+
+
+def _own_states(evidence: _Evidence) -> set[Path]:
+    """What lies where the run keeps its states, under such a name."""
+    folder = evidence.directory.checkpoints
+    return {*CheckpointStore(folder).paths(), *History(folder / "history").paths()}
+
+
+def _states_as_written(evidence: _Evidence) -> str:
+    """Files of states are those of the last seal; a run that is not finished may have written later ones since."""
+    seal = [entry for entry in evidence.entries if entry["kind"] in (DONE, FINISHED)][-1]
+    if "states" not in seal:
+        raise _NotRun("the record was written by a version that did not seal them")
+    folder, sealed = evidence.directory.path, seal["states"]
+    since = []
+    for path in sorted(_own_states(evidence)):
+        place = str(path.relative_to(folder))
+        if place in sealed and file_digest(path) != sealed[place]:
+            raise FrameworkError(f"{path} was changed after {when(seal)}.")
+        if place not in sealed:
+            since.append(path)
+    last = max((_serial(Path(place)) for place in sealed), default="")
+    wrong = [path for path in since if evidence.directory.status == "done" or "" < _serial(path) <= last]
+    if wrong:
+        raise FrameworkError(f"{wrong[0]} is none of the states that the run had at {when(seal)}: it was put there, or replaced.")
+    told = f"{len(sealed)} sealed at {when(seal)}"
+    return f"{told}; {len(since)} written since, to be sealed when the run is finished" if since else told
+
+
+def _serial(path: Path) -> str:
+    """The number of a checkpoint, which counts up; "" of a kept state."""
+    return "" if path.parent.name == "history" else path.name.partition("-")[0]
 
 
 def _purged(evidence: _Evidence) -> str:
@@ -253,27 +282,37 @@ def _state(evidence: _Evidence) -> str:
     if seal["kind"] == DONE and last["event_index"] != seal["event_index"]:
         raise _NotRun(f"{last['event']} came after {seal['event']} and moved the state on, and the run is not finished")
     if digest_of(evidence.state["learner"]) != seal["state_after"]:
-        raise FrameworkError(f"the newest checkpoint is not the state at {_when(seal)}: its digest differs.")
+        raise FrameworkError(f"the newest checkpoint is not the state at {when(seal)}: its digest differs.")
     return f"digest {seal['state_after'][:16]}"
 
 
 def _ancestry(evidence: _Evidence) -> str:
     """Of each kept state, whether the way that led to it, as its name tells, showed what was unlearned; of the newest, what is in it."""
-    kept = list(History(evidence.directory.checkpoints / "history").paths())
+    history = History(evidence.directory.checkpoints / "history")
+    kept = list(history.paths())
     ways = _ways(evidence)
     for path in kept:
         if path.stem.split("-")[1] not in ways:
             raise FrameworkError(f"{path} is of a history that showed what was unlearned.")
-    state = evidence.state["learner"]
+    state, stack = evidence.state["learner"], evidence.learner.stack
     ancestry, movements = Ancestry(evidence.state.get("ancestry")), Movements(evidence.state.get("movements"))
+    reported = {entry["event_index"]: entry for entry in evidence.done}
+    nothing = torch.empty(0, dtype=torch.int64)
+    gone = torch.cat([nothing, *(ids for _, _, ids, _ in evidence.gone)])
+    may_stay = kept_of(evidence.learner, evidence.events[-1]["event_index"], gone, state)
     for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
-        if not evidence.learner.stack.is_exact(event):
-            since = known_since(evidence.learner.stream, index)
-            held += ancestry.older(since, index, state, "learner")
+        held += samples_in_memory(state, Samples(evidence.learner, ids, alike=False), may_stay, "learner")
+        since, exact = known_since(evidence.learner.stream, index), evidence.learner.is_exact(event)
+        taken = reported.get(index, {}).get("removed", ())
+        held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner", may_stay)
+        if not (exact and stack.unlearner_of(event).strategy.traits.replays):
             held += [f"learner.model.{name}" for name in movements.untreated(since, index, event.task, evidence.learner.model)]
         if held:
             raise FrameworkError(f"the newest checkpoint still holds what {event} unlearned, at {held[0]}.")
+        for path, kept_state in history.states() if exact and taken else ():
+            if found := still_there(taken, kept_state, "state"):
+                raise FrameworkError(f"{path} still holds what {event} unlearned, at {found[0]}.")
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"
 
 
@@ -311,9 +350,11 @@ def _samples(evidence: _Evidence) -> str:
         found = artefacts_on_disk(evidence.directory.path, canaries)
         if found:
             raise FrameworkError(f"{evidence.directory.path / found[0]} holds samples that {event} unlearned.")
+    if not evidence.gone:
+        raise _NotRun(NOTHING_GONE)
     searched = sum(canaries.searched for *_, canaries in evidence.gone)
     if not searched:
-        raise _NotRun("the samples have no unmistakable bytes, or were learned again")
+        raise _NotRun("the samples have no unmistakable bytes")
     return f"{searched} samples searched for, byte by byte"
 
 
@@ -340,6 +381,7 @@ CHECKS: dict[str, Callable[[_Evidence], str]] = {
     "configuration, environment and command are as they were": _started_so,
     "records and events are as they were": _rows_untouched,
     "no older state remains": _no_older_state,
+    "files of states are as they were": _states_as_written,
     "what was purged is gone": _purged,
     "the state is the one recorded": _state,
     "no state descends from what was unlearned": _ancestry,
@@ -348,6 +390,24 @@ CHECKS: dict[str, Callable[[_Evidence], str]] = {
     "audits are as they were written": _audits,
 }
 GROUND = ("the record is whole", "every Unlearn is recorded")  # where one of them fails, the others are not asked
+
+
+CENTRAL = ("no state descends from what was unlearned", "no sample is left in the run's files")  # what a record is there for
+
+
+def unchecked(findings: Sequence[Finding]) -> str:
+    """How many claims were not checked, which and why, in a sentence; "" if there is none."""
+    left: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.verdict == NOT_RUN:
+            left.setdefault(finding.why, []).append(finding.claim)
+    told = "; ".join(f"{', '.join(claims)} ({why})" for why, claims in left.items())
+    return f"not checked: {sum(map(len, left.values()))} of {len(findings)} claims: {told}." if left else ""
+
+
+def central_claims_stand_open(findings: Sequence[Finding]) -> bool:
+    """Whether one of the claims that a record is there for was not checked, though there is something to check."""
+    return any(finding.verdict == NOT_RUN and finding.claim in CENTRAL and finding.why != NOTHING_GONE for finding in findings)
 
 
 def shown(findings: Sequence[Finding]) -> Any:

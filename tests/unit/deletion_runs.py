@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from cl_framework import run
 from cl_framework.testing.laboratory import experiment_of
 from cl_framework.unlearning.certificate import Certifier
-from cl_framework.unlearning.deletion import DeletionLog
+from cl_framework.unlearning.deletion import FIRST, DeletionLog, sealed
 from cl_framework.unlearning.verify import FAIL, verify
 
 STREAM = "L0 L1 U0 L2 U1:class=3"
@@ -53,6 +54,16 @@ def cut_record(lines: int) -> Callable[[Path], None]:
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:-lines]))
 
     return cut
+
+
+def sealed_anew(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Every line of a deletion record changed, and the whole sealed again."""
+    log, previous, lines = DeletionLog(path / "deletion"), FIRST, []
+    for entry in log.entries():
+        row = sealed(change({key: value for key, value in entry.items() if key not in ("hash", "previous")}), previous)
+        previous = row["hash"]
+        lines.append(json.dumps(row) + "\n")
+    log.path.write_text("".join(lines))
 
 
 def halve_the_last_line(path: Path) -> None:

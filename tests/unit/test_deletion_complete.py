@@ -17,6 +17,7 @@ from cl_framework.unlearning.deletion import DeletionLog
 from tests.unit.deletion_runs import (
     IMAGES,
     cut_record,
+    edited_rows,
     empty_record,
     failures,
     finished,
@@ -25,6 +26,7 @@ from tests.unit.deletion_runs import (
     remove_record,
 )
 
+ROWS = "the end of"  # of a request, or of the run
 REMEDY = "Restore deletion/log.jsonl as it was, or start the run anew with again=true."
 
 
@@ -35,6 +37,11 @@ def content_of(path: Path) -> dict[str, bytes]:
 def edit_a_line(path: Path) -> None:
     file = path / "deletion" / "log.jsonl"
     file.write_text(file.read_text().replace("rewind", "rewound", 1))
+
+
+def append_a_row(path: Path) -> None:
+    file = path / "records.jsonl"
+    file.write_text(file.read_text() + file.read_text().splitlines(keepends=True)[-1])
 
 
 # --- finished runs ---
@@ -52,6 +59,9 @@ HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "two lines left": (cut_record(3), f"event 4 (U1:class=3) is in the run, but not whole in the deletion record. {REMEDY}"),
     "end cut": (cut_record(1), f"is finished, but the deletion record does not say so: its last lines were cut. {REMEDY}"),
     "end halved": (halve_the_last_line, f"is finished, but the deletion record does not say so: its last lines were cut. {REMEDY}"),
+    "figure of before the request edited": (edited_rows("records.jsonl"), f"records.jsonl was changed in what came before {ROWS}"),
+    "cost edited": (edited_rows("events.jsonl", '"samples": ', '"samples": 1'), f"events.jsonl was changed in what came before {ROWS}"),
+    "row appended": (append_a_row, "records.jsonl goes on after the end of the run: something was appended to it. Restore it as it was"),
     "edited": (edit_a_line, "log.jsonl was edited: line 1 does not have the hash that it states."),
 }
 COMMANDS = (["audit", "--again"], ["audit", "--tier", "fast"], ["report"], ["resume"])
@@ -94,6 +104,23 @@ def test_a_resume_refuses_a_record_without_what_was_unlearned(
     assert capsys.readouterr().err == f"clu: {path}: event 2 (U0) is in the run, but not whole in the deletion record. {REMEDY}\n"
     assert content_of(path) == before
     (path / "deletion" / "log.jsonl").write_bytes(whole)
+    assert main(["resume", str(path)]) == 0 and failures(path) == {}
+
+
+@pytest.mark.parametrize("without_done", [False, True])
+def test_a_resume_refuses_rows_that_were_sealed_and_edited_since(
+    without_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those up to a request; and of a run that was sealed as a whole, and only lacks its mark, all of them."""
+    path = finished(tmp_path, stream="L0 L1 U0 L2") if without_done else killed_at_its_end(tmp_path, monkeypatch, "L0 L1 U0 L2")
+    (path / "DONE").unlink(missing_ok=True)
+    whole, event = (path / "records.jsonl").read_bytes(), "L2" if without_done else "U0"
+    edited_rows("records.jsonl", f'"event": "{event}"', '"event": "L9"')(path)
+    before = content_of(path)
+    assert main(["resume", str(path)]) == 1
+    assert f"records.jsonl was changed in what came before the end of {'the run' if without_done else 'U0'}." in capsys.readouterr().err
+    assert content_of(path) == before
+    (path / "records.jsonl").write_bytes(whole)
     assert main(["resume", str(path)]) == 0 and failures(path) == {}
 
 

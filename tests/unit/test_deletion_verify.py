@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, resume, run
+from cl_framework import Batch, Context, Done, Forgotten, Output, Strategy, Traits, Unlearn, register, registry, resume, run
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.cli import main
 from cl_framework.config import load_experiment
@@ -31,6 +33,7 @@ from tests.unit.deletion_runs import (
     halve_the_last_line,
     killed_at_its_end,
     remove_record,
+    sealed_anew,
 )
 
 
@@ -131,7 +134,7 @@ def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
 
 def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     findings = verify(rewound)
-    assert len(findings) == 11 and {finding.verdict for finding in findings[:-1]} == {PASS}
+    assert len(findings) == 12 and {finding.verdict for finding in findings[:-1]} == {PASS}
     assert findings[-1].verdict == NOT_RUN and f"`clu audit {rewound}` makes one" in findings[-1].why
     assert main(["verify", str(rewound)]) == 0
     assert "every Unlearn is recorded" in capsys.readouterr().out
@@ -209,9 +212,6 @@ def hidden_samples_of_a_blurred_task(path: Path) -> None:
 
 
 def older_checkpoint(path: Path) -> None:
-    import hashlib
-    import io
-
     newest = sorted((path / "ckpt").glob("*.pt"))[-1]
     state = torch.load(newest, weights_only=True)
     state["position"]["event_index"] = 2
@@ -219,6 +219,28 @@ def older_checkpoint(path: Path) -> None:
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
     (path / "ckpt" / f"000000-000000010-{digest}.pt").write_bytes(buffer.getvalue())
+
+
+def another_content(path: Path) -> None:
+    """The weights of before in the newest checkpoint, under the name that its new digest gives it."""
+    newest = sorted((path / "ckpt").glob("*.pt"))[-1]
+    state = torch.load(newest, weights_only=True)
+    state["learner"]["model"] = {name: value * 2 for name, value in state["learner"]["model"].items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    newest.unlink()
+    newest.with_name(f"{newest.stem.rpartition('-')[0]}-{digest}.pt").write_bytes(buffer.getvalue())
+
+
+def copied_to(place: str, **how: Any) -> Callable[[Path], None]:
+    """A state of some other run at a place in this one, as torch writes it."""
+
+    def copy(path: Path) -> None:
+        (path / place).parent.mkdir(exist_ok=True)
+        torch.save({"weight": torch.arange(9.0)}, path / place, **how)
+
+    return copy
 
 
 def purged_again(path: Path) -> None:
@@ -252,6 +274,7 @@ def appended(name: str) -> Callable[[Path], None]:
     return edited(name, lambda text: text + text.splitlines(keepends=True)[-1])
 
 
+OLDER, STATES = "no older state remains", "files of states are as they were"
 RECORDED, ROWS, FIGURES = "every Unlearn is recorded", "records and events are as they were", "the figures follow from the records"
 STARTED, AUDITS = "configuration, environment and command are as they were", "audits are as they were written"
 HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
@@ -261,6 +284,11 @@ HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "end of the record cut": (cut_record(1), "every Unlearn is recorded", "its last lines were cut"),
     "kept state of another history": (state_that_knew, "no state descends from what was unlearned", "a history that showed what"),
     "older checkpoint": (older_checkpoint, "no older state remains", "what was unlearned can be resumed from it"),
+    "content replaced under a valid name": (another_content, STATES, "is none of the states that the run had at the end of the run"),
+    "model elsewhere": (copied_to("best/model.pt"), OLDER, "best/model.pt may hold a model, and is no state that this run has written"),
+    "model under another name": (copied_to("ckpt/model.bak"), OLDER, "model.bak may hold a model, and is no state that this run"),
+    "model without a suffix": (copied_to("plots/curve"), OLDER, "plots/curve may hold a model, and is no state that this run"),
+    "model in the old form": (copied_to("notes", _use_new_zipfile_serialization=False), OLDER, "notes may hold a model, and is no state"),
     "purged file back": (purged_again, "what was purged is gone", "was purged, and is there again"),
     "checkpoint changed": (other_state, "no older state remains", "is damaged"),
     "figures edited": (better_figures, "the figures follow from the records", "unlearning does not follow from the records"),
@@ -314,6 +342,80 @@ def test_verify_finds_each_edit(harm: str, rewound: Path, tmp_path: Path) -> Non
     found = failures(path)
     assert why in found[claim], found
     assert main(["verify", str(path)]) == 1
+
+
+def test_other_files_in_the_folder_are_not_taken_for_states(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    (path / "notes.txt").write_bytes(b"PK\x03\x04 is how archives begin")
+    (path / "figures.npz").write_bytes(b"PK\x03\x04" + b"figures.npy" * 9)
+    assert failures(path) == {}
+
+
+def test_states_written_after_a_request_are_fine_and_sealed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 L1 U0 L2 L0")
+    (path / "ckpt" / ".000009-1-2.pt.x.partial").write_bytes(b"half")
+    found = {finding.claim: finding for finding in verify(path)}
+    assert failures(path) == {} and "written since, to be sealed when the run is finished" in found[STATES].why
+    resume(path)
+    found = {finding.claim: finding for finding in verify(path)}
+    assert failures(path) == {} and found[STATES].why.endswith("sealed at the end of the run")
+    (path / "ckpt" / ".000009-1-2.pt.x.partial").write_bytes(b"half")
+    assert "may hold a model" in failures(path)[OLDER], "in a finished run nobody is writing"
+
+
+def test_a_state_of_before_is_found_in_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = killed_at_its_end(tmp_path, monkeypatch, "L0 U0")
+    assert failures(path) == {}
+    another_content(path)
+    assert "is none of the states that the run had at the end of U0" in failures(path)[STATES]
+
+
+def test_a_record_without_seals_of_states_is_checked_for_the_rest(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    sealed_anew(path, lambda entry: {key: value for key, value in entry.items() if key not in ("states", "held", "removed")})
+    found = {finding.claim: finding for finding in verify(path)}
+    assert failures(path) == {}
+    assert (found[STATES].verdict, found[STATES].why) == (NOT_RUN, "the record was written by a version that did not seal them")
+    copied_to("best/model.pt")(path)
+    assert "may hold a model" in failures(path)[OLDER]
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "put"),
+    [
+        ("done", "records", None),
+        ("done", "records", {"bytes": "all"}),
+        ("done", "canaries", None),
+        ("done", "canaries", {}),
+        ("done", "purged", None),
+        ("done", "contains", None),
+        ("done", "contains", "nothing"),
+        ("done", "state_after", None),
+        ("done", "states", []),
+        ("finished", "events", None),
+        ("finished", "started_with", {}),
+        ("requested", "ids_sha256", None),
+    ],
+)
+def test_a_line_without_what_its_kind_holds_is_told_in_a_sentence(
+    kind: str, column: str, put: Any, rewound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(rewound, tmp_path)
+    sealed_anew(path, lambda entry: entry)
+    assert failures(path) == {}, "sealed anew without a change it is the same"
+
+    def change(entry: dict[str, Any]) -> dict[str, Any]:
+        rest = {name: value for name, value in entry.items() if name != column or entry["kind"] != kind}
+        return rest if put is None or entry["kind"] != kind else rest | {column: put}
+
+    sealed_anew(path, change)
+    found = failures(path)
+    assert list(found) == ["the record is whole"] and f" ({kind}) has no {column}" in found["the record is whole"]
+    assert main(["verify", str(path)]) == 1
+    for command in (["audit", "--tier", "fast"], ["report"], ["resume"]):
+        capsys.readouterr()
+        assert main([command[0], str(path), *command[1:]]) in (1, 2)
+        assert f" ({kind}) has no {column}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("harm", ["last line halved", "record removed"])
@@ -415,7 +517,7 @@ def test_ids_in_place_of_samples_are_found_out(forgets: bool, tmp_path: Path, mo
     assert found == ({} if forgets else {"no state descends from what was unlearned": told})
 
 
-def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path) -> None:
+def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_benchmark(experiment_of({}, tmp_path, benchmark=IMAGES))
     settings: dict[str, Any] = {"stream": "L0 L1 U0", "benchmark": IMAGES, "batch_size": 64}
     path = run(experiment_of({"rewind": {}}, tmp_path, **settings), benchmark=data).path
@@ -423,6 +525,34 @@ def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path) -> None:
     for claim in ("no state descends from what was unlearned", "no sample is left in the run's files"):
         assert found[claim].verdict == NOT_RUN and "was given as an object, which a file cannot hold" in found[claim].why
     assert failures(path) == {}
+    assert main(["verify", str(path)]) == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("not checked: 3 of 12 claims: ") and "given as an object" in last and "`clu audit" in last
+
+
+def test_what_was_learned_again_leaves_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished(tmp_path, stream="L0 L1 U0 L0")
+    assert main(["verify", str(path)]) == 0
+    assert "no sample is left in the run's files (all that was unlearned was learned again)" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_plug_in_that_is_missing_leaves_the_central_claims_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished(tmp_path, "fake_lister", "L0 L1 U0 L0")
+    assert main(["verify", str(path)]) == 0
+    registry.strategies.remove("fake_lister")
+    try:
+        assert main(["verify", str(path)]) == 3
+        last = capsys.readouterr().out.splitlines()[-1]
+    finally:
+        registry.strategies.add("fake_lister", Lister)
+    assert last.startswith("not checked: 3 of 12 claims: ") and "fake_lister" in last
+
+
+def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit code: 0 if all holds, 1 if a claim does not, 2 if there is nothing to verify, and 3 if none fails, but" in said
 
 
 def test_in_a_blurred_stream_the_samples_searched_for_are_those_that_were_shown(tmp_path: Path) -> None:

@@ -86,5 +86,40 @@ def test_it_is_exact_only_where_nobody_shows_or_keeps_other_tasks(beside: dict[s
     assert done["guarantee_achieved"] == ("exact" if exact else "approximate")
 
 
+NOT_APART: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {  # beside it, settings, the stream and that without the task
+    "a rate by all steps": ({"infinite_rate": {}}, {}, "L0 L1 U0 L2", "L1 L2"),
+    "a rate that goes on": ({"rewarm": {"start": "current", "warmup": 0.5}}, {}, "L0 L1 U0 L2", "L1 L2"),
+    "moments": ({}, {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "reset": "never"}}, "L0 L1 U0 L1 L2", "L1 L1 L2"),
+}
+APART: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "a rate by the task's steps": ({"rewarm": {"warmup": 0.5}}, {}, "L0 L1 U0 L2", "L1 L2"),
+    "moments of an event": ({}, {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}}, "L0 L1 U0 L1 L2", "L1 L1 L2"),
+    "no moments": ({}, {"optimizer": {"name": "sgd", "lr": 0.05, "reset": "never"}}, "L0 L1 U0 L1 L2", "L1 L1 L2"),
+}
+
+
+@pytest.mark.parametrize("name", [*NOT_APART, *APART])
+def test_a_rate_or_moments_that_the_task_has_moved_are_not_exact(name: str, tmp_path: Path) -> None:
+    beside, settings, stream, without = (NOT_APART | APART)[name]
+    stack = {"isolation": {}, **beside}
+    gone, never = (
+        finish(experiment_of(stack, tmp_path / words.replace(" ", ""), stream=words, scenario="task_il", **settings))
+        for words in (stream, without)
+    )
+    same = first_difference(gone.weights, never.weights) is None
+    (done,) = DeletionLog(gone.path / "deletion").done().values()
+    assert same is (name in APART)
+    assert done["guarantee_achieved"] == ("exact" if name in APART else "approximate")
+
+
+@pytest.mark.parametrize("answer", ["rewind", "analytic"])
+def test_who_trains_again_or_never_is_exact_with_them(answer: str, tmp_path: Path) -> None:
+    beside = {"infinite_rate": {}} if answer == "rewind" else {}
+    moments = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "reset": "never"}
+    found = finish(experiment_of({answer: {}, **beside}, tmp_path, stream="L0 L1 U0 L2", optimizer=moments))
+    (done,) = DeletionLog(found.path / "deletion").done().values()
+    assert done["guarantee_achieved"] == "exact"
+
+
 def test_its_claims() -> None:
     assert Isolation.traits.exact and Isolation.traits.rounding == 0.0 and not Isolation.traits.unlearning_reads
