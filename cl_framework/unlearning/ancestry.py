@@ -1,29 +1,33 @@
 """What was made while a task was known and lives on unchanged after it was unlearned: something of the task is in it, if no sample's byte.
 
 Three registers. `Ancestry` is of what strategies made of data (logits, importances, anchors, teachers, prototypes): of every row the event
-after which it was first seen. Samples themselves are not in it: canaries and ids find those. `Movements` is of weights and normalisation
+after which it was first seen, whatever its dtype and name. Samples that may be kept may be as old as they are; those that may not are
+found by their bytes and ids. `Movements` is of weights and normalisation
 statistics, tensor by tensor: the events in which each moved. `Values` is of all tensors of floats: where an answer is exact, much that was
 made while the task was known may stay, since it never met it, but what the request took away may be nowhere any more.
+
+All three compare bytes: what was changed in any way (a copy times two, a rounded or an encoded one, rows cut or joined) is new to them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cl_framework.digests import bytes_of, digest_of
 from cl_framework.stream import Learn, Stream, TaskId, Unlearn
+from cl_framework.unlearning.samples import Samples, bytes_by_row
 from cl_framework.unlearning.shadow import tensors_in
 
-_OF_SAMPLES = re.compile(r"\.items\b")  # what columns of raw samples are called
+COUNTED = 1 << 24  # whole numbers below it are ids, labels, tokens, counts and places; bytes of weights read as such are larger
 
 
 class Ancestry:
-    """The register: of each row of derived floats, by its digest, the index of the event after which it was first seen."""
+    """The register: of each row that was made of data, by its digest, the index of the event after which it was first seen."""
 
     def __init__(self, born: Mapping[str, int] | None = None) -> None:
         self.born: dict[str, int] = dict(born or {})
@@ -32,14 +36,19 @@ class Ancestry:
         """After an event, of the learner's state: rows that were not there before are its own; rows that are gone are let go of."""
         self.born = {row: self.born.get(row, index) for _, row in _rows(_derived(state), "")}
 
-    def older(self, since: int, index: int, state: Mapping[str, Any], where: str) -> list[str]:
-        """The places of the learner's state with rows first seen after an event of since, ..., index - 1.
+    def older(self, since: int, index: int, state: Mapping[str, Any], where: str, kept: Samples | None = None) -> list[str]:
+        """The places of the learner's state with rows first seen after an event of since, ..., index - 1, and made of more than samples
+        of `kept`.
 
         Rows that equal the present weights are treated as these are, and are not named.
         """
         present = {row for _, row in _rows(state["model"], "")}
-        rows = _rows(_derived(state), where)
-        found = {place for place, row in rows if since <= self.born.get(row, -1) < index and row not in present}
+        found = set()
+        for place, rows in _rows_by_place(_derived(state), where):
+            digests = _digests(rows)
+            old = torch.tensor([since <= self.born.get(row, -1) < index and row not in present for row in digests], dtype=torch.bool)
+            if bool(old.any()) and (kept is None or not bool(kept.cover(bytes_by_row(rows[old])).all())):
+                found.add(place)
         return [f"{place} (made while it was known)" for place in sorted(found)]
 
 
@@ -145,9 +154,26 @@ def _derived(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(state: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """The place and the digest of every row of floats that is no sample; rows of one value all along are alike by chance."""
+    """The place and the digest of every row."""
+    return ((place, row) for place, rows in _rows_by_place(state, where) for row in _digests(rows))
+
+
+def _rows_by_place(state: Mapping[str, Any], where: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor as rows (N, L), without those of one value all along, which are alike by chance, and without whole numbers."""
     for place, tensor in tensors_in(state, where):
-        if tensor.is_floating_point() and tensor.numel() and not _OF_SAMPLES.search(place):
-            rows = tensor.detach().cpu().reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.detach().cpu().reshape(1, -1)
-            for row in rows[(rows != rows[:, :1]).any(1)]:
-                yield place, hashlib.blake2b(bytes_of(row), digest_size=8).hexdigest()
+        if tensor.numel() and not _counts(tensor):
+            rows = tensor.detach().cpu().reshape(len(tensor) if tensor.ndim > 1 else 1, -1)
+            yield place, rows[(rows != rows[:, :1]).any(1)]
+
+
+def _digests(rows: Tensor) -> list[str]:
+    return [hashlib.blake2b(bytes_of(row), digest_size=8).hexdigest() for row in rows]
+
+
+def _counts(tensor: Tensor) -> bool:
+    """Whether a tensor holds whole numbers, or truth values, as they count, name or choose something."""
+    if tensor.dtype == torch.bool:
+        return bool((tensor.detach().view(torch.uint8) <= 1).all())
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.element_size() < 4:
+        return False
+    return bool((tensor < COUNTED).all() and (tensor > -COUNTED).all())

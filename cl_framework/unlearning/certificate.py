@@ -27,6 +27,7 @@ from cl_framework.unlearning.deletion import (
     digest_of_rows,
     file_digest,
 )
+from cl_framework.unlearning.samples import Samples, kept_of, samples_in_memory
 from cl_framework.unlearning.shadow import MOST, Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 CLEAN, TREATED, CONTAINS, REMOVED = "clean", "treated", "contains", "removed"
@@ -96,8 +97,11 @@ class Certifier:
         assert standing is not None and standing["event_index"] == index
         canaries = self._canaries(event)
         state = self.learner.state_dict()
-        named = places_that_name(self.learner.forgotten(event).ids, state["strategies"], "memory.strategies")
-        found = [*artefacts_in_memory(state, canaries), *named, *artefacts_on_disk(self.directory.path, canaries)]
+        ids = self.learner.forgotten(event).ids
+        kept = kept_of(self.learner, index, ids, state)
+        held = {*artefacts_in_memory(state, canaries), *samples_in_memory(state, Samples(self.learner, ids), kept, "memory")}
+        named = places_that_name(ids, state["strategies"], "memory.strategies")
+        found = [*sorted(held), *named, *artefacts_on_disk(self.directory.path, canaries)]
         found += self._kept_that_knew(index)
         found += [place for place in self._strangers() if place not in found]
         exact, since = self.learner.is_exact(event), known_since(self.learner.stream, index)
@@ -105,7 +109,7 @@ class Certifier:
         if exact:
             found += [f"{place} (what the request took away)" for place in self._still_there(gone_values, state, found)]
         else:
-            found += self.ancestry.older(since, index, state, "memory")
+            found += self.ancestry.older(since, index, state, "memory", kept)
         if not (exact and self.learner.stack.unlearner_of(event).strategy.traits.replays):  # a replay starts from older weights
             untreated = self.movements.untreated(since, index, event.task, self.learner.model)
             found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]

@@ -1,8 +1,9 @@
 """The shadow-state audit: what in memory or on disk still holds samples that were unlearned, or names them.
 
 Samples serve as their own canaries: the bytes of one image, as stored or as the model reads it, are found nowhere by chance. Samples
-whose bytes are too few or too even to be unmistakable are not searched for, and their number is told. What a memory keeps beside its
-samples, or in place of them, are their ids: these are compared one and all.
+whose bytes are too few or too even to be unmistakable are not searched for, and their number is told. In memory all samples are searched
+for, row by row (`samples`), and some at any place; in files those some. What a memory keeps beside its samples, or in place of them, are
+their ids: these are compared one and all. A sample that was changed (a copy times two) is found by none of these.
 """
 
 from __future__ import annotations
@@ -63,8 +64,16 @@ def artefacts_in_memory(state: Mapping[str, Any], canaries: Canaries, where: str
 
 def places_that_name(ids: Tensor, state: Mapping[str, Any], where: str) -> list[str]:
     """The places in a nested state where sample ids are kept, by their names, and one of `ids` (N,) is among them."""
-    kept = [(place, tensor) for place, tensor in tensors_in(state, where) if _OF_IDS.search(place) and not tensor.is_floating_point()]
-    return [f"{place} (ids)" for place, tensor in kept if bool(torch.isin(tensor.cpu(), ids).any())]
+    return [f"{place} (ids)" for place, tensor in _tables_of_ids(state, where) if bool(torch.isin(tensor.cpu(), ids).any())]
+
+
+def named_ids(state: Mapping[str, Any]) -> Tensor:
+    """All sample ids that a nested state keeps, (N,)."""
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(tensor.cpu().flatten().long() for _, tensor in _tables_of_ids(state, ""))])
+
+
+def _tables_of_ids(state: Mapping[str, Any], where: str) -> list[tuple[str, Tensor]]:
+    return [(place, tensor) for place, tensor in tensors_in(state, where) if _OF_IDS.search(place) and not tensor.is_floating_point()]
 
 
 def artefacts_on_disk(folder: Path, canaries: Canaries) -> list[str]:

@@ -47,6 +47,7 @@ from cl_framework.unlearning.deletion import (
     when,
 )
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
+from cl_framework.unlearning.samples import Samples, kept_of, samples_in_memory
 from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
 
 NOTHING_GONE = "all that was unlearned was learned again"
@@ -296,11 +297,15 @@ def _ancestry(evidence: _Evidence) -> str:
     state, stack = evidence.state["learner"], evidence.learner.stack
     ancestry, movements = Ancestry(evidence.state.get("ancestry")), Movements(evidence.state.get("movements"))
     reported = {entry["event_index"]: entry for entry in evidence.done}
+    nothing = torch.empty(0, dtype=torch.int64)
+    gone = torch.cat([nothing, *(ids for _, _, ids, _ in evidence.gone)])
+    may_stay = kept_of(evidence.learner, evidence.events[-1]["event_index"], gone, state)
     for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
+        held += samples_in_memory(state, Samples(evidence.learner, ids), may_stay, "learner")
         since, exact = known_since(evidence.learner.stream, index), evidence.learner.is_exact(event)
         taken = reported.get(index, {}).get("removed", ())
-        held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner")
+        held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner", may_stay)
         if not (exact and stack.unlearner_of(event).strategy.traits.replays):
             held += [f"learner.model.{name}" for name in movements.untreated(since, index, event.task, evidence.learner.model)]
         if held:

@@ -55,8 +55,7 @@ def test_a_row_that_went_is_new_when_it_comes_again() -> None:
 @pytest.mark.parametrize(
     "harmless",
     [
-        {"columns": {"items": ROWS}},  # samples: what canaries look for
-        {"ids": torch.arange(12)},
+        {"ids": torch.arange(12), "counts": torch.tensor([7, 90000], dtype=torch.int32), "mask": torch.tensor([True, False])},
         {"fisher": torch.zeros(3, 4)},
         {"fisher": torch.full((4,), 0.5)},
         {"anchor": torch.arange(100.0, 104.0)},  # the present weights
@@ -68,6 +67,22 @@ def test_what_says_nothing_of_the_past_is_not_named(harmless: dict[str, Any]) ->
     state = state_of(**harmless)
     register.note(0, state)
     assert register.older(0, 1, state, "memory") == []
+
+
+@pytest.mark.parametrize(
+    "dressed",
+    [
+        {"columns": {"items": ROWS}},  # the name of samples makes no sample
+        {"again": ROWS.view(torch.uint8)},
+        {"again": ROWS.view(torch.int32)},
+        {"again": ROWS.view(torch.int64)},
+        {"again": ROWS.view(torch.uint8).view(torch.bool)},
+    ],
+)
+def test_age_counts_whatever_the_name_and_the_type(dressed: dict[str, Any]) -> None:
+    register, state = Ancestry(), state_of(**dressed)
+    register.note(0, state)
+    assert register.older(0, 1, state, "memory") and register.older(1, 1, state, "memory") == []
 
 
 def test_vectors_and_moments_of_the_optimizer_are_looked_at() -> None:
