@@ -99,7 +99,7 @@ class Certifier:
         state = self.learner.state_dict()
         ids = self.learner.forgotten(event).ids
         kept = kept_of(self.learner, index, ids, state)
-        held = {*artefacts_in_memory(state, canaries), *samples_in_memory(state, Samples(self.learner, ids, alike=False), kept, "memory")}
+        held = {*artefacts_in_memory(state, canaries), *samples_in_memory(state, Samples(self.learner, ids), kept, "memory")}
         named = places_that_name(ids, state["strategies"], "memory.strategies")
         found = [*sorted(held), *named, *artefacts_on_disk(self.directory.path, canaries)]
         found += self._kept_that_knew(index)

@@ -26,10 +26,10 @@ class Samples:
     about, and no further than the answer needs.
     """
 
-    def __init__(self, learner: Learner, ids: Tensor, first: Tensor | None = None, *, alike: bool = True) -> None:
-        """ids (N,); those that are among `first` are read first. alike: rows of few different bytes, too, which others equal by chance."""
+    def __init__(self, learner: Learner, ids: Tensor, first: Tensor | None = None) -> None:
+        """ids (N,); those that are among `first` are read first."""
         early = torch.isin(ids, ids[:0] if first is None else first)
-        self._learner, self._alike = learner, alike
+        self._learner = learner
         self._left = list(torch.cat([ids[early], ids[~early]]).split(READ)) if len(ids) else []
         self._hashes: dict[int, Tensor] = {length: torch.empty(0, dtype=torch.int64) for length, _ in self._forms(ids[:1])}
 
@@ -61,7 +61,7 @@ class Samples:
         """The hashes of the next samples, by the bytes of a row; those of all so far are kept, too."""
         new: dict[int, list[Tensor]] = {}
         for length, rows in self._forms(self._left.pop(0)):
-            new.setdefault(length, []).append(row_hashes(rows if self._alike else rows[_told_apart(rows)]))
+            new.setdefault(length, []).append(row_hashes(rows))
         found = {length: torch.cat(parts) for length, parts in new.items()}
         self._hashes |= {length: torch.cat([self._hashes[length], part]) for length, part in found.items()}
         return found
@@ -89,6 +89,7 @@ def _holds(tensor: Tensor, gone: Samples, kept: Samples) -> bool:
         if size % length == 0:
             rows = bytes_by_row(tensor.reshape(1, -1)).view(-1, length)
             found = rows[gone.among(rows)]
+            found = found[_told_apart(found)]
             if len(found) and not bool(kept.among(found).all()):  # data sets hold some images twice
                 return True
     return False

@@ -302,7 +302,7 @@ def _ancestry(evidence: _Evidence) -> str:
     may_stay = kept_of(evidence.learner, evidence.events[-1]["event_index"], gone, state)
     for index, event, ids, canaries in evidence.gone:
         held = artefacts_in_memory(state, canaries, "learner") + places_that_name(ids, state["strategies"], "learner.strategies")
-        held += samples_in_memory(state, Samples(evidence.learner, ids, alike=False), may_stay, "learner")
+        held += samples_in_memory(state, Samples(evidence.learner, ids), may_stay, "learner")
         since, exact = known_since(evidence.learner.stream, index), evidence.learner.is_exact(event)
         taken = reported.get(index, {}).get("removed", ())
         held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner", may_stay)

@@ -78,7 +78,7 @@ def learner(tmp_path: Path) -> Learner:
 
 def test_every_form_is_found_and_what_may_be_kept_is_not_named(learner: Learner) -> None:
     mine, other = learner.training_ids(0), learner.training_ids(1)
-    gone, kept = Samples(learner, mine, alike=False), kept_of(learner, 1, mine, {"memory": {"ids": other[-3:]}})
+    gone, kept = Samples(learner, mine), kept_of(learner, 1, mine, {"memory": {"ids": other[-3:]}})
     items, retained = learner.benchmark.read(mine[7:9])[0], learner.benchmark.read(other[7:9])[0]
     assert isinstance(items, Tensor) and isinstance(retained, Tensor)
     state = {
