@@ -7,35 +7,28 @@ that shows against its head, the hash of its last line, if the head was kept els
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.checkpoint import CheckpointStore, damage, files_of_states, load_state
-from cl_framework.config import load_experiment
 from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.history import History, key_of
-from cl_framework.learner import Learner
-from cl_framework.records import PARTIAL, Row, RunDirectory, read_json
-from cl_framework.stream import Learn, Unlearn
+from cl_framework.records import PARTIAL, RunDirectory, read_json
+from cl_framework.stream import Unlearn
 from cl_framework.summary import summary_of, text_of_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
 from cl_framework.unlearning.deletion import (
     AUDITED,
     DONE,
     FINISHED,
-    REQUESTED,
     STARTED_WITH,
     BrokenChain,
     DeletionLog,
@@ -46,9 +39,10 @@ from cl_framework.unlearning.deletion import (
     unlearned_in,
     when,
 )
+from cl_framework.unlearning.evidence import Evidence, NotRun
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.samples import Samples, kept_of, samples_in_memory
-from cl_framework.unlearning.shadow import Canaries, artefacts_in_memory, artefacts_on_disk, places_that_name
+from cl_framework.unlearning.shadow import artefacts_in_memory, artefacts_on_disk, places_that_name
 
 NOTHING_GONE = "all that was unlearned was learned again"
 
@@ -62,86 +56,6 @@ class Finding:
     why: str
 
 
-class _NotRun(Exception):
-    """Why a check could not be made."""
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What the checks of one run look at; each part is read when the first of them asks for it."""
-
-    directory: RunDirectory
-    log: DeletionLog
-    events: Sequence[Row]
-    head: str | None  # a hash of the record that was kept elsewhere
-
-    @cached_property
-    def whole(self) -> list[Row]:
-        """All entries of the deletion record."""
-        return self.log.entries()
-
-    @cached_property
-    def entries(self) -> list[Row]:
-        """Those since the run was last begun."""
-        return self.log.current()
-
-    @property
-    def done(self) -> list[Row]:
-        return [entry for entry in self.entries if entry["kind"] == DONE]
-
-    @property
-    def ends(self) -> list[Row]:
-        return [entry for entry in self.entries if entry["kind"] == FINISHED]
-
-    @cached_property
-    def state(self) -> dict[str, Any]:
-        """The newest checkpoint."""
-        found = CheckpointStore(self.directory.checkpoints).load_latest(lambda text: None)
-        if found is None:
-            raise FrameworkError(f"{self.directory.checkpoints} holds no whole checkpoint.")
-        return found
-
-    @cached_property
-    def changed(self) -> list[Path]:
-        """What the run was started with, and is not any more as the deletion record has it."""
-        found = {name: file_digest(self.directory.path / name) for name in STARTED_WITH}
-        seals = [entry["started_with"] for entry in self.entries if "started_with" in entry]
-        return [self.directory.path / name for name in STARTED_WITH if any(seal[name] != found[name] for seal in seals)]
-
-    @cached_property
-    def learner(self) -> Learner:
-        """A learner on the run's data that has learned nothing."""
-        _config_untouched(self)
-        try:
-            experiment = load_experiment(self.directory.config)
-        except FrameworkError as error:
-            raise _NotRun(f"{self.directory.config} cannot be used here ({error})") from error
-        try:
-            benchmark = make_benchmark(experiment)
-        except FrameworkError as error:
-            raise _NotRun(f"the data are not at hand ({error})") from error
-        return assemble(experiment, benchmark)
-
-    @cached_property
-    def gone(self) -> list[tuple[int, Unlearn, Tensor, Canaries]]:
-        """What was unlearned and not learned again since: places and requests, last first, the ids named, and how to find samples."""
-        learner, found = self.learner, []
-        asked = {entry["event_index"]: entry for entry in self.entries if entry["kind"] == REQUESTED}
-        learned_again = set()
-        for index, event in reversed(list(enumerate(learner.stream.events[: self.events[-1]["event_index"] + 1]))):
-            if isinstance(event, Learn):
-                learned_again.add(event.task)
-            elif event.granularity != "task" or event.task not in learned_again:  # classes and samples stay deleted
-                ids = learner.forgotten(event).ids
-                if index in asked and hashlib.sha256(ids.numpy().tobytes()).hexdigest() != asked[index]["ids_sha256"]:
-                    raise FrameworkError(
-                        f"{event} names other samples here than in the deletion record: the data or its split have changed."
-                    )
-                items, _, _ = learner.benchmark.read(ids)
-                found.append((index, event, ids, Canaries.of_items(items, learner.benchmark.transform(items, None))))
-        return found
-
-
 def verify(path: Path, head: str | None = None) -> list[Finding]:
     """Check a run's deletion record; `head` is the hash of one of its lines that was kept elsewhere (64 hexadecimal digits).
 
@@ -152,7 +66,7 @@ def verify(path: Path, head: str | None = None) -> list[Finding]:
         raise ConfigurationError(f"{path} is no run directory (it has no config.yaml).")
     if head is not None and not re.fullmatch("[0-9a-f]{64}", head):
         raise ConfigurationError(f"--head {head} is no hash of a line: 64 hexadecimal digits, as `clu verify` prints them.")
-    evidence = _Evidence(directory, DeletionLog(path / "deletion"), directory.events(), head)
+    evidence = Evidence(directory, DeletionLog(path / "deletion"), directory.events(), head)
     if not unlearned_in(evidence.events) and not evidence.log.path.exists():
         raise ConfigurationError(f"{path}: no Unlearn is done in this run, so there is nothing to verify.")
     findings: list[Finding] = []
@@ -162,10 +76,10 @@ def verify(path: Path, head: str | None = None) -> list[Finding]:
     return findings
 
 
-def _finding(claim: str, check: Callable[[_Evidence], str], evidence: _Evidence) -> Finding:
+def _finding(claim: str, check: Callable[[Evidence], str], evidence: Evidence) -> Finding:
     try:
         return Finding(claim, PASS, check(evidence))
-    except _NotRun as reason:
+    except NotRun as reason:
         return Finding(claim, NOT_RUN, str(reason))
     except FrameworkError as error:
         return Finding(claim, FAIL, str(error))
@@ -174,7 +88,7 @@ def _finding(claim: str, check: Callable[[_Evidence], str], evidence: _Evidence)
 # --- the checks: each returns how it was shown, or raises FrameworkError ---
 
 
-def _whole(evidence: _Evidence) -> str:
+def _whole(evidence: Evidence) -> str:
     log, run = evidence.log, evidence.directory
     said = f"{len(evidence.whole)} entries, each with the hash of the one before"
     if log.half_written:
@@ -188,7 +102,7 @@ def _whole(evidence: _Evidence) -> str:
     return f"{said}, one of them with the hash that was kept elsewhere"
 
 
-def _all_recorded(evidence: _Evidence) -> str:
+def _all_recorded(evidence: Evidence) -> str:
     check_recorded(evidence.directory)
     wanted = unlearned_in(evidence.events)
     invented = [entry for entry in evidence.done if wanted.get(entry["event_index"]) != entry["event"]]
@@ -202,27 +116,22 @@ def _all_recorded(evidence: _Evidence) -> str:
     return f"{len(wanted)} of {len(wanted)}"
 
 
-def _started_so(evidence: _Evidence) -> str:
+def _started_so(evidence: Evidence) -> str:
     if not any("started_with" in entry for entry in evidence.entries):
-        raise _NotRun("the record was written by a version that did not seal them")
+        raise NotRun("the record was written by a version that did not seal them")
     if evidence.changed:
         raise FrameworkError(f"{evidence.changed[0]} was changed or removed after the run was started.")
     return ", ".join(STARTED_WITH)
 
 
-def _config_untouched(evidence: _Evidence) -> None:
-    if evidence.directory.config in evidence.changed:
-        raise _NotRun(f"{evidence.directory.config} is not the one that the run was started with")
-
-
-def _rows_untouched(evidence: _Evidence) -> str:
+def _rows_untouched(evidence: Evidence) -> str:
     seals = [*evidence.done, *evidence.ends[-1:]]
     for seal in seals:
         check_rows(evidence.directory, seal)
     return f"up to {when(seals[-1])}"
 
 
-def _no_older_state(evidence: _Evidence) -> str:
+def _no_older_state(evidence: Evidence) -> str:
     last = evidence.done[-1]
     halves = evidence.directory.status != "done"  # what a killed process leaves half-written goes with the next resume
     files = [path for path in files_of_states(evidence.directory.path) if not (halves and path.name.endswith(PARTIAL))]
@@ -237,17 +146,17 @@ def _no_older_state(evidence: _Evidence) -> str:
     return f"{len(files)} files of states, all from after {last['event']} or of a history without it"
 
 
-def _own_states(evidence: _Evidence) -> set[Path]:
+def _own_states(evidence: Evidence) -> set[Path]:
     """What lies where the run keeps its states, under such a name."""
     folder = evidence.directory.checkpoints
     return {*CheckpointStore(folder).paths(), *History(folder / "history").paths()}
 
 
-def _states_as_written(evidence: _Evidence) -> str:
+def _states_as_written(evidence: Evidence) -> str:
     """Files of states are those of the last seal; a run that is not finished may have written later ones since."""
     seal = [entry for entry in evidence.entries if entry["kind"] in (DONE, FINISHED)][-1]
     if "states" not in seal:
-        raise _NotRun("the record was written by a version that did not seal them")
+        raise NotRun("the record was written by a version that did not seal them")
     folder, sealed = evidence.directory.path, seal["states"]
     since = []
     for path in sorted(_own_states(evidence)):
@@ -269,7 +178,7 @@ def _serial(path: Path) -> str:
     return "" if path.parent.name == "history" else path.name.partition("-")[0]
 
 
-def _purged(evidence: _Evidence) -> str:
+def _purged(evidence: Evidence) -> str:
     names = {name for entry in evidence.done for name in entry["purged"]}
     back = [path for path in evidence.directory.path.rglob("*") if path.name in names]
     if back:
@@ -277,16 +186,16 @@ def _purged(evidence: _Evidence) -> str:
     return f"{len(names)} files"
 
 
-def _state(evidence: _Evidence) -> str:
+def _state(evidence: Evidence) -> str:
     seal, last = (evidence.ends or evidence.done)[-1], evidence.events[-1]
     if seal["kind"] == DONE and last["event_index"] != seal["event_index"]:
-        raise _NotRun(f"{last['event']} came after {seal['event']} and moved the state on, and the run is not finished")
+        raise NotRun(f"{last['event']} came after {seal['event']} and moved the state on, and the run is not finished")
     if digest_of(evidence.state["learner"]) != seal["state_after"]:
         raise FrameworkError(f"the newest checkpoint is not the state at {when(seal)}: its digest differs.")
     return f"digest {seal['state_after'][:16]}"
 
 
-def _ancestry(evidence: _Evidence) -> str:
+def _ancestry(evidence: Evidence) -> str:
     """Of each kept state, whether the way that led to it, as its name tells, showed what was unlearned; of the newest, what is in it."""
     history = History(evidence.directory.checkpoints / "history")
     kept = list(history.paths())
@@ -316,7 +225,7 @@ def _ancestry(evidence: _Evidence) -> str:
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"
 
 
-def _ways(evidence: _Evidence) -> set[str]:
+def _ways(evidence: Evidence) -> set[str]:
     """Keys of the histories since the last Unlearn that showed nothing of what was unlearned."""
     last, now = evidence.done[-1]["event_index"], evidence.events[-1]["event_index"]
     learner = copy(evidence.learner)  # what is deleted is this function's own
@@ -326,15 +235,15 @@ def _ways(evidence: _Evidence) -> set[str]:
     return {key_of(stream, length, learner) for stream, count in walks for length in range(count + 1)}
 
 
-def _figures(evidence: _Evidence) -> str:
+def _figures(evidence: Evidence) -> str:
     directory = evidence.directory
     if not directory.summary.exists() and directory.status != "done":
-        raise _NotRun("the run has no summary.json yet")
-    _config_untouched(evidence)
+        raise NotRun("the run has no summary.json yet")
+    evidence.check_configuration()
     try:
         _rows_untouched(evidence)
     except FrameworkError as error:
-        raise _NotRun("they rest on records that were changed") from error
+        raise NotRun("they rest on records that were changed") from error
     told, text = read_json(directory.summary), text_of_summary(summary_of(directory))
     made, again = json.loads(text), f"`clu resume {directory.path}` makes it again"
     wrong = [key for key in {**made, **told} if key not in made or key not in told or told[key] != made[key]]
@@ -345,20 +254,20 @@ def _figures(evidence: _Evidence) -> str:
     return "summary.json can be made again from them"
 
 
-def _samples(evidence: _Evidence) -> str:
+def _samples(evidence: Evidence) -> str:
     for _, event, _, canaries in evidence.gone:
         found = artefacts_on_disk(evidence.directory.path, canaries)
         if found:
             raise FrameworkError(f"{evidence.directory.path / found[0]} holds samples that {event} unlearned.")
     if not evidence.gone:
-        raise _NotRun(NOTHING_GONE)
+        raise NotRun(NOTHING_GONE)
     searched = sum(canaries.searched for *_, canaries in evidence.gone)
     if not searched:
-        raise _NotRun("the samples have no unmistakable bytes")
+        raise NotRun("the samples have no unmistakable bytes")
     return f"{searched} samples searched for, byte by byte"
 
 
-def _audits(evidence: _Evidence) -> str:
+def _audits(evidence: Evidence) -> str:
     path = evidence.directory.path
     latest = {entry["file"]: entry["sha256"] for entry in evidence.whole if entry["kind"] == AUDITED}
     unsealed = [file for file in sorted((path / "audit").glob("*.json")) if f"audit/{file.name}" not in latest]
@@ -368,14 +277,14 @@ def _audits(evidence: _Evidence) -> str:
             "Remove it, or make it again with `clu audit`."
         )
     if not latest:
-        raise _NotRun(f"there is none; `clu audit {path}` makes one")
+        raise NotRun(f"there is none; `clu audit {path}` makes one")
     for name, digest in latest.items():
         if file_digest(path / name) != digest:
             raise FrameworkError(f"{path / name} was changed or removed after it was written.")
     return f"{len(latest)} of {len(latest)}"
 
 
-CHECKS: dict[str, Callable[[_Evidence], str]] = {
+CHECKS: dict[str, Callable[[Evidence], str]] = {
     "the record is whole": _whole,
     "every Unlearn is recorded": _all_recorded,
     "configuration, environment and command are as they were": _started_so,
