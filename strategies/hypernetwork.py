@@ -87,7 +87,7 @@ class HypernetworkConfig:
     )  # of the model's weights: all, or those of its head, over a body that is not trained (a pretrained one)
     variant: str = "sound"  # sound or released
     gamma: float | None = None  # weight of the alignment with noise, > 0, default: 0.1, released: 0.01; what is preserved has weight 1
-    noise: str = "fresh"  # another z in each step (fresh), or one for a whole request (fixed)
+    noise: str = "fresh"  # another z in each step (fresh), or one for a whole request (fixed), or that with a head's mean (fixed_body)
     draws: int = 10  # fresh: sets of noise a step, >= 1
     unlearning_steps: int = 100  # >= 1
     unlearning_lr: float | None = None  # of Adam, > 0, default: 0.01, released: 0.001
@@ -108,12 +108,14 @@ class HypernetworkConfig:
         for units in self.hidden:
             check_range("hidden", units, low=1)
         check_choice("writes", self.writes, ("all", "head"))
-        check_choice("noise", self.noise, ("fresh", "fixed"))
+        check_choice("noise", self.noise, ("fresh", "fixed", "fixed_body"))
         for name in ("gamma", "unlearning_lr"):
             check_range(name, getattr(self, name), above=0)
         check_range("draws", self.draws, low=1)
-        if self.noise == "fixed" and self.draws != type(self).draws:
-            raise ValueError(f"draws={self.draws} belongs to noise=fresh; with noise=fixed one set is drawn for a request, leave draws out")
+        if self.noise != "fresh" and self.draws != type(self).draws:
+            raise ValueError(f"draws={self.draws} belongs to noise=fresh; with noise={self.noise} one set is drawn, leave draws out")
+        if self.noise == "fixed_body" and (self.variant == "released" or self.writes == "head"):
+            raise ValueError("noise=fixed_body is for variant=sound and writes=all, which write a body. Use noise=fixed")
         check_range("unlearning_steps", self.unlearning_steps, low=1)
 
     @property
@@ -151,9 +153,13 @@ class Hypernetwork(Strategy):
         self.embedding: Tensor | None = None  # the new one, while a task is being unlearned
 
     def check(self, setting: Setting) -> None:
-        model = setting.model
-        if self.config.writes == "head" and model is not None and not (hasattr(model, "features") and hasattr(model, "head")):
+        model, options = setting.model, self.config
+        if model is None or (hasattr(model, "features") and hasattr(model, "head")):
+            return
+        if options.writes == "head":
             raise ConfigurationError("writes: a head is written for a model with `features` and `head`. Use writes=all.")
+        if options.noise == "fixed_body":
+            raise ConfigurationError("noise=fixed_body tells a head from a body; the model has no `features` and `head`. Use noise=fixed.")
 
     def build(self, model: nn.Module, context: Context) -> nn.Module:
         options = self.config
@@ -221,6 +227,8 @@ class Hypernetwork(Strategy):
         generator = random.at_step() if options.noise == "fresh" else random.generator()
         draw = model.hypernetwork.raw_noise if options.released else model.hypernetwork.fresh_weights
         noise = draw(generator, options.draws if options.noise == "fresh" else 1)
+        if options.noise == "fixed_body":
+            noise = model.hypernetwork.start_without_head(noise)
         return mean_squared_distance(written, noise.expand_as(written), options.reduction)
 
     def _held(self, context: Context) -> tuple[TaskId, ...]:

@@ -155,6 +155,14 @@ class ChunkedHypernetwork(nn.Module):
         offsets, scales = (each.repeat_interleave(sizes, output_size=total) for each in (self.offsets, self.scales))
         return offsets + scales * normal / draws**0.5
 
+    def start_without_head(self, weights: Tensor, head: str = "model.head.") -> Tensor:
+        """(d,) weights with the head's at their offsets, where the mean of all that a target could start with lies: answers without a
+        preference. `head` begins the names of its tensors."""
+        sizes = torch.tensor(self.layout.sizes, device=weights.device)
+        of_head = torch.tensor([name.startswith(head) for name in self.layout.names], device=weights.device)
+        places, offsets = (each.repeat_interleave(sizes, output_size=self.layout.total) for each in (of_head, self.offsets))
+        return torch.where(places, offsets, weights)
+
     def _hidden(self, embeddings: Tensor) -> Tensor:
         """(S, d_e) -> (S, N, H)."""
         count, chunks = embeddings.shape[0], self.chunks.shape[0]

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from cl_framework import ConfigurationError, Context, Forgotten, Phase, TaskConditionedModel, Unlearn, mean_squared_distance
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.evaluation import evaluate
+from cl_framework.models.mlp import MLP
 from cl_framework.records import RunDirectory
+from cl_framework.strategy import Setting
 from cl_framework.testing.laboratory import Outcome, experiment_of, finish, in_place_of
-from strategies.hypernetwork import Hypernetwork, fewer_steps
+from strategies.hypernetwork import Hypernetwork, HypernetworkConfig, fewer_steps
 
 SMALL = {"embedding": 8, "chunk_embedding": 8, "hidden": [32], "chunk_size": 200}
 SETTINGS: dict[str, Any] = {"scenario": "task_il", "epochs": 20, "optimizer": {"name": "adam", "lr": 0.003}}
@@ -45,7 +47,7 @@ def accuracy_with(found: Outcome, folder: Path, task: int, embedding: Tensor) ->
     return accuracy.percent
 
 
-@pytest.mark.parametrize("noise", ["fresh", pytest.param("fixed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("noise", ["fresh", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fixed", "fixed_body"))])
 def test_a_task_is_at_chance_and_the_others_stay(noise: str, tmp_path: Path) -> None:
     learned, unlearned = outcome(tmp_path / "learned", "L0 L1"), outcome(tmp_path / "unlearned", "L0 L1 U0", noise=noise)
     before, after = accuracies(learned), accuracies(unlearned)
@@ -281,6 +283,17 @@ def test_noise_is_spread_as_fresh_weights_and_less_for_the_mean_of_several_draws
             assert torch.allclose(named[25][name] * 5, named[1][name], atol=1e-5)
 
 
+def test_a_start_without_a_head_prefers_no_class_and_keeps_its_features() -> None:
+    model = TaskConditionedModel(MLP((6,), 4, (50,)), 2, 4, 4, (8,), 500)
+    drawn = model.hypernetwork.fresh_weights(torch.Generator().manual_seed(1))
+    rows, answers = torch.randn(5, 6), {}
+    for name, weights in (("drawn", drawn), ("without", model.hypernetwork.start_without_head(drawn))):
+        features, logits = model._run(rows, 0, weights)
+        answers[name] = (features, logits)
+    assert torch.equal(answers["drawn"][0], answers["without"][0])
+    assert float(answers["without"][1].abs().max()) == 0.0 < float(answers["drawn"][1].abs().max())
+
+
 def test_the_mean_of_draws_has_the_gradient_of_the_mean_distance() -> None:
     generator = torch.Generator().manual_seed(2)
     written = torch.randn(7, generator=generator, requires_grad=True)
@@ -344,14 +357,24 @@ def test_another_embedding_answers_meanwhile_and_its_own_again_after_an_error() 
     [
         ({"variant": "published"}, "hypernetwork.variant must be one of sound, released, got 'published'"),
         ({"gamma": 0}, "hypernetwork.gamma must be > 0, got 0.0"),
-        ({"noise": "loud"}, "hypernetwork.noise must be one of fresh, fixed, got 'loud'"),
+        ({"noise": "loud"}, "hypernetwork.noise must be one of fresh, fixed, fixed_body, got 'loud'"),
         ({"unlearning_steps": 0}, "hypernetwork.unlearning_steps must be >= 1, got 0"),
         ({"noise": "fixed", "draws": 2}, "hypernetwork.draws=2 belongs to noise=fresh; with noise=fixed one set is .*, leave draws out"),
+        ({"noise": "fixed_body", "draws": 2}, "with noise=fixed_body one set is drawn, leave draws out"),
+        ({"noise": "fixed_body", "variant": "released"}, "noise=fixed_body is for variant=sound and writes=all, .* Use noise=fixed"),
+        ({"noise": "fixed_body", "writes": "head"}, "noise=fixed_body is for variant=sound and writes=all, .* Use noise=fixed"),
     ],
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=text):
         experiment_of({"hypernetwork": options}, tmp_path, scenario="task_il")
+
+
+def test_a_body_is_told_from_a_head(tmp_path: Path) -> None:
+    strategy, setting = Hypernetwork(HypernetworkConfig(noise="fixed_body")), Setting("task_il", 8, 1, 0.0, 2, {})
+    strategy.check(replace(setting, model=MLP((6,), 4, (5,))))
+    with pytest.raises(ConfigurationError, match=r"noise=fixed_body tells a head from a body; .* Use noise=fixed\."):
+        strategy.check(replace(setting, model=nn.Linear(6, 4)))
 
 
 def test_it_unlearns_whole_tasks_only(tmp_path: Path) -> None:
