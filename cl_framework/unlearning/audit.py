@@ -52,6 +52,7 @@ class Seen:
     never_seen: tuple[float, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict)  # just before the request
     moved: float | None = None  # norm of what the request changed, as a share of the norm of the weights before
+    untrained_probe: float | None = None  # percent, of a linear probe on the model before the first event
     put_back: float | None = None  # accuracy on the pool with the embedding of the task that was let go, where there is one
     key: Mapping[str, Tensor] | None = None  # what a hypernetwork knew the task by just before the request
 
@@ -66,6 +67,10 @@ class Watch:
         self.seen = {question.index: Seen() for question in questions}
         self.states: list[Row] = []  # of oracles, one a look: seed, event, digest, and whether it was kept from before
         self.kept_know = False  # whether, of oracles, a state is kept that knows what was unlearned since
+
+    def untrained(self, learner: Learner) -> None:
+        for question in self.questions:
+            self.seen[question.index].untrained_probe = glance(learner, question).linear_probe
 
     def at(self, index: int, learner: Learner) -> None:
         for question in self.questions:
@@ -185,6 +190,7 @@ def audit(
         asked = [Question.of(learner, event, index, stream) for index, event in enumerate(stream) if isinstance(event, Unlearn)]
         tell(f"living through {directory.path} again: {len(stream)} events")
         own = Watch(asked, stream, of_run=True)
+        own.untrained(learner)
         live_again(experiment, benchmark, states, own.at)
         seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
         watched = [oracle_watch(experiment, benchmark, asked, stream, seed, made, tell) for seed in seeds_of_oracles]
@@ -276,7 +282,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     first, *others = oracles
     oracle, rest = after(first), [after(one) for one in others]
     assert own.before is not None
-    models = Models(after(own), own.before, oracle, rest, ensemble)
+    models = Models(after(own), own.before, oracle, rest, ensemble, own.untrained_probe)
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)

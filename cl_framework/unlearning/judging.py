@@ -41,6 +41,7 @@ class Models:
     oracle: Measured
     others: Sequence[Measured] = ()  # oracles of other seeds
     ensemble: bool = False  # whether these also calibrate an attack (tier full)
+    untrained_probe: float | None = None  # percent, of a linear probe on the run's model before its first event
 
 
 def noise_floor(models: Models, figure: Callable[[Measured], float]) -> float | None:

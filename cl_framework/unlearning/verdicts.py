@@ -280,7 +280,11 @@ def quantization_relapse(models: Models) -> Figure:
 
 
 def leakage(models: Models, question: Question) -> Figure:
-    """M9: how far features tell what was unlearned, from the oracle (0) to the model before (1), by a linear probe."""
+    """M9: how far features tell what was unlearned, from the oracle (0) to the model before (1), by a linear probe.
+
+    The untrained model is part of the noise floor: it holds nothing of the data, yet where features belong to a task, as those that a
+    hypernetwork writes, its random ones may tell more than what the oracle writes for a task that it never learned.
+    """
     probes = [one.glance.linear_probe for one in (models.unlearned, models.oracle, models.before)]
     if None in probes:
         return Figure("M9", None, NOT_RUN, "the model has no features, or there are no two classes to tell")
@@ -297,7 +301,11 @@ def leakage(models: Models, question: Question) -> Figure:
     def leaked(one: Measured) -> float:
         return probe_leakage(one.glance.linear_probe or 0.0, oracle, before, rows) or 0.0
 
-    figure = judged("M9", leak, noise_floor(models, leaked), "of the way to the model before", two_sided=False, details=details)
+    floor = noise_floor(models, leaked)
+    if models.untrained_probe is not None:
+        details["untrained_probe"] = models.untrained_probe
+        floor = max(floor or 0.0, probe_leakage(models.untrained_probe, oracle, before, rows) or 0.0)
+    figure = judged("M9", leak, floor, "of the way to the model before", two_sided=False, details=details)
     return attacked(figure, 1.0, "the probe")
 
 

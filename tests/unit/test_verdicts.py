@@ -26,6 +26,7 @@ from cl_framework.unlearning.verdicts import (
     figures,
     identical,
     is_unlearned,
+    leakage,
     membership,
     steps_ratio,
 )
@@ -298,6 +299,20 @@ def test_the_oracles_own_weights_pass_however_weak_the_attacks() -> None:
     found = judged(replace(ORACLE), before=weak)
     assert {figure.verdict for figure in found.values()} == {PASS} and found["M9"].value == 0.0
     assert judged(replace(ORACLE, digest="another"), before=weak)["M9"].verdict == INCONCLUSIVE
+
+
+def test_what_an_untrained_model_tells_is_no_leak() -> None:
+    """Of the way from the oracle's 60 to the 95 of the model before: 72 is 0.34, which 75 before the first event covers and 62 does not."""
+    unlearned = measured("u", glance=Glance(25.0, 72.0))
+
+    def leak(untrained: float | None, of: Measured = unlearned) -> Figure:
+        return leakage(Models(of, BEFORE, ORACLE, [OTHER], untrained_probe=untrained), question())
+
+    assert [leak(untrained).verdict for untrained in (75.0, 62.0, 40.0, None)] == [PASS, FAIL, FAIL, FAIL]
+    assert leak(75.0).value == leak(None).value == pytest.approx(12 / 35)
+    assert leak(75.0).details["untrained_probe"] == 75.0 and "untrained_probe" not in leak(None).details
+    assert leak(75.0, of=measured("u", glance=Glance(25.0, 90.0))).verdict == FAIL
+    assert leak(96.0).verdict == INCONCLUSIVE  # a probe that needs no learning is no attack
 
 
 def test_equal_weights_prove_nothing_where_somebody_else_answers() -> None:
