@@ -14,7 +14,7 @@ from cl_framework.records import Row
 from cl_framework.retention import retention_curve
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import experiment_of, finish
-from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS, Figure, Measured, figures_of
+from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS, Figure, Recorded, figures_of
 from cl_framework.unlearning.measure import Question
 
 Columns = Mapping[tuple[int, str], Sequence[float | None]]  # task and split -> accuracy after each event; None: not measured
@@ -111,7 +111,7 @@ def test_a_run_leaves_such_a_task_out(tmp_path: Path) -> None:
 
 
 def figures(stream: str, columns: Columns, index: int, *more: Row) -> dict[str, Figure]:
-    found = figures_of(Measured.of([*rows_of(columns), *more], "class_il"), Stream.parse(stream), index)
+    found = figures_of(Recorded.of([*rows_of(columns), *more], "class_il"), Stream.parse(stream), index)
     return {figure.name: figure for figure in found}
 
 
