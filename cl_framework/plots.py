@@ -206,7 +206,8 @@ def png(figure: Figure) -> bytes:
 
 def write_plots(directory: RunDirectory, summary: Mapping[str, Any]) -> list[Path]:
     """The plots of a run, of its audit too where there is one, and report.html, which holds them; returns what was written."""
-    from cl_framework.unlearning.audit_report import audits_in, relearning_picture
+    from cl_framework.unlearning.audit_pictures import relearning_picture
+    from cl_framework.unlearning.audit_report import audits_in
 
     pictures = {"accuracy_matrix": png(matrix_figure(summary)), "accuracy_by_event": png(curves_figure(summary))}
     if audit := next(iter(audits_in(directory.path)), None):

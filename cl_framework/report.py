@@ -142,7 +142,8 @@ def report(
 
 def audits_below(paths: Sequence[str | Path], plot: Path | None, notes: list[str]) -> list[RenderableType]:
     """The verdicts of the runs that `clu audit` has measured, and beside `plot` their trade-off; nothing where there are none."""
-    from cl_framework.unlearning.audit_report import audits_in, comparison, rows_of, tradeoff_picture, verdicts_of
+    from cl_framework.unlearning.audit_pictures import tradeoff_picture
+    from cl_framework.unlearning.audit_report import audits_in, comparison, rows_of, verdicts_of
 
     folders = [Path(path) for path in paths if Path(path).suffix != ".csv"]
     runs = {run.resolve(): found[0] for folder in folders for run in runs_in(folder) if (found := list(audits_in(run)))}

@@ -14,19 +14,8 @@ from cl_framework.stream import Stream
 from cl_framework.summary import rebuild_summary
 from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import FULL, audit, finished
-from cl_framework.unlearning.audit_report import (
-    COST_WORDS,
-    NAMES,
-    comparison,
-    costs,
-    read_audit,
-    read_csv,
-    relearning_picture,
-    rows_of,
-    to_csv,
-    tradeoff_picture,
-    verdicts_of,
-)
+from cl_framework.unlearning.audit_pictures import relearning_picture, tradeoff_picture
+from cl_framework.unlearning.audit_report import COST_WORDS, NAMES, comparison, costs, read_audit, read_csv, rows_of, to_csv, verdicts_of
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
 from cl_framework.unlearning.fast import FAST
 from cl_framework.unlearning.orders import distinct_orders

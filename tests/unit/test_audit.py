@@ -26,7 +26,7 @@ from cl_framework.learner import Learner
 from cl_framework.plots import png
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
-from cl_framework.unlearning import audit_report, oracle
+from cl_framework.unlearning import audit_pictures, audit_report, oracle
 from cl_framework.unlearning.audit import audit, efficiency, moved
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Question, measure
@@ -527,7 +527,7 @@ def test_a_report_draws_the_trade_off_of_audited_runs(
     assert main(["report", str(folder), "--plot", str(plot)]) == 0
     assert f"written: {tmp_path / 'all_tradeoff.png'}" in capsys.readouterr().out
     rows = [row for _, result in audited.values() for row in audit_report.rows_of(result)]
-    assert (tmp_path / "all_tradeoff.png").read_bytes() == png(audit_report.tradeoff_picture(rows)) != plot.read_bytes()
+    assert (tmp_path / "all_tradeoff.png").read_bytes() == png(audit_pictures.tradeoff_picture(rows)) != plot.read_bytes()
     not_audited = run(experiment_of({"er": {}}, tmp_path / "learned", stream="L0 L1")).path
     assert main(["report", str(not_audited), "--plot", str(tmp_path / "one.png")]) == 0
     assert not (tmp_path / "one_tradeoff.png").exists()
@@ -536,14 +536,14 @@ def test_a_report_draws_the_trade_off_of_audited_runs(
 @pytest.mark.slow
 def test_rewind_stands_where_the_oracle_does(audited: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path) -> None:
     """To do nothing loses nothing of what is retained, but training again without most of a task does, by as much as the oracle."""
-    found = {name: audit_report.standings(audit_report.rows_of(result)) for name, (_, result) in audited.items()}
+    found = {name: audit_pictures.standings(audit_report.rows_of(result)) for name, (_, result) in audited.items()}
     for granularity in ("task", "class"):
         (exact,), (nothing,) = found["rewind"][granularity], found["do_nothing"][granularity]
         assert exact.gaps == [0.0] and exact.spills == exact.oracle
         assert nothing.gaps[0] > 50 and nothing.spills == [0.0]
     for unlearner in ("rewind", "do_nothing"):
         result = audit(run(made(tmp_path, unlearner, "L0 L1 U1:fraction=0.98@seed5")).path, seeds=1)
-        (found[unlearner]["sample"],) = audit_report.standings(audit_report.rows_of(result)).values()
+        (found[unlearner]["sample"],) = audit_pictures.standings(audit_report.rows_of(result)).values()
     (exact,), (nothing,) = found["rewind"]["sample"], found["do_nothing"]["sample"]
     assert exact.spills == pytest.approx(exact.oracle, rel=1e-4) and exact.oracle == nothing.oracle  # rows have five digits of details
     assert exact.spills[0] > 10 and nothing.spills == [0.0]

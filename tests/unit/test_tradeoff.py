@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cl_framework.records import Row
-from cl_framework.unlearning.audit_report import ORACLE, Standing, standings, tradeoff_picture
+from cl_framework.unlearning.audit_pictures import Standing, standings, tradeoff_picture
+from cl_framework.unlearning.audit_report import ORACLE
 from cl_framework.unlearning.fast import FAIL, INVALID, PASS
 
 Given = tuple[float | None, str, dict[str, float]]  # value, verdict, details
