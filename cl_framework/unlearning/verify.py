@@ -25,6 +25,7 @@ from cl_framework.records import PARTIAL, RunDirectory, read_json
 from cl_framework.stream import Unlearn
 from cl_framework.summary import summary_of, text_of_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
+from cl_framework.unlearning.audit import TIERS
 from cl_framework.unlearning.deletion import (
     AUDITED,
     DONE,
@@ -43,6 +44,7 @@ from cl_framework.unlearning.evidence import Evidence, NotRun
 from cl_framework.unlearning.fast import FAIL, NOT_RUN, PASS
 from cl_framework.unlearning.samples import Samples, kept_of, samples_in_memory
 from cl_framework.unlearning.shadow import artefacts_in_memory, artefacts_on_disk, places_that_name
+from cl_framework.unlearning.verdicts import CLAIM
 
 NOTHING_GONE = "all that was unlearned was learned again"
 
@@ -284,6 +286,29 @@ def _audits(evidence: Evidence) -> str:
     return f"{len(latest)} of {len(latest)}"
 
 
+def _exact_answers(evidence: Evidence) -> str:
+    """What the newest audits say of answers that the record calls exact."""
+    path = evidence.directory.path
+    called = {entry["event_index"]: entry["event"] for entry in evidence.done if entry["guarantee_achieved"] == "exact"}
+    if not called:
+        return "no answer is called exact"
+    files = {path / entry["file"] for entry in evidence.whole if entry["kind"] == AUDITED and Path(entry["file"]).stem in TIERS}
+    judged = {
+        request["event_index"]: figure["verdict"]
+        for file in files
+        for request in read_json(file).get("requests", ())
+        for figure in request["figures"]
+        if figure["name"] == CLAIM
+    }
+    failed = [event for index, event in called.items() if judged.get(index) == FAIL]
+    if failed:
+        raise FrameworkError(f"the answer to {failed[0]} is called exact, but its audit finds another model than the oracle.")
+    asked = [event for index, event in called.items() if judged.get(index) != PASS]
+    if asked:
+        raise NotRun(f"no audit has shown it of {', '.join(asked)}; `clu audit {path}` does")
+    return f"{len(called)} of {len(called)}, by their audits"
+
+
 CHECKS: dict[str, Callable[[Evidence], str]] = {
     "the record is whole": _whole,
     "every Unlearn is recorded": _all_recorded,
@@ -297,6 +322,7 @@ CHECKS: dict[str, Callable[[Evidence], str]] = {
     "the figures follow from the records": _figures,
     "no sample is left in the run's files": _samples,
     "audits are as they were written": _audits,
+    "what is called exact is the oracle": _exact_answers,
 }
 GROUND = ("the record is whole", "every Unlearn is recorded")  # where one of them fails, the others are not asked
 

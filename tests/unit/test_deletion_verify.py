@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,9 @@ def test_a_stream_without_unlearn_has_no_record(tmp_path: Path) -> None:
 
 def test_what_was_recorded_verifies(rewound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     findings = verify(rewound)
-    assert len(findings) == 12 and {finding.verdict for finding in findings[:-1]} == {PASS}
-    assert findings[-1].verdict == NOT_RUN and f"`clu audit {rewound}` makes one" in findings[-1].why
+    assert len(findings) == 13 and {finding.verdict for finding in findings[:-2]} == {PASS}
+    assert [finding.verdict for finding in findings[-2:]] == [NOT_RUN] * 2
+    assert f"`clu audit {rewound}` makes one" in findings[-2].why and f"of U0, U1:class=3; `clu audit {rewound}` does" in findings[-1].why
     assert main(["verify", str(rewound)]) == 0
     assert "every Unlearn is recorded" in capsys.readouterr().out
 
@@ -148,7 +149,8 @@ def test_a_state_that_moved_on_is_checked_when_the_run_is_finished(tmp_path: Pat
     resume(path)
     found = {finding.claim: finding for finding in verify(path)}
     assert found[claim].verdict == PASS
-    assert {finding.verdict for claim, finding in found.items() if claim != "audits are as they were written"} == {PASS}
+    unaudited = {"audits are as they were written", "what is called exact is the oracle"}
+    assert {finding.verdict for claim, finding in found.items() if claim not in unaudited} == {PASS}
     edited_rows("records.jsonl", '"event": "L1"', '"event": "L2"')(path)
     assert "changed in what came before the end of the run" in failures(path)["records and events are as they were"]
 
@@ -189,9 +191,9 @@ def audit_with_half_a_line(path: Path) -> None:
     halve_the_last_line(path)
 
 
-def audited(path: Path) -> None:
-    """As if `clu audit` had come to its end here, with nothing to tell."""
-    write(RunDirectory(path), DeletionLog(path / "deletion"), {"tier": "standard"}, [])
+def audited(path: Path, requests: Sequence[Mapping[str, Any]] = ()) -> None:
+    """As if `clu audit` had come to its end here, with nothing to tell but these."""
+    write(RunDirectory(path), DeletionLog(path / "deletion"), {"tier": "standard", "requests": list(requests)}, [])
 
 
 def state_that_knew(path: Path) -> None:
@@ -445,6 +447,24 @@ def test_a_row_without_a_column_takes_no_figure_with_it(rewound: Path, tmp_path:
     assert (found[FIGURES].verdict, found[FIGURES].why) == (NOT_RUN, "they rest on records that were changed")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "found", "said"),
+    [
+        (PASS, PASS, "2 of 2, by their audits"),
+        (FAIL, FAIL, "the answer to U1:class=3 is called exact, but its audit finds another model than the oracle."),
+        (None, NOT_RUN, "no audit has shown it of U1:class=3; `clu audit"),
+    ],
+)
+def test_what_is_called_exact_is_asked_of_its_audit(verdict: str | None, found: str, said: str, rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    first, second = DeletionLog(path / "deletion").done()
+    claims = {first: {"name": "E1", "verdict": PASS}, second: {"name": "E1", "verdict": verdict}}
+    figures = {index: [claim, {"name": "M1", "verdict": FAIL}] for index, claim in claims.items() if claim["verdict"] is not None}
+    audited(path, [{"event_index": index, "figures": told} for index, told in figures.items()])
+    (finding,) = (finding for finding in verify(path) if finding.claim == "what is called exact is the oracle")
+    assert finding.verdict == found and finding.why.startswith(said)
+
+
 def test_half_a_line_of_an_audit_is_mended_by_the_next_audit(rewound: Path, tmp_path: Path) -> None:
     path = copy_of(rewound, tmp_path)
     audit_with_half_a_line(path)
@@ -477,7 +497,7 @@ def test_an_audit_cut_with_all_that_came_of_it_shows_against_the_head_kept_elsew
     path = copy_of(rewound, tmp_path)
     audited(path)
     assert main(["verify", str(path)]) == 0
-    head = capsys.readouterr().out.split()[-1]
+    (head,) = (line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("head of the record"))
     assert head == DeletionLog(path / "deletion").entries()[-1]["hash"]
     assert main(["verify", str(path), "--head", head]) == 0
     audited(path)  # lines that come later leave it there
@@ -527,7 +547,7 @@ def test_without_the_data_what_needs_them_is_not_run(tmp_path: Path, capsys: pyt
     assert failures(path) == {}
     assert main(["verify", str(path)]) == 3
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("not checked: 3 of 12 claims: ") and "given as an object" in last and "`clu audit" in last
+    assert last.startswith("not checked: 4 of 13 claims: ") and "given as an object" in last and "`clu audit" in last
 
 
 def test_what_was_learned_again_leaves_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -545,7 +565,7 @@ def test_a_plug_in_that_is_missing_leaves_the_central_claims_open(tmp_path: Path
         last = capsys.readouterr().out.splitlines()[-1]
     finally:
         registry.strategies.add("fake_lister", Lister)
-    assert last.startswith("not checked: 3 of 12 claims: ") and "fake_lister" in last
+    assert last.startswith("not checked: 3 of 13 claims: ") and "fake_lister" in last
 
 
 def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
