@@ -221,6 +221,7 @@ APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  #
         ("audit_fashion_mnist", "audit_fashion_mnist", []),
         ("audit_digits_orders", "audit_digits_orders", []),
         ("audit_perm_mnist", "audit_perm_mnist", []),
+        ("audit_perm_mnist_standard", "audit_perm_mnist_standard", []),
         ("cost_fashion_mnist", "audit_fashion_mnist", ["--costs"]),
     ],
 )
@@ -324,6 +325,7 @@ def test_tables_stand_between_markers() -> None:
         "online_cifar10_jpeg_full_differences",
         "unlearn_perm_mnist",
         "audit_perm_mnist",
+        "audit_perm_mnist_standard",
         "audit_fashion_mnist",
         "cost_fashion_mnist",
         "audit_digits_orders",
