@@ -271,7 +271,7 @@ def _samples(evidence: Evidence) -> str:
 
 def _audits(evidence: Evidence) -> str:
     path = evidence.directory.path
-    latest = {entry["file"]: entry["sha256"] for entry in evidence.whole if entry["kind"] == AUDITED}
+    latest = _latest(evidence)
     unsealed = [file for file in sorted((path / "audit").glob("*.json")) if f"audit/{file.name}" not in latest]
     if unsealed:
         raise FrameworkError(
@@ -286,13 +286,18 @@ def _audits(evidence: Evidence) -> str:
     return f"{len(latest)} of {len(latest)}"
 
 
+def _latest(evidence: Evidence) -> dict[str, str]:
+    """Digests of the files of audits, by name, as the record last had them."""
+    return {entry["file"]: entry["sha256"] for entry in evidence.whole if entry["kind"] == AUDITED}
+
+
 def _exact_answers(evidence: Evidence) -> str:
-    """What the newest audits say of answers that the record calls exact."""
+    """What the newest audits, where they are as they were written, say of answers that the record calls exact."""
     path = evidence.directory.path
     called = {entry["event_index"]: entry["event"] for entry in evidence.done if entry["guarantee_achieved"] == "exact"}
     if not called:
         return "no answer is called exact"
-    files = {path / entry["file"] for entry in evidence.whole if entry["kind"] == AUDITED and Path(entry["file"]).stem in TIERS}
+    files = [path / name for name, digest in _latest(evidence).items() if Path(name).stem in TIERS and file_digest(path / name) == digest]
     judged = {
         request["event_index"]: figure["verdict"]
         for file in files
