@@ -12,6 +12,7 @@ from typing import Any
 
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.records import Row
+from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
 from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
 from cl_framework.unlearning.verdicts import WORD, may_say_unlearned
 
@@ -106,11 +107,17 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def audits_in(path: Path) -> Iterable[Mapping[str, Any]]:
-    """The results that a run directory holds, the fullest tier first."""
+    """The results that a run directory holds, the fullest tier first. FrameworkError where one is not as the deletion record has it."""
+    sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
     for tier in ("full", "standard"):
         file = path / "audit" / f"{tier}.json"
-        if file.exists():
-            yield read_audit(file)
+        if not file.exists():
+            continue
+        audit = read_audit(file)
+        if sealed.get(f"audit/{file.name}") != file_digest(file):
+            again = f"clu audit {path} --tier {tier} --again"
+            raise FrameworkError(f"{file} was changed after it was written. Make it again with `{again}`, or remove it.")
+        yield audit
 
 
 def read_audit(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import FULL, audit, finished
 from cl_framework.unlearning.audit_pictures import relearning_picture, tradeoff_picture
 from cl_framework.unlearning.audit_report import COST_WORDS, NAMES, comparison, costs, read_audit, read_csv, rows_of, to_csv, verdicts_of
-from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
+from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest
 from cl_framework.unlearning.fast import FAST
 from cl_framework.unlearning.orders import distinct_orders
 from cl_framework.unlearning.report_of_answers import ANSWER_WORDS, probabilities
@@ -56,6 +56,7 @@ def audits(
         if path.suffix == ".csv":
             rows += read_csv(path)
             continue
+        check_complete(RunDirectory(path))
         result = fast_result(path) if tier == FAST else _audited(path, tier, seeds, orders, made, overrides, tell)
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"

@@ -171,6 +171,9 @@ def _states_as_written(evidence: Evidence) -> str:
     wrong = [path for path in since if evidence.directory.status == "done" or "" < _serial(path) <= last]
     if wrong:
         raise FrameworkError(f"{wrong[0]} is none of the states that the run had at {when(seal)}: it was put there, or replaced.")
+    missing = [place for place in sealed if not (folder / place).exists()]
+    if missing and evidence.directory.status == "done" and seal["kind"] == FINISHED:
+        raise FrameworkError(f"{folder / missing[0]} is gone, which the run had at {when(seal)}.")
     told = f"{len(sealed)} sealed at {when(seal)}"
     return f"{told}; {len(since)} written since, to be sealed when the run is finished" if since else told
 

@@ -219,6 +219,7 @@ APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  #
     ("block", "name", "options"),
     [
         ("audit_fashion_mnist", "audit_fashion_mnist", []),
+        ("audit_fashion_by_task", "audit_fashion_by_task", []),
         ("audit_digits_orders", "audit_digits_orders", []),
         ("audit_perm_mnist", "audit_perm_mnist", []),
         ("audit_perm_mnist_standard", "audit_perm_mnist_standard", []),
@@ -327,6 +328,7 @@ def test_tables_stand_between_markers() -> None:
         "audit_perm_mnist",
         "audit_perm_mnist_standard",
         "audit_fashion_mnist",
+        "audit_fashion_by_task",
         "cost_fashion_mnist",
         "audit_digits_orders",
         "clinc150",

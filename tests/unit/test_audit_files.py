@@ -77,6 +77,29 @@ def test_an_audit_that_was_cut_is_named(run: Path, capsys: pytest.CaptureFixture
     assert f"clu: {file} holds no whole audit: it is damaged." in capsys.readouterr().err
 
 
+def test_an_audit_that_was_edited_is_not_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "audit" / "standard.json"
+    kept = file.read_text()
+    try:
+        file.write_text(kept.replace('"PASS"', '"FAIL"', 1))
+        assert file.read_text() != kept and main(["report", str(run)]) == 1
+    finally:
+        file.write_text(kept)
+    assert f"clu: {file} was changed after it was written. Make it again with `clu audit {run}" in capsys.readouterr().err
+
+
+def test_an_audit_that_stands_is_no_way_around_edited_rows(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = run / "records.jsonl", tmp_path / "rows.csv"
+    kept = file.read_text()
+    try:
+        file.write_text(kept.replace('"value": ', '"value": 1', 1))
+        assert main(["audit", str(run), "--out", str(out)]) == 1
+    finally:
+        file.write_text(kept)
+    assert "records.jsonl was changed" in capsys.readouterr().err and not out.exists()
+    assert main(["audit", str(run), "--out", str(out)]) == 0 and out.exists()
+
+
 def test_an_unknown_granularity_is_named_with_its_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.csv"
     lines = audit_report.to_csv(audit_report.rows_of(audit_report.read_audit(run / "audit" / "standard.json"))).splitlines()

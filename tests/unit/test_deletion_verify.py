@@ -465,6 +465,13 @@ def test_what_is_called_exact_is_asked_of_its_audit(verdict: str | None, found: 
     assert finding.verdict == found and finding.why.startswith(said)
 
 
+def test_a_state_that_was_sealed_and_is_gone_is_named(rewound: Path, tmp_path: Path) -> None:
+    path = copy_of(rewound, tmp_path)
+    older = sorted((path / "ckpt").glob("*.pt"))[0]
+    older.unlink()
+    assert failures(path) == {"files of states are as they were": f"{older} is gone, which the run had at the end of the run."}
+
+
 def test_half_a_line_of_an_audit_is_mended_by_the_next_audit(rewound: Path, tmp_path: Path) -> None:
     path = copy_of(rewound, tmp_path)
     audit_with_half_a_line(path)
