@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cl_framework.errors import FrameworkError
 from cl_framework.records import atomic_write
@@ -101,3 +102,14 @@ def damage(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
     digest = hashlib.sha256(data).hexdigest()[:16]
     return None if path.stem.split("-")[-1] == digest else f"{os.path.getsize(path)} bytes whose digest is not the one in its name"
+
+
+def state_on(state: Any, device: torch.device) -> Any:
+    """A nested state with its tensors on `device`: checkpoints are read to the host."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, Mapping):
+        return {name: state_on(part, device) for name, part in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(state_on(part, device) for part in state)
+    return state

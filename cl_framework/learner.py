@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark, strong_of
 from cl_framework.calls import run_model
+from cl_framework.checkpoint import state_on
 from cl_framework.closure import StepClosure, StepEvaluation
 from cl_framework.context import SlotContext, stream_key
 from cl_framework.cost import Cost, stored_bytes
@@ -386,21 +387,10 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave; the optimizer comes back by `load_optimizer`."""
         self.model.load_state_dict(state["model"])
-        self._optimizer_memory = moved(dict(state["optimizer_memory"]), self.device)
-        self.stack.load_state_dict(moved(state["strategies"], self.device))
+        self._optimizer_memory = state_on(dict(state["optimizer_memory"]), self.device)
+        self.stack.load_state_dict(state_on(state["strategies"], self.device))
         self.deleted = state["deleted"]
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         assert self.optimizer is not None
         self.optimizer.load_state_dict(dict(state))
-
-
-def moved(state: Any, device: torch.device) -> Any:
-    """A nested state with its tensors on `device`: checkpoints are read to the host."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, Mapping):
-        return {name: moved(part, device) for name, part in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(moved(part, device) for part in state)
-    return state
