@@ -3,8 +3,9 @@
 Three registers. `Ancestry` is of what strategies made of data (logits, importances, anchors, teachers, prototypes): of every row the event
 after which it was first seen, whatever its dtype and name. Samples that may be kept may be as old as they are; those that may not are
 found by their bytes and ids. `Movements` is of weights and normalisation
-statistics, tensor by tensor: the events in which each moved. `Values` is of all tensors of floats: where an answer is exact, much that was
-made while the task was known may stay, since it never met it, but what the request took away may be nowhere any more.
+statistics, tensor by tensor: the events in which each moved. `Values` is of all tensors of floats: what a request
+took away may be nowhere any more. Beside an exact answer that is all that is asked: much that was made while the task was known may stay
+there, since it never met it.
 
 All three compare bytes: what was changed in any way (a copy times two, a rounded or an encoded one, rows cut or joined) is new to them.
 """
@@ -23,6 +24,7 @@ from cl_framework.stream import Learn, Stream, TaskId, Unlearn
 from cl_framework.unlearning.samples import Samples, bytes_by_row
 from cl_framework.unlearning.shadow import tensors_in
 
+_EQUAL = 1e-6  # of the norm: values closer than this are the same but for rounding
 COUNTED = 1 << 24  # whole numbers below it are ids, labels, tokens, counts and places; bytes of weights read as such are larger
 
 
@@ -111,15 +113,41 @@ def values_by_place(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def removed(held: Mapping[str, str], state: Mapping[str, Any]) -> list[str]:
-    """Digests of the values that were held before a request and are not at their places in the state after it, sorted."""
+    """Digests of the values that were held before a request and are not at their places in the state after it, sorted.
+
+    What the request left in the weights it did not take away, though a strategy may have let go of a copy of it.
+    """
     now = values_by_place(state)
-    return sorted({value for place, value in held.items() if now.get(place) != value})
+    left = {value for place, value in held.items() if place.startswith("model.") and now.get(place) == value}
+    return sorted({value for place, value in held.items() if now.get(place) != value} - left)
 
 
 def still_there(gone: Collection[str], state: Any, where: str) -> list[str]:
     """The places of a nested state with a tensor of any kind whose bytes are those of a value that a request took away."""
     wanted = set(gone)
     return [place for place, tensor in tensors_in(state, where) if wanted and not _even(tensor) and _digest(tensor) in wanted]
+
+
+def made_of_data(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copies of the tensors of floats that strategies and optimizers keep, by place; not of those of one value all along."""
+    tensors = tensors_in(_derived(state), "")
+    return {
+        place.removeprefix("."): tensor.detach().clone() for place, tensor in tensors if tensor.is_floating_point() and not _even(tensor)
+    }
+
+
+def unlike(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """The places of `mine` at which stands what is nowhere in `theirs`, within `_EQUAL` of its norm, sorted: bytes are not compared, since
+    sums that were taken back are equal to rounding."""
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return one.shape == other.shape and bool((one - other).double().norm() <= _EQUAL * other.double().norm())
+
+    def is_theirs(place: str, tensor: Tensor) -> bool:
+        own = [theirs[place]] if place in theirs else []
+        return any(same(tensor, other) for other in (*own, *theirs.values()))
+
+    return sorted(place for place, tensor in mine.items() if not is_theirs(place, tensor))
 
 
 def _digest(tensor: Tensor) -> str:

@@ -8,151 +8,33 @@ Result: RUN_DIR/audit/<tier>.json and splits.json, sealed in the deletion record
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from cl_framework.assembly import assemble, make_benchmark, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.config import Experiment, load_experiment
 from cl_framework.digests import digest_of
-from cl_framework.errors import ConfigurationError, FrameworkError
-from cl_framework.evaluation import evaluate
+from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
-from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row, RunDirectory, atomic_write
-from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.stream import Stream, Unlearn
+from cl_framework.unlearning.ancestry import unlike
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest, unlearned_in
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, Recorded, artefacts, samples_of_answer, spill
-from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, glance, measure, relearning
+from cl_framework.unlearning.measure import RELEARNING_STEPS, Measured, Question
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
 from cl_framework.unlearning.verdicts import Later, Models, as_json, exact_claim, figures, is_known, is_unlearned, relearning_gap
+from cl_framework.unlearning.watch import Seen, Watch
 
 STANDARD, FULL = "standard", "full"
 TIERS = (STANDARD, FULL)
 SLOWER = 2.0  # times the suffix's seconds: a machine that others use too can slow down a request, or speed up its oracle, so much
 ORACLES = "oracles"  # the folder of kept states, beside the experiments
-
-
-@dataclass
-class Seen:
-    """What one walk along the stream has shown of one request."""
-
-    before: Measured | None = None
-    after: Measured | None = None
-    later: list[Glance] = field(default_factory=list)
-    recorded: list[Row] = field(default_factory=list)  # an oracle's accuracies after the request, as a run records its own
-    trained: Trained | None = None
-    never_seen: tuple[float, ...] = ()
-    weights: Mapping[str, Tensor] = field(default_factory=dict)  # just before the request
-    moved: float | None = None  # norm of what the request changed, as a share of the norm of the weights before
-    untrained_probe: float | None = None  # percent, of a linear probe on the model before the first event
-    put_back: float | None = None  # accuracy on the pool with the embedding of the task that was let go, where there is one
-    key: Mapping[str, Tensor] | None = None  # what a hypernetwork knew the task by just before the request
-
-
-class Watch:
-    """Asks each request's questions where a walk stands, whether the run's own or an oracle's."""
-
-    def __init__(self, questions: Sequence[Question], stream: Stream, *, of_run: bool) -> None:
-        self.questions = questions
-        self.of_run = of_run  # and not of an oracle, of which less is asked
-        self.stream = stream
-        self.seen = {question.index: Seen() for question in questions}
-        self.states: list[Row] = []  # of oracles, one a look: seed, event, digest, and whether it was kept from before
-        self.kept_know = False  # whether, of oracles, a state is kept that knows what was unlearned since
-
-    def untrained(self, learner: Learner) -> None:
-        for question in self.questions:
-            self.seen[question.index].untrained_probe = glance(learner, question).linear_probe
-
-    def at(self, index: int, learner: Learner) -> None:
-        for question in self.questions:
-            mine = self.seen[question.index]
-            if index == question.index - 1 and self.of_run:
-                mine.before = measure(learner, question)
-                mine.key = task_key_of(learner, question)
-                mine.weights = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
-            elif index == question.index:
-                mine.after = measure(learner, question)
-                mine.later.append(self._again(learner, question, mine.after))
-                if self.of_run:
-                    mine.never_seen = self._never_seen(learner, question)
-                    mine.put_back = put_back(learner, question, mine.key)
-                    mine.moved = moved(mine.weights, dict(learner.model.named_parameters()))
-                    mine.weights = {}
-                else:
-                    mine.recorded = self._as_recorded(learner, question)
-            elif self.open(question, index):
-                mine.later.append(glance(learner, question))
-
-    def open(self, question: Question, index: int) -> bool:
-        """Whether at an event a request still stands: its task was not learned again since."""
-        between = self.stream.events[question.index + 1 : index + 1]
-        return index >= question.index and not any(isinstance(event, Learn) and event.task == question.event.task for event in between)
-
-    def _again(self, learner: Learner, question: Question, measured: Measured) -> Glance:
-        """The same model asked twice must say the same."""
-        again = glance(learner, question)
-        if again != measured.glance:
-            raise FrameworkError(f"the model after {question.event} answers differently when asked again: no figure of it can be trusted.")
-        return again
-
-    def _as_recorded(self, learner: Learner, question: Question) -> list[Row]:
-        """An oracle's rows after the request, by the splits of the run's own: the oracle's stream has none of the requests they follow."""
-        of_oracle, learner.stream = learner.stream, self.stream
-        try:
-            found = evaluate(learner, sorted({*question.live, question.event.task}), question.live)
-        finally:
-            learner.stream = of_oracle
-        return [
-            {
-                "event_index": question.index,
-                "eval_task": one.task,
-                "split": one.split,
-                "scenario": one.scenario,
-                "metric": "accuracy",
-                "value": one.percent,
-            }
-            for one in found
-        ]
-
-    def _never_seen(self, learner: Learner, question: Question) -> tuple[float, ...]:
-        """How a task that was never learned up to here is relearned: the control beside M4. Nothing if there is none."""
-        if question.event.granularity != "task":
-            return ()
-        known = {event.task for event in self.stream.events[: question.index + 1]}
-        fresh = [task for task in range(learner.benchmark.num_tasks) if task not in known]
-        return relearning(learner, Question.of(learner, Unlearn(fresh[0]), question.index, self.stream)) if fresh else ()
-
-
-def task_key_of(learner: Learner, question: Question) -> Mapping[str, Tensor] | None:
-    """A copy of what a hypernetwork knows a task by: its embedding, and its normalisation statistics."""
-    model = learner.model
-    return model.task_key(question.event.task) if isinstance(model, TaskConditionedModel) else None
-
-
-def put_back(learner: Learner, question: Question, key: Mapping[str, Tensor] | None) -> float | None:
-    """Accuracy with the old embedding and statistics of the task in their place: what is hidden behind others comes back."""
-    if key is None or question.event.granularity != "task":
-        return None
-    assert isinstance(learner.model, TaskConditionedModel)
-    with learner.model.with_task_key(question.event.task, key):
-        return glance(learner, question).accuracy
-
-
-def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float | None:
-    """The norm of the difference over the norm of `before`; None where other weights were put in the place of those there were."""
-    if not before or {name: value.shape for name, value in before.items()} != {name: value.shape for name, value in after.items()}:
-        return None
-    squares = sum(float((after[name].detach() - value).square().sum()) for name, value in before.items())
-    return math.sqrt(squares / sum(float(value.square().sum()) for value in before.values()))
 
 
 def audit(
@@ -189,11 +71,12 @@ def audit(
         states = {index: row["state_after"] for index, row in log.done().items()}
         asked = [Question.of(learner, event, index, stream) for index, event in enumerate(stream) if isinstance(event, Unlearn)]
         tell(f"living through {directory.path} again: {len(stream)} events")
-        own = Watch(asked, stream, of_run=True)
+        exact = {question.index for question in asked if learner.is_exact(question.event)}
+        own = Watch(asked, stream, exact, of_run=True)
         own.untrained(learner)
         live_again(experiment, benchmark, states, own.at)
         seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
-        watched = [oracle_watch(experiment, benchmark, asked, stream, seed, made, tell) for seed in seeds_of_oracles]
+        watched = [oracle_watch(experiment, benchmark, asked, stream, exact, seed, made, tell) for seed in seeds_of_oracles]
         result = {
             "format": 1,
             "tier": tier,
@@ -239,13 +122,14 @@ def oracle_watch(
     benchmark: Benchmark,
     asked: Sequence[Question],
     stream: Stream,
+    exact: Collection[int],
     seed: int,
     made: set[Path] | None,
     tell: Callable[[str], None],
 ) -> Watch:
     """The same questions to the oracles under one seed."""
     oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES, made)
-    watch = Watch(asked, stream, of_run=False)
+    watch = Watch(asked, stream, exact, of_run=False)
     trained = 0
     for index in range(len(stream)):
         if not any(watch.open(question, index) for question in asked):
@@ -286,7 +170,7 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
-    mine.append(exact_claim(models, learner.stack.is_exact(question.event)))
+    mine.append(exact_claim(models, learner.is_exact(question.event), unlike(own.kept, first.kept)))
     mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,

@@ -84,7 +84,7 @@ class Certifier:
                 "guarantee_declared": "exact" if traits.exact else "approximate",
                 "reads": sorted(traits.unlearning_reads),
                 "state_before": digest_of(state),
-                "held": self._held(index, event, state),
+                "held": self.values.held(known_since(self.learner.stream, index), index, state),
                 "states_before": sorted(path.name for path in self.directory.checkpoints.rglob("*.pt")),
                 "started_with": self._started_with(),
             },
@@ -105,10 +105,9 @@ class Certifier:
         found += self._kept_that_knew(index)
         found += [place for place in self._strangers() if place not in found]
         exact, since = self.learner.is_exact(event), known_since(self.learner.stream, index)
-        gone_values = removed(standing.get("held", {}), state) if exact else []
-        if exact:
-            found += [f"{place} (what the request took away)" for place in self._still_there(gone_values, state, found)]
-        else:
+        gone_values = removed(standing.get("held", {}), state)
+        found += [f"{place} (what the request took away)" for place in self._still_there(gone_values, state, found)]
+        if not exact:
             found += self.ancestry.older(since, index, state, "memory", kept)
         if not (exact and self.learner.stack.unlearner_of(event).strategy.traits.replays):  # a replay starts from older weights
             untreated = self.movements.untreated(since, index, event.task, self.learner.model)
@@ -181,11 +180,6 @@ class Certifier:
 
     def _recomputed(self, exact: bool) -> list[str]:
         return ["weights", *(f"strategies.{slot}" for slot in self.learner.stack.slots)] if exact else []
-
-    def _held(self, index: int, event: Unlearn, state: Mapping[str, Any]) -> dict[str, str]:
-        """Places and digests of what was made while the data were known, where the answer is to be exact."""
-        since = known_since(self.learner.stream, index)
-        return self.values.held(since, index, state) if self.learner.is_exact(event) else {}
 
     def _still_there(self, gone: Sequence[str], state: Mapping[str, Any], known: Sequence[str]) -> list[str]:
         """The places in memory and in kept states, but those whose file is `known` to contain it, with a value that a request took away."""

@@ -69,17 +69,20 @@ def farthest_answer(one: Measured, oracle: Measured) -> float:
     return max(gaps, default=0.0, key=lambda gap: (math.isnan(gap), gap))
 
 
-def exact_claim(models: Models, claimed: bool) -> Figure:
-    """E1: whether an answer that claims to be exact has led to the oracle of the run's own seed, weights, statistics and answers."""
+def exact_claim(models: Models, claimed: bool, kept: Sequence[str] = ()) -> Figure:
+    """E1: whether an answer that claims to be exact has led to the oracle of the run's own seed: weights, statistics, answers, and what
+    strategies and optimizers keep; `kept`: the places where these keep what the oracle's do not."""
     if not claimed:
         return Figure(CLAIM, None, NOT_RUN, "the answer does not claim to be exact")
     distance = farthest_answer(models.unlearned, models.oracle)
     same = models.unlearned.digest == models.oracle.digest
     if reason := no_oracle(models):
         return Figure(CLAIM, distance, INVALID, reason, bound=_EQUAL)
-    verdict = PASS if identical(models.unlearned, models.oracle) else FAIL
+    verdict = PASS if identical(models.unlearned, models.oracle) and not kept else FAIL
     weights = "weights and statistics are the oracle's" if same else "weights or statistics are not the oracle's"
     why = f"nats, the farthest of its answers from the oracle's, 0 but for rounding; {weights}"
+    if kept:
+        why += f"; beside it is kept what is not kept beside the oracle: {', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}"
     return Figure(CLAIM, distance, verdict, why, bound=_EQUAL)
 
 

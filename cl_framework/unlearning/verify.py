@@ -219,12 +219,13 @@ def _ancestry(evidence: Evidence) -> str:
         held += samples_in_memory(state, Samples(evidence.learner, ids), may_stay, "learner")
         since, exact = known_since(evidence.learner.stream, index), evidence.learner.is_exact(event)
         taken = reported.get(index, {}).get("removed", ())
-        held += still_there(taken, state, "learner") if exact else ancestry.older(since, index, state, "learner", may_stay)
+        held += still_there(taken, state, "learner")
+        held += [] if exact else ancestry.older(since, index, state, "learner", may_stay)
         if not (exact and stack.unlearner_of(event).strategy.traits.replays):
             held += [f"learner.model.{name}" for name in movements.untreated(since, index, event.task, evidence.learner.model)]
         if held:
             raise FrameworkError(f"the newest checkpoint still holds what {event} unlearned, at {held[0]}.")
-        for path, kept_state in history.states() if exact and taken else ():
+        for path, kept_state in history.states() if taken else ():
             if found := still_there(taken, kept_state, "state"):
                 raise FrameworkError(f"{path} still holds what {event} unlearned, at {found[0]}.")
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"

@@ -27,13 +27,14 @@ from cl_framework.plots import png
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_pictures, audit_report, oracle
-from cl_framework.unlearning.audit import audit, efficiency, moved
+from cl_framework.unlearning.audit import audit, efficiency
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import Question, measure
 from cl_framework.unlearning.oracle import Oracles, Trained, live_again
 from cl_framework.unlearning.orders import distinct_orders, shuffled
 from cl_framework.unlearning.surroundings import digest_of_files, source_files, surroundings
 from cl_framework.unlearning.verify import verify
+from cl_framework.unlearning.watch import moved
 from strategies.do_nothing import DoNothing
 
 STREAM = "L0 L1 U0 L2 U1:class=3 U2:fraction=0.3@seed5 L0"
