@@ -124,12 +124,14 @@ class Analytic(Strategy):
         self._move(context.requested_ids, -1.0, context)
         if event.granularity == "task":
             self.tasks.remove(event.task)
+        if self.counts is not None and not bool((self.counts >= 0.5).any()):  # what is left of the sums is their rounding
+            self.gram = self.moment = self.counts = None
         return Done()
 
     def _move(self, ids: Tensor, sign: float, context: Context) -> None:
         """Add the samples' shares to the sums, or take them away."""
         self._head = None
-        for chunk in ids.split(CHUNK):
+        for chunk in ids.split(CHUNK) if len(ids) else ():  # of no samples there are no sums
             rows = context.read(chunk)
             parts = statistics(context.features(rows, exact=True), rows.targets, context.num_classes)
             held = (self.gram, self.moment, self.counts)

@@ -3,7 +3,8 @@
 Source: EVALUATION's controls: "a reset head always looks perfect", to accuracy alone; probes and relearning tell.
 Uses: check, unlearn
 Cost: none.
-Differs: nothing to differ from. Rows are drawn as torch.nn.Linear draws them, uniform within 1 / sqrt(inputs), biases 0.
+Differs: nothing to differ from. Rows are drawn as torch.nn.Linear draws them, uniform within 1 / sqrt(inputs); biases are 0, where it
+    draws them as well.
 Interacts: in a domain-incremental run all tasks share the classes, so that the whole head goes.
 """
 

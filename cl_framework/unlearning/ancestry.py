@@ -2,12 +2,12 @@
 
 Three registers. `Ancestry` is of what strategies made of data (logits, importances, anchors, teachers, prototypes): of every row the event
 after which it was first seen, whatever its dtype and name. Samples that may be kept may be as old as they are; those that may not are
-found by their bytes and ids. `Movements` is of weights and normalisation
-statistics, tensor by tensor: the events in which each moved. `Values` is of all tensors of floats: what a request
-took away may be nowhere any more. Beside an exact answer that is all that is asked: much that was made while the task was known may stay
-there, since it never met it.
+found by their bytes and ids. `Movements` is of weights and normalisation statistics, tensor by tensor: the events in which each moved.
+`Values` is of all tensors of floats: what a request took away may be nowhere any more. Beside an exact answer that is all that is asked:
+much that was made while the task was known may stay there, since it never met it.
 
-All three compare bytes: what was changed in any way (a copy times two, a rounded or an encoded one, rows cut or joined) is new to them.
+The registers compare bytes: what was changed in any way (a copy times two, a rounded or an encoded one, rows cut or joined) is new to them.
+Beside an oracle such a copy shows (`unlike`), since none is kept there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cl_framework.stream import Learn, Stream, TaskId, Unlearn
 from cl_framework.unlearning.samples import Samples, bytes_by_row
 from cl_framework.unlearning.shadow import tensors_in
 
-_EQUAL = 1e-6  # of the norm: values closer than this are the same but for rounding
+ROUNDING = 1e-6  # of the norm: values no farther apart are the same
 COUNTED = 1 << 24  # whole numbers below it are ids, labels, tokens, counts and places; bytes of weights read as such are larger
 
 
@@ -108,7 +108,7 @@ class Values:
 
 def values_by_place(state: Mapping[str, Any]) -> dict[str, str]:
     """The digest of every tensor of floats in a nested state, by its place; not of those of one value all along, alike by chance."""
-    tensors = ((place, tensor) for place, tensor in tensors_in(state, "") if tensor.is_floating_point())
+    tensors = ((place, tensor) for place, tensor in tensors_in(state, "") if tensor.is_floating_point() or tensor.is_complex())
     return {place.removeprefix("."): _digest(tensor) for place, tensor in tensors if not _even(tensor)}
 
 
@@ -129,25 +129,28 @@ def still_there(gone: Collection[str], state: Any, where: str) -> list[str]:
 
 
 def made_of_data(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copies of the tensors of floats that strategies and optimizers keep, by place; not of those of one value all along."""
+    """Copies of the tensors that strategies and optimizers keep, by place; not of those of one value all along."""
     tensors = tensors_in(_derived(state), "")
-    return {
-        place.removeprefix("."): tensor.detach().clone() for place, tensor in tensors if tensor.is_floating_point() and not _even(tensor)
-    }
+    return {place.removeprefix("."): tensor.detach().clone() for place, tensor in tensors if not _even(tensor)}
 
 
 def unlike(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """The places of `mine` at which stands what is nowhere in `theirs`, within `_EQUAL` of its norm, sorted: bytes are not compared, since
-    sums that were taken back are equal to rounding."""
-
-    def same(one: Tensor, other: Tensor) -> bool:
-        return one.shape == other.shape and bool((one - other).double().norm() <= _EQUAL * other.double().norm())
+    """The places of `mine` at which stands what is nowhere in `theirs`, sorted. Values are compared within `ROUNDING` of their norm, and
+    not by bytes: sums that were taken back are equal to rounding."""
 
     def is_theirs(place: str, tensor: Tensor) -> bool:
         own = [theirs[place]] if place in theirs else []
-        return any(same(tensor, other) for other in (*own, *theirs.values()))
+        return any(_same(tensor, other) for other in (*own, *theirs.values()))
 
     return sorted(place for place, tensor in mine.items() if not is_theirs(place, tensor))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    return bytes_of(one) == bytes_of(other) or bool((one - other).norm() <= ROUNDING * other.norm())
 
 
 def _digest(tensor: Tensor) -> str:

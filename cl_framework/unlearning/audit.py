@@ -129,7 +129,7 @@ def oracle_watch(
 ) -> Watch:
     """The same questions to the oracles under one seed."""
     oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES, made)
-    watch = Watch(asked, stream, exact, of_run=False)
+    watch = Watch(asked, stream, exact if seed == experiment.run.seed else (), of_run=False)  # a claim is of the run's own seed
     trained = 0
     for index in range(len(stream)):
         if not any(watch.open(question, index) for question in asked):
@@ -170,7 +170,9 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
-    mine.append(exact_claim(models, learner.is_exact(question.event), unlike(own.kept, first.kept)))
+    mine.append(
+        exact_claim(models, learner.is_exact(question.event), sorted({*unlike(own.kept, first.kept), *unlike(first.kept, own.kept)}))
+    )
     mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,

@@ -23,7 +23,7 @@ from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, 
 from cl_framework.unlearning.probes import probe_leakage
 from cl_framework.unlearning.verdicts_of_answers import answers
 
-_EQUAL = 1e-6  # log-probabilities that differ by less are the same but for rounding
+NATS = 1e-6  # log-probabilities that differ by less are the same but for rounding
 WORD = ("M1", "M3", "M4", "M6", "M9", "M11")  # all must PASS for the word "unlearned"
 CLAIM = "E1"  # must PASS, too, where the answer claims to be exact
 
@@ -59,7 +59,7 @@ def figures(question: Question, models: Models, later: Later) -> list[Figure]:
 def identical(one: Measured, oracle: Measured) -> bool:
     """Whether weights and statistics are the oracle's bit for bit, and so are all answers to rounding: a strategy may answer in the model's
     place, from a state of its own."""
-    return one.digest == oracle.digest and farthest_answer(one, oracle) <= _EQUAL
+    return one.digest == oracle.digest and farthest_answer(one, oracle) <= NATS
 
 
 def farthest_answer(one: Measured, oracle: Measured) -> float:
@@ -69,21 +69,21 @@ def farthest_answer(one: Measured, oracle: Measured) -> float:
     return max(gaps, default=0.0, key=lambda gap: (math.isnan(gap), gap))
 
 
-def exact_claim(models: Models, claimed: bool, kept: Sequence[str] = ()) -> Figure:
+def exact_claim(models: Models, claimed: bool, unlike: Sequence[str] = ()) -> Figure:
     """E1: whether an answer that claims to be exact has led to the oracle of the run's own seed: weights, statistics, answers, and what
-    strategies and optimizers keep; `kept`: the places where these keep what the oracle's do not."""
+    strategies and optimizers keep; `unlike`: the places where only the one or only the other keeps something."""
     if not claimed:
         return Figure(CLAIM, None, NOT_RUN, "the answer does not claim to be exact")
     distance = farthest_answer(models.unlearned, models.oracle)
     same = models.unlearned.digest == models.oracle.digest
     if reason := no_oracle(models):
-        return Figure(CLAIM, distance, INVALID, reason, bound=_EQUAL)
-    verdict = PASS if identical(models.unlearned, models.oracle) and not kept else FAIL
+        return Figure(CLAIM, distance, INVALID, reason, bound=NATS)
+    verdict = PASS if identical(models.unlearned, models.oracle) and not unlike else FAIL
     weights = "weights and statistics are the oracle's" if same else "weights or statistics are not the oracle's"
     why = f"nats, the farthest of its answers from the oracle's, 0 but for rounding; {weights}"
-    if kept:
-        why += f"; beside it is kept what is not kept beside the oracle: {', '.join(kept[:3])}{' ...' if len(kept) > 3 else ''}"
-    return Figure(CLAIM, distance, verdict, why, bound=_EQUAL)
+    if unlike:
+        why += f"; what is kept beside it is not what is kept beside the oracle: {', '.join(unlike[:3])}{' ...' if len(unlike) > 3 else ''}"
+    return Figure(CLAIM, distance, verdict, why, bound=NATS)
 
 
 def _identical(figure: Figure) -> Figure:

@@ -186,6 +186,9 @@ def _serial(path: Path) -> str:
 def _purged(evidence: Evidence) -> str:
     names = {name for entry in evidence.done for name in entry["purged"]}
     back = [path for path in evidence.directory.path.rglob("*") if path.name in names]
+    if any(path.parent.name == "history" for path in back):  # what is learned again may lead to the same state, under the same name
+        ways = _ways(evidence)
+        back = [path for path in back if path.parent.name != "history" or _way_of(path) not in ways]
     if back:
         raise FrameworkError(f"{back[0]} was purged, and is there again.")
     return f"{len(names)} files"
@@ -206,7 +209,7 @@ def _ancestry(evidence: Evidence) -> str:
     kept = list(history.paths())
     ways = _ways(evidence)
     for path in kept:
-        if path.stem.split("-")[1] not in ways:
+        if _way_of(path) not in ways:
             raise FrameworkError(f"{path} is of a history that showed what was unlearned.")
     state, stack = evidence.state["learner"], evidence.learner.stack
     ancestry, movements = Ancestry(evidence.state.get("ancestry")), Movements(evidence.state.get("movements"))
@@ -229,6 +232,11 @@ def _ancestry(evidence: Evidence) -> str:
             if found := still_there(taken, kept_state, "state"):
                 raise FrameworkError(f"{path} still holds what {event} unlearned, at {found[0]}.")
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"
+
+
+def _way_of(path: Path) -> str:
+    """The key of the history that led to a kept state, from its name."""
+    return path.stem.split("-")[1]
 
 
 def _ways(evidence: Evidence) -> set[str]:
@@ -280,7 +288,7 @@ def _audits(evidence: Evidence) -> str:
     if unsealed:
         raise FrameworkError(
             f"{unsealed[0]} has no line in the deletion record: lines were cut, or it is from an audit that did not come to its end. "
-            "Remove it, or make it again with `clu audit`."
+            f"Remove it, or make it again with `clu audit {path} --again`."
         )
     if not latest:
         raise NotRun(f"there is none; `clu audit {path}` makes one")
