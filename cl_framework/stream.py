@@ -7,8 +7,11 @@ Grammar, events separated by blanks::
     L0 L0     learn task 0 twice         U2:ids=forget.txt   unlearn the sample ids listed in a file
                                          U2:fraction=0.1@seed7   unlearn a seeded tenth of task 2
     U0-1      unlearn 0, then 1          U2!                 unlearn task 2 for good
+    L0!       learn task 0 for good
 
 Classes and samples that were unlearned stay out when their task is learned again; a whole task may be, unless it was unlearned for good.
+What was learned for good cannot be unlearned any more, nor can a part of it: the permanent tasks of Liu et al. 2022, "Continual Learning
+and Private Unlearning", whose temporary ones are all others.
 
 A whole stream may also be named: see `stream_presets`.
 """
@@ -37,9 +40,10 @@ class Learn:
 
     task: TaskId
     occurrence: int = 0
+    permanent: bool = False
 
     def __str__(self) -> str:
-        return f"L{self.task}"
+        return f"L{self.task}" + ("!" if self.permanent else "")
 
 
 @dataclass(frozen=True)
@@ -113,22 +117,26 @@ class Stream:
     def _check(self) -> None:
         live: set[TaskId] = set()
         gone: set[TaskId] = set()
+        kept: set[TaskId] = set()
         for position, event in enumerate(self.events):
-            if fault := self._fault(event, live, gone):
+            if fault := self._fault(event, live, gone, kept):
                 raise ConfigurationError(f"event {position} ({event}) of stream {str(self)!r} {fault}")
             if isinstance(event, Learn):
                 live.add(event.task)
+                kept |= {event.task} if event.permanent else set()
             elif event.granularity == "task":
                 live.discard(event.task)
                 if event.permanent:
                     gone.add(event.task)
 
-    def _fault(self, event: Event, live: set[TaskId], gone: set[TaskId]) -> str:
-        """What is impossible about an event after a history that left `live` known and took `gone` out for good; "" if nothing is."""
+    def _fault(self, event: Event, live: set[TaskId], gone: set[TaskId], kept: set[TaskId]) -> str:
+        """What is impossible about an event after a history that left `live` known, `gone` out and `kept` in for good; "" if nothing is."""
         if self.num_tasks is not None and event.task >= self.num_tasks:
             return f"names task {event.task}, but the benchmark has tasks 0 to {self.num_tasks - 1}."
         if isinstance(event, Learn):
             return f"learns task {event.task} again after it was unlearned for good (U{event.task}!)." if event.task in gone else ""
+        if event.task in kept:
+            return f"unlearns of task {event.task}, which was learned for good (L{event.task}!). Learn it as L{event.task}."
         return "" if event.task in live else f"unlearns task {event.task}, which is not known then. Learn it before: add L{event.task}."
 
     @property
@@ -237,9 +245,9 @@ def _parse_token(token: str) -> Sequence[Event]:
         raise ConfigurationError(f"stream: {token!r} names task {last}; a stream has tasks 0 to {_MOST_TASKS - 1}. {_EXAMPLES}")
     tasks = range(first, last + 1)
     if match["kind"] == "L":
-        if match["what"] or match["final"]:
+        if match["what"]:
             raise ConfigurationError(f"stream: {token!r} has options, but a learn event takes none. {_EXAMPLES}")
-        return [Learn(task) for task in tasks]
+        return [Learn(task, permanent=bool(match["final"])) for task in tasks]
     return [_unlearn(token, task, bool(match["final"]), match["what"], match["value"]) for task in tasks]
 
 
