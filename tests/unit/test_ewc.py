@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_framework import Closure, Context, Evaluation, StepFn
+from cl_framework import Closure, Context, Evaluation, StepFn, run
 from cl_framework.testing.laboratory import ROUGH, Outcome, beside, experiment_of, finish, first_difference
 from cl_framework.testing.neighbours import Neighbour, Oblivious, slot, snapshot
-from strategies.ewc import EWCConfig, accumulated
+from cl_framework.unlearning.deletion import DeletionLog
+from strategies.ewc import EWC, EWCConfig, accumulated
 
 TINY = 1e-12  # a weight of the penalty that leaves the trajectory as it would be without
 
@@ -195,6 +196,21 @@ def test_what_is_learned_next_is_not_pulled_back_to_weights_that_knew_the_task(t
     of_event = {index: [entry for entry in seeing.strategy_class.journal if entry["event"] == index] for index in range(4)}
     assert [len(of_event[index]) for index in range(4)] == [5, 5, 0, 5]
     assert all(entry["penalty"] is None for entry in of_event[3]) and all(entry["penalty"] is not None for entry in of_event[1])
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_anchors_that_outlive_a_request_bring_the_task_back_and_are_found(
+    forgets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known error elsewhere: importance anchors keep what was unlearned, and the next task pulls the weights back to it."""
+    if not forgets:
+        monkeypatch.setattr(EWC, "forget", lambda self, forgotten, context: None)
+    settings = {"benchmark": {"name": "split_digits"}, "scenario": "task_il", "batch_size": 32, "epochs": 3}
+    path = run(experiment_of({"ewc": {"weight": 100.0}, "reset_head": {}}, tmp_path, **settings, stream="L0 L1 U0 L2")).path
+    figures = {figure["name"]: figure for figure in json.loads((path / "summary.json").read_text())["unlearning"][0]["figures"]}
+    (done,) = DeletionLog(path / "deletion").done().values()
+    held = [place for place in done["contains"] if place.startswith("memory.strategies.ewc.anchors")]
+    assert (figures["M3"]["value"] > 50, bool(held)) == (not forgets, not forgets)
 
 
 # --- refusals ---
