@@ -59,14 +59,17 @@ def ks_statistic(one: Tensor, other: Tensor) -> float:
 
 
 def ks_interval(one: Tensor, other: Tensor, generator: torch.Generator, draws: int = 1000) -> tuple[float, float]:
-    """The middle 95 % of `ks_statistic` over bootstrap samples of both, (N,) and (M,)."""
+    """A 95 % interval of `ks_statistic` over questions that two models were asked, (N,) each: rows of both are of one question.
+
+    Basic bootstrap over questions, which the statistic always lies in: what resampling adds to it is taken off, since a largest distance
+    of samples is too large where two models are nearly alike. Of intervals of simulated normals (N 40 and 200, 0.2 to 0.8 deviations apart)
+    83 to 93 % of 150 held the distance of the distributions; where that is 0, two thirds.
+    """
     points = torch.cat([one, other]).unique()
-    shares = []
-    for sample in (one, other):
-        below = (sample.unsqueeze(1) <= points).double()
-        counts = torch.randint(len(sample), (draws, len(sample)), generator=generator)
-        times = torch.zeros(draws, len(sample), dtype=torch.float64).scatter_add_(1, counts, torch.ones(counts.shape, dtype=torch.float64))
-        shares.append(times @ below / len(sample))
-    found = (shares[0] - shares[1]).abs().amax(1)
+    below = [(sample.unsqueeze(1) <= points).double() for sample in (one, other)]
+    asked = torch.randint(len(one), (draws, len(one)), generator=generator)
+    times = torch.zeros(draws, len(one), dtype=torch.float64).scatter_add_(1, asked, torch.ones(asked.shape, dtype=torch.float64))
+    found = (times @ (below[0] - below[1]) / len(one)).abs().amax(1)
     low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    statistic = ks_statistic(one, other)
+    return min(statistic, max(0.0, 2 * statistic - high)), min(1.0, max(statistic, 2 * statistic - low))

@@ -121,7 +121,29 @@ def test_the_interval_of_a_ks_statistic_holds_it_and_narrows_with_more_samples()
         assert (low, high) == ks_interval(one, other, torch.Generator().manual_seed(0))
         widths.append(high - low)
     assert widths[1] < 0.5 * widths[0]
-    assert ks_interval(torch.zeros(5), torch.ones(4), torch.Generator()) == (1.0, 1.0)
+    assert ks_interval(torch.zeros(5), torch.ones(5), torch.Generator()) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
+def test_the_interval_of_a_ks_statistic_holds_it_where_two_models_are_nearly_alike(noise: float) -> None:
+    """Of the same questions: drawn apart for each model, samples of equal ones would differ."""
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(10):
+        one = torch.rand(40, generator=generator)
+        other = one + noise * torch.randn(40, generator=generator)
+        low, high = ks_interval(one, other, torch.Generator().manual_seed(0))
+        assert low <= ks_statistic(one, other) <= high and (high == 0) is (noise == 0)
+
+
+def test_the_interval_of_a_ks_statistic_covers_what_it_estimates() -> None:
+    """Pairs of correlated normals, 0.5 apart: the distance of the two distributions is known. In 900 trials 89 % held it."""
+    generator, held, trials = torch.Generator().manual_seed(11), 0, 100
+    for _ in range(trials):
+        common = torch.randn(200, generator=generator)
+        one, other = (shift + 0.5**0.5 * (common + torch.randn(200, generator=generator)) for shift in (0.0, 0.5))
+        low, high = ks_interval(one, other, generator, draws=200)
+        held += low <= math.erf(0.25 / 2**0.5) <= high
+    assert 80 <= held <= 98  # three standard errors of 100 trials on either side
 
 
 # --- attacks ---
