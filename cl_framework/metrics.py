@@ -113,7 +113,7 @@ class StabilityGap:
     task: TaskId
     depth: float  # how far it fell below what it was before the event, >= 0
     recovery: int | None  # stream steps from the event's start until it was back there for the first time after the fall; None: never
-    area: float  # mean deficit over the looks taken
+    area: float  # mean deficit over the looks taken, which are `evaluate_every` steps apart; times the event's steps it is the area
 
 
 def stability_gaps(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int, metric: str) -> list[StabilityGap]:
@@ -282,7 +282,7 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "eval_seconds": sum(row["eval_seconds"] for row in events),
         "steps": sum(row["steps"] for row in events),
         "samples": sum(row["samples"] for row in events),
-        "samples_new": _total(events, "samples_new"),
+        "samples_new": _total(_learned(events), "samples_new"),
         "samples_replayed": _total(events, "samples_past", "samples_drawn"),
         **token_figures(events),
         "forward_passes": _total(events, "forward_passes"),
@@ -325,13 +325,13 @@ def probe_figures(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stre
 def token_figures(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """New and replayed tokens, where rows are packed full of them (`tokens_a_row`); nothing where records do not say so."""
     length = events[-1].get("tokens_a_row")
-    totals = {"tokens_new": _total(events, "samples_new"), "tokens_replayed": _total(events, "samples_past", "samples_drawn")}
+    totals = {"tokens_new": _total(_learned(events), "samples_new"), "tokens_replayed": _total(events, "samples_past", "samples_drawn")}
     return {name: length * rows for name, rows in totals.items() if length is not None and rows is not None}
 
 
 def trained_share(events: Sequence[Mapping[str, Any]]) -> float | None:
     """The share of the parameters in play while Learn events learned, in [0, 1], over their steps; None where records do not tell it."""
-    learned = [phase for phase in _phases([row for row in events if row["kind"] == "learn"]) if phase["name"] == "learn"]
+    learned = [phase for phase in _phases(_learned(events)) if phase["name"] == "learn"]
     steps = sum(phase["steps"] for phase in learned)
     return sum(phase["trained_share"] * phase["steps"] for phase in learned) / steps if steps else None
 
@@ -339,6 +339,11 @@ def trained_share(events: Sequence[Mapping[str, Any]]) -> float | None:
 def _phases(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The phases of events that tell what they trained; older records do not."""
     return [phase for row in events for phase in row.get("phases", ()) if "optimizer_bytes" in phase]
+
+
+def _learned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of Learn events: what an Unlearn reads of its own is not new."""
+    return [row for row in events if row["kind"] == "learn"]
 
 
 def _total(events: Sequence[Mapping[str, Any]], *columns: str) -> int | None:

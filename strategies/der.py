@@ -6,6 +6,7 @@ Cost: a second forward and backward pass, over the memory rows; memory of `capac
 Differs: the distance is the mean over classes of squared differences, as in the released code, where the paper's is their sum:
     alpha here is the number of classes times the paper's alpha.
 Interacts: the memory rows have a pass of their own, so BatchNorm sees them apart; logits are those the applied gradient was made from.
+    Of questions the logits of all places of a row count alike, its prompt and padding as well; packed rows have none.
 """
 
 from __future__ import annotations

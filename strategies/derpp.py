@@ -5,6 +5,7 @@ Uses: draw, loss, commit, forget, state_dict, load_state_dict
 Cost: two more forward and backward passes, each over memory rows; memory of `capacity` raw samples and their logits.
 Differs: mean-squared error over classes, as in the released code: alpha here is the number of classes times the paper's alpha.
 Interacts: beta = 0 is DER; alpha = beta = 0 is fine-tuning; a term of weight 0 costs no pass.
+    Of questions the logits of all places of a row count alike, its prompt and padding as well; packed rows have none.
 """
 
 from __future__ import annotations

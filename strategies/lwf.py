@@ -18,7 +18,8 @@ Differs: one softmax over all classes learned before; heads=task has one for eac
 Interacts: looks at the stream's rows alone, not at what others replay, but at past samples that cumulative or power_law show.
     A wrapper that calls the closure often pays for the teacher once. On a task-conditioned model (hypernetwork) teacher and student
     both answer as the network of the rows' own task, as which the teacher had learned nothing: the old tasks' networks are held
-    by what they share with it alone.
+    by what they share with it alone. Of questions all places of a row count alike, its prompt and padding as well, so that a weight
+    means less where rows are padded more; packed rows have none.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Cost: three forward passes a step, over forget rows and twice over what memories
     copy of the model while it unlearns; nothing while learning.
 Differs: h is what the head reads, where the publication steers a layer in the middle of a language model, token by token; all that lies
     below moves, not three matrices alone. Retained rows are drawn from the memories of the stack. Plain SGD, capped steps.
+    The mean is over all places of a batch that ask, so that longer rows weigh more.
     The head gets no gradient: what was forgotten gets the answer that the head gives to c u, which may be a class of the task itself.
     It stays as it was when it knew the data, and the deletion record names it (M11).
     Seen here (split digits, class-incremental, "L0-4 U1", ER beside it, seeds 0 and 1) with the defaults: the task falls from 86 and

@@ -19,6 +19,7 @@ Interacts: the order of visits is that of the plan as it comes in, slowed down `
     three quarters; `clu show` says how many), nor put in a memory; interval=1 shows every sample as often as the host does, with views
     times the rows a step. What others draw keeps 1 / interval of its rows, views times each; a memory takes a sample once a visit, and
     with it what the weak view gave (the logits of DER++). Where the benchmark augments nothing, the views of a sample are equal.
+    Of questions the term counts all places of a row alike, its prompt and padding as well; packed rows have none.
 """
 
 from __future__ import annotations

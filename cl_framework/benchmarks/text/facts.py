@@ -2,6 +2,9 @@
 
 Task 0 is text, task 1 the facts, task 2 other text. Facts are invented people with invented works, so that nothing else teaches them. What
 task 1 is asked is the works' names alone, half of them in the words they were taught in, half in others.
+
+Differs: facts are a task of their own, where the publication injects single rows into a pre-training run; what is left of them is one share
+of the mean loss over both halves (`retention`), not a mean over probes without outliers, and memorisation is not told from generalisation.
 """
 
 from __future__ import annotations
