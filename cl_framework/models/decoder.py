@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
-from cl_framework.models.from_transformers import check_fit, load_pretrained
+from cl_framework.models.from_transformers import check_fit, check_same, load_pretrained
 from cl_framework.models.text import import_transformers, vocabulary_of
 from cl_framework.registry import register_model
 
 _DEVIATION = 0.02  # of initial weights, as of all of a Llama's
+_FAULT = (
+    "its logits are not those of a linear head on its last states under a causal mask, which is what pretrained_decoder makes of a model"
+)
 
 
 @dataclass(frozen=True)
@@ -112,31 +115,32 @@ def decoder(options: DecoderOptions, benchmark: Benchmark) -> nn.Module:
 
 @register_model("pretrained_decoder", PretrainedDecoderOptions)
 def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) -> nn.Module:
-    """A pretrained causal language model of transformers; the benchmark's tokenizer must be its own."""
-    transformers, _ = import_transformers(), _vocabulary(benchmark)
+    """A pretrained causal language model of transformers; the benchmark's tokenizer must be its own.
+
+    Ids that its embedding and its head have beyond the tokenizer's, as padding, are cut off: classes are the tokenizer's ids.
+    """
+    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
     model = load_pretrained(transformers.AutoModelForCausalLM, options.source, attn_implementation="eager")
     output = model.get_output_embeddings()
-    check_fit(benchmark, options.source, output.weight.shape[0], getattr(model.config, "max_position_embeddings", None))
-    head = TokenHead(output.in_features, output.out_features, bias=output.bias is not None)
+    if not isinstance(output, nn.Linear):
+        raise ConfigurationError(f"model.source={options.source}: {_FAULT}. Choose another model.")
+    known = output.weight.shape[0]
+    check_fit(benchmark, options.source, known, getattr(model.config, "max_position_embeddings", None))
+    if known > vocabulary:
+        model.resize_token_embeddings(vocabulary)
+        output = model.get_output_embeddings()
+    head = TokenHead(output.in_features, vocabulary, bias=output.bias is not None)
     head.weight, head.bias = output.weight, output.bias
-    wrapped = Decoder(model.base_model, head)
-    _check_same(model, wrapped, options.source)
-    return wrapped
+    made = Decoder(model.base_model, head)
 
+    def own_and_ours(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits at each token of the text, (N, V)."""
+        mask = inputs["attention_mask"]
+        own = model(input_ids=inputs["input_ids"], attention_mask=mask.long(), use_cache=False).logits
+        return own[mask], made(inputs).transpose(1, 2)[mask]
 
-@torch.no_grad()
-def _check_same(model: nn.Module, wrapped: Decoder, source: str) -> None:
-    """Refuse a model whose logits are more than its head on its last states."""
-    tokens = torch.arange(2, 10).unsqueeze(0)
-    model.eval()
-    own = model(input_ids=tokens).logits.transpose(1, 2)
-    ours = wrapped({"input_ids": tokens, "attention_mask": torch.ones_like(tokens, dtype=torch.bool)})
-    model.train()
-    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3):
-        raise ConfigurationError(
-            f"model.source={source}: its logits are not those of a linear head on its last states, which is what pretrained_decoder makes "
-            "of a model. Choose another model."
-        )
+    check_same(own_and_ours, benchmark, options.source, getattr(model.config, "pad_token_id", None), _FAULT)
+    return made
 
 
 def _vocabulary(benchmark: Benchmark) -> int:

@@ -1,15 +1,22 @@
-"""Pretrained models of transformers: from a folder, an installed package or the hub, and whether a benchmark's tokens fit them."""
+"""Pretrained models of transformers: from a folder, an installed package or the hub; whether a benchmark's tokens and a wrapper fit."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.benchmarks.text.tokens import folder_of
+from cl_framework.benchmarks.text.tokens import Loaded, folder_of
 from cl_framework.errors import ConfigurationError
 
 _PATIENCE = 10  # seconds in which the hub must answer
+_FEW = 8  # tokens: a model that differs on so few is of another kind, not too short
+_TOLERANCE = 1e-3  # share of the largest value by which two answers may differ; more where numbers are coarser
 
 
 def load_pretrained(auto: Any, source: str, **options: Any) -> Any:
@@ -31,17 +38,69 @@ def load_pretrained(auto: Any, source: str, **options: Any) -> Any:
 
 
 def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None) -> None:
-    """Refuse tokens that are not the model's own, and rows longer than it reads; `known` token ids, `longest` None if there is no limit."""
-    if benchmark.vocabulary != known:
-        own = (folder_of(source) / "tokenizer.json").is_file()
-        remedy = f"Set benchmark.tokenizer={source}." if own else "Set benchmark.tokenizer to a folder that holds its tokenizer.json."
-        raise ConfigurationError(f"the benchmark's tokenizer has {benchmark.vocabulary} token ids, but {source} knows {known}. {remedy}")
+    """Refuse tokens that are not the model's own, and rows longer than it reads; `known` token ids, `longest` None if there is no limit.
+
+    An embedding is often padded: a model may know ids that its tokenizer has not, though never as many again. Where the tokenizer lies
+    beside the model, the benchmark's must have as many ids.
+    """
+    ids, folder = benchmark.vocabulary, folder_of(source)
+    assert ids is not None
+    own = Loaded(folder).size if (folder / "tokenizer.json").is_file() else None
+    if own is not None and own > known:
+        raise ConfigurationError(
+            f"the tokenizer of {source} has {own} token ids, but its model knows {known}. Enlarge its embedding, or name another model."
+        )
+    if ids > known or (ids != own if own is not None else 2 * ids <= known):
+        remedy = f"={source}" if own is not None else " to a folder that holds its tokenizer.json"
+        raise ConfigurationError(
+            f"the benchmark's tokenizer has {ids} token ids, but {source} knows {own or known}. Set benchmark.tokenizer{remedy}."
+        )
     length = benchmark.input_shape[0]
     if longest is not None and length > longest:
         raise ConfigurationError(
             f"benchmark.length={length} is longer than the {longest} tokens that {source} reads. "
             f"Set benchmark.length={longest} or lower, or take a model that reads more."
         )
+
+
+@torch.no_grad()
+def check_same(
+    own_and_ours: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], benchmark: Benchmark, source: str, padding: int | None, fault: str
+) -> None:
+    """Refuse a pretrained model that does not answer alike by itself and as it is used here, at the benchmark's length; `fault` says so.
+
+    It is asked about two rows, of which the second ends early, without the id that its configuration keeps for `padding`. An error is no
+    answer: a table of positions may be shorter than its configuration says, and each architecture reads masks in its own way.
+    """
+
+    def alike(length: int) -> bool:
+        try:
+            own, ours = own_and_ours(_two_rows(benchmark, padding, length))
+        except Exception:  # each architecture raises its own
+            return False
+        tolerance = max(_TOLERANCE, 4 * torch.finfo(own.dtype).eps)
+        return bool((own - ours).abs().max() <= tolerance * own.abs().max())
+
+    length = benchmark.input_shape[0]
+    if alike(length):
+        return
+    if not alike(min(length, _FEW)):
+        raise ConfigurationError(f"model.source={source}: {fault}. Choose another model.")
+    longest = bisect_left(range(length), True, lo=_FEW + 1, key=lambda tokens: not alike(tokens)) - 1
+    raise ConfigurationError(
+        f"benchmark.length={length} is longer than the {longest} tokens that {source} reads whole: its positions or a window of its "
+        f"attention end there. Set benchmark.length={longest} or lower, or choose another model."
+    )
+
+
+def _two_rows(benchmark: Benchmark, padding: int | None, length: int) -> dict[str, Tensor]:
+    """Inputs (2, L) of tokens that are text to the model, which may tell padding by its id."""
+    assert benchmark.vocabulary is not None
+    ids = torch.arange(benchmark.vocabulary)
+    text = ids[ids != padding] if padding is not None else ids
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[1, length - length // 3 :] = False
+    return {"input_ids": text[torch.arange(2 * length) % len(text)].view(2, length), "attention_mask": mask}
 
 
 def _place_of(source: str) -> str:

@@ -12,8 +12,10 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.freezing import give_up_training
-from cl_framework.models.from_transformers import check_fit, load_pretrained
+from cl_framework.models.from_transformers import check_fit, check_same, load_pretrained
 from cl_framework.registry import register_model
+
+_FAULT = "its states under a mask added to the scores of attention, which pretrained_encoder gives it, are not those under its own mask"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return scores[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
+def mean_over(states: Tensor, mask: Tensor) -> Tensor:
+    """States (B, L, D) averaged over the tokens of each text, (B, D); mask (B, L) bool."""
+    weights = mask.unsqueeze(2).to(states.dtype)
+    mean: Tensor = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return mean
+
+
 class TextEncoder(nn.Module):
     """States of an encoder, averaged over the tokens of a text, and a linear head."""
 
@@ -69,9 +78,7 @@ class TextEncoder(nn.Module):
         """{input_ids (B, L), attention_mask (B, L)} -> (B, D)."""
         mask = inputs["attention_mask"]
         states = self.encoder(input_ids=inputs["input_ids"], attention_mask=added(mask, self.head.weight.dtype)).last_hidden_state
-        weights = mask.unsqueeze(2).to(states.dtype)
-        mean: Tensor = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return mean
+        return mean_over(states, mask)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """-> (B, num_classes)."""
@@ -103,7 +110,16 @@ def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) 
     transformers, _ = import_transformers(), vocabulary_of(benchmark)
     model = load_pretrained(transformers.AutoModel, options.source, add_pooling_layer=False)
     check_fit(benchmark, options.source, model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
-    return TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
+    made = TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
+
+    def own_and_ours(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features (B, D)."""
+        mask = inputs["attention_mask"]
+        own = model(input_ids=inputs["input_ids"], attention_mask=mask.long()).last_hidden_state
+        return mean_over(own, mask), made.features(inputs)
+
+    check_same(own_and_ours, benchmark, options.source, getattr(model.config, "pad_token_id", None), _FAULT)
+    return made
 
 
 def vocabulary_of(benchmark: Benchmark) -> int:

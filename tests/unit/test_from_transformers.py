@@ -1,4 +1,4 @@
-"""Pretrained models of text: damaged files, a hub that does not answer, tokens that are not the model's own."""
+"""Pretrained models of text: damaged files, a hub that does not answer, tokens that are not the model's own, models of another kind."""
 
 from __future__ import annotations
 
@@ -8,23 +8,44 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from cl_framework.cli import main
 from cl_framework.errors import ConfigurationError
+from cl_framework.models.decoder import Decoder, PretrainedDecoderOptions, pretrained_decoder
 from cl_framework.models.from_transformers import check_fit, load_pretrained
+from cl_framework.models.text import PretrainedEncoderOptions, pretrained_encoder
 from tests.unit.test_language_modelling import write_texts
-from tests.unit.test_text_benchmarks import write_clinc
+from tests.unit.test_text_benchmarks import write_clinc, write_words
 
 transformers = pytest.importorskip("transformers")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 SIZES = {"vocab_size": 258, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def write_model(folder: Path) -> Path:
-    """A decoder, which serves as an encoder too."""
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(max_position_embeddings=12, **SIZES)).save_pretrained(folder)
+def write_model(folder: Path, name: str = "pretrained_decoder") -> Path:
+    """A small Llama, or a BERT as an encoder."""
+    kind = "Llama" if name == "pretrained_decoder" else "Bert"
+    return write_of(folder, kind, name, max_position_embeddings=12)
+
+
+def write_of(folder: Path, kind: str, name: str = "pretrained_decoder", **settings: Any) -> Path:
+    """A model of some architecture with weights so large that what it attends to shows."""
+    auto = transformers.AutoModelForCausalLM if name == "pretrained_decoder" else transformers.AutoModel
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, "initializer_range": 0.5, **settings})
+    auto.from_config(config).save_pretrained(folder)
     return folder
+
+
+def made_of(folder: Path, name: str, length: int, vocabulary: int = 258) -> nn.Module:
+    """The model that a benchmark of some length gets."""
+    benchmark: Any = SimpleNamespace(
+        vocabulary=vocabulary, input_shape=(length,), num_classes=4, objective="language_modelling", name="made up"
+    )
+    if name == "pretrained_decoder":
+        return pretrained_decoder(PretrainedDecoderOptions(str(folder)), benchmark)
+    return pretrained_encoder(PretrainedEncoderOptions(str(folder)), benchmark)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +54,7 @@ def write_model(folder: Path) -> Path:
 def test_damaged_weights_are_named_and_nothing_is_written(
     name: str, benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = write_model(tmp_path / "model") / "model.safetensors"
+    weights = write_model(tmp_path / "model", name) / "model.safetensors"
     path = tmp_path / "trial.yaml"
     path.write_text(f"benchmark: {{name: {benchmark}, tokenizer: bytes, length: 12}}\nmodel: {{name: {name}, source: {weights.parent}}}\n")
     texts = [f"benchmark.folder={write_clinc(tmp_path / 'texts')}"]
@@ -90,9 +111,129 @@ def test_tokens_that_are_not_the_models_own_are_refused_with_a_remedy_that_can_b
         text = rf"the benchmark's tokenizer has 300 token ids, but {source} knows 258\. Set benchmark.tokenizer to a folder that holds its"
         with pytest.raises(ConfigurationError, match=text + r" tokenizer\.json\."):
             check_fit(benchmark, source, 258, None)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigurationError, match=rf"knows 258\. Set benchmark.tokenizer={tmp_path}\."):
-        check_fit(benchmark, str(tmp_path), 258, None)
+    with pytest.raises(ConfigurationError, match=r"has 300 token ids, but no/such-model knows 600\. Set benchmark.tokenizer to a folder"):
+        check_fit(benchmark, "no/such-model", 600, None)  # no embedding is padded to twice its size: these are other tokens
+    check_fit(benchmark, "no/such-model", 599, None)
+    write_words(tmp_path, [f"word{number}" for number in range(250)])
+    for known in (258, 301):
+        with pytest.raises(ConfigurationError, match=rf"300 token ids, but {tmp_path} knows 250\. Set benchmark.tokenizer={tmp_path}\."):
+            check_fit(benchmark, str(tmp_path), known, None)
+    text = rf"the tokenizer of {tmp_path} has 250 token ids, but its model knows 249\. Enlarge its embedding, or name another model\."
+    with pytest.raises(ConfigurationError, match=text):
+        check_fit(benchmark, str(tmp_path), 249, None)
+    write_words(tmp_path, [f"word{number}" for number in range(300)])
     with pytest.raises(ConfigurationError, match=rf"benchmark.length=12 is longer than the 11 tokens that {tmp_path} reads\."):
         check_fit(benchmark, str(tmp_path), 300, 11)
-    check_fit(benchmark, str(tmp_path), 300, 12)
+    for known in (300, 320, 700):
+        check_fit(benchmark, str(tmp_path), known, 12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Llama", {"tie_word_embeddings": False}),
+        ("Llama", {"tie_word_embeddings": True, "pad_token_id": 270}),
+        ("GPTNeoX", {}),
+        ("Qwen2", {"num_key_value_heads": 1}),
+        ("Phi", {}),  # its head has a bias
+    ],
+)
+def test_ids_behind_the_tokenizers_are_cut_off_a_decoder(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    own = load_pretrained(transformers.AutoModelForCausalLM, str(write_of(tmp_path, kind, vocab_size=300, **settings)))
+    made = made_of(tmp_path, "pretrained_decoder", 12).eval()
+    assert isinstance(made, Decoder)
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        logits = made({"input_ids": tokens, "attention_mask": torch.ones_like(tokens, dtype=torch.bool)})
+        expected = own(input_ids=tokens).logits.transpose(1, 2)
+    assert expected.shape == (2, 300, 12) and torch.allclose(logits, expected[:, :258], atol=1e-4)
+    assert not torch.allclose(logits, expected[:, -258:], atol=1e-2)
+    assert (made.head.weight is made.body.get_input_embeddings().weight) == settings.get("tie_word_embeddings", False)  # type: ignore[operator]
+    whole = made_of(tmp_path, "pretrained_decoder", 12, vocabulary=300)
+    assert whole.head.weight.shape[0] == 300 and made.head.weight.shape[0] == 258  # type: ignore[union-attr]
+
+
+def test_a_padded_model_learns_and_answers_with_the_tokenizers_ids(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    for name, benchmark in (("pretrained_encoder", "text_classification"), ("pretrained_decoder", "language_modelling")):
+        folder = write_of(tmp_path / name, "Bert" if name == "pretrained_encoder" else "GPTNeoX", name, vocab_size=300)
+        texts = f"folder: {write_clinc(tmp_path / 'clinc')}"
+        if benchmark == "language_modelling":
+            texts = f"corpus: folder, folder: {write_texts(tmp_path / 'texts')}"
+        path.write_text(
+            f"benchmark: {{name: {benchmark}, tokenizer: bytes, length: 12, {texts}}}\nmodel: {{name: {name}, source: {folder}}}\n"
+            f"strategies: {{er: {{capacity: 8}}, rewind: {{}}}}\nstream: L0 L1 U0\nbatch_size: 32\nout: {tmp_path / 'runs'}\n"
+        )
+        assert main(["run", str(path)]) == 0
+
+
+# --- what is made of a model ---
+
+HEAD = r"model.source=.*: its logits are not those of a linear head on its last states under a causal mask, .*\. Choose another model\.$"
+MASK = (
+    r"model.source=.*: its states under a mask added to the scores of attention, .* are not those under its own mask\. Choose another model"
+)
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("pretrained_decoder", "OPT", {"ffn_dim": 32, "word_embed_proj_dim": 16}),
+        ("pretrained_decoder", "Bloom", {}),
+        ("pretrained_decoder", "Mamba", {"state_size": 4}),
+        ("pretrained_decoder", "Gemma2", {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 0.5}),
+        ("pretrained_encoder", "Deberta", {}),
+        ("pretrained_encoder", "DebertaV2", DISENTANGLED),
+        ("pretrained_encoder", "Llama", {}),  # its own mask is causal
+    ],
+)
+def test_models_of_another_kind_are_refused(name: str, kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    write_of(tmp_path, kind, name, **settings)
+    with pytest.raises(ConfigurationError, match=HEAD if name == "pretrained_decoder" else MASK):
+        made_of(tmp_path, name, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "longest", "settings"),
+    [
+        ("pretrained_encoder", "Bert", None, {"max_position_embeddings": 42}),
+        ("pretrained_encoder", "Roberta", 40, {"max_position_embeddings": 42, "pad_token_id": 1}),  # positions begin behind padding's id
+        ("pretrained_decoder", "GPT2", None, {"n_positions": 42}),
+        ("pretrained_decoder", "Llama", None, {"max_position_embeddings": 42}),
+        ("pretrained_decoder", "Mistral", 16, {"num_key_value_heads": 1, "sliding_window": 16}),
+        ("pretrained_decoder", "Mistral", None, {"num_key_value_heads": 1, "sliding_window": 42}),
+        (
+            "pretrained_decoder",
+            "Gemma2",
+            16,
+            {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 16, "final_logit_softcapping": None, "num_hidden_layers": 2},
+        ),
+    ],
+)
+def test_a_model_is_asked_at_the_benchmarks_length(
+    name: str, kind: str, longest: int | None, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    write_of(tmp_path, kind, name, **settings)
+    if longest is None:
+        made_of(tmp_path, name, 42)
+        return
+    made_of(tmp_path, name, longest)
+    for length in (longest + 1, 42):
+        text = rf"benchmark.length={length} is longer than the {longest} tokens that .* reads whole: .* Set benchmark.length={longest} "
+        with pytest.raises(ConfigurationError, match=text):
+            made_of(tmp_path, name, length)
+
+
+def test_a_model_of_another_kind_is_told_in_a_sentence_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text(
+        f"benchmark: {{name: text_classification, tokenizer: bytes, length: 12, folder: {write_clinc(tmp_path / 'texts')}}}\n"
+        f"model: {{name: pretrained_encoder}}\nstream: L0\nout: {tmp_path / 'runs'}\n"
+    )
+    refused, taken = (write_of(tmp_path / kind, kind, "pretrained_encoder") for kind in ("DebertaV2", "Bert"))
+    assert main(["run", str(path), f"model.source={refused}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"clu: model.source={refused}: its states under") and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    assert main(["run", str(path), f"model.source={taken}"]) == 0

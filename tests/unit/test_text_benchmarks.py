@@ -116,6 +116,13 @@ def test_no_word_of_a_loaded_tokenizer_is_taken_for_padding(tmp_path: Path) -> N
     assert isinstance(as_ours, dict) and as_ours["attention_mask"][0].tolist() == [False, True, False, False]  # the control
 
 
+def test_a_tokenizer_with_gaps_has_ids_up_to_its_last(tmp_path: Path) -> None:
+    file = write_words(tmp_path, ["the", "cat", "?"]) / "tokenizer.json"
+    assert Loaded(file).size == 3
+    file.write_text(file.read_text().replace('"cat": 1', '"cat": 6').replace('"cat":1', '"cat":6'))
+    assert Loaded(file).size == 7 and Loaded(file).ids(["cat"]) == [[6]]
+
+
 WORDS = ["!", '"', "what", "sat", "?"]
 
 

@@ -103,7 +103,7 @@ class Loaded:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._file = file
-        self.size = self._tokenizer.get_vocab_size()
+        self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # there may be gaps
 
     @property
     def bounds(self) -> tuple[int, int]:
