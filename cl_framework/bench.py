@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.strategies is not None:
         from cl_framework.bench_strategies import table
 
-        batches = options.batch if options.batch != DEFAULT_BATCHES else DEFAULT_BATCHES[1:]
+        batches = options.batch or DEFAULT_BATCHES[1:]
         table(options.strategies, options.model or "mlp", batches, options.steps, options.repeats, options.json)
         return 0
     if options.text:
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         return int(text)
 
     parser = argparse.ArgumentParser(prog="clu bench", description="Cost per optimizer step, in one run, as ratios.")
-    parser.add_argument("--batch", type=count, nargs="+", default=DEFAULT_BATCHES, help="stream rows a step; as many come from the memory")
+    parser.add_argument("--batch", type=count, nargs="+", help="stream rows a step; as many come from the memory")
     parser.add_argument("--steps", type=count, help="measured steps (default: one pass over 60,000 samples)")
     parser.add_argument("--repeats", type=count, default=5, help="processes of each side; the fastest counts")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one process of each side")
@@ -78,7 +78,7 @@ def _bench_step(options: argparse.Namespace) -> int:
     sides = SIDES[:2] if options.without_avalanche else SIDES
     results: list[dict[str, Any]] = []
     same = True
-    for batch in options.batch:
+    for batch in options.batch or DEFAULT_BATCHES:
         steps = options.steps or SAMPLES // batch
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for _ in range(options.repeats):
@@ -125,7 +125,7 @@ def _ratio(value: float, bound: float | None) -> str:
 
 def _bench_memory(options: argparse.Namespace) -> int:
     sizes = [10**power for power in range(3, 7)]
-    batch = options.batch[0]
+    batch = (options.batch or DEFAULT_BATCHES)[0]
     steps = options.steps or SAMPLES // batch
     runs: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(options.repeats):

@@ -23,11 +23,10 @@ TARGET = 0.95  # of the bare loop's speed, at least
 
 def compare(options: argparse.Namespace) -> int:
     """Both sides in turn for each batch size, as a table. Exit code 1 if they did not do the same work."""
-    from cl_framework.bench import DEFAULT_BATCHES as OF_IMAGES
     from cl_framework.bench import LOSS_TOLERANCE, child, finish
 
     results: list[dict[str, Any]] = []
-    for batch in options.batch if options.batch != OF_IMAGES else DEFAULT_BATCHES:
+    for batch in options.batch or DEFAULT_BATCHES:
         runs: dict[str, list[dict[str, Any]]] = {"text": [], "bare_text": [], "half_text": []}
         for _ in range(options.repeats):
             for side, found in runs.items():

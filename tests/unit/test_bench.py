@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cl_framework import bench, bench_sides, bench_text
+from cl_framework import bench, bench_sides, bench_strategies, bench_text
 from cl_framework.errors import FrameworkError
 
 OPTIONS = Namespace(batch=4, steps=70, capacity=50)
@@ -80,6 +80,33 @@ def test_an_event_is_one_pass_over_mnists_size_unless_told_otherwise(monkeypatch
     bench.main(["--memory", "--steps", "50", "--repeats", "1", "--json", str(record)])
     assert [capacity for _, _, _, capacity in asked] == [10**3, 10**4, 10**5, 10**6]
     assert [result["ratio"] for result in json.loads(record.read_text())["results"]] == [1.0] * 4
+
+
+def test_batches_are_those_asked_for_even_where_they_are_anothers_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
+        asked.append(batch)
+        return {"seconds": 1.0, "steps": steps, "samples": batch * steps, "losses": [1.0], "trained": 1.0, "moments": 1.0}
+
+    def table(names: Any, model: str, batches: list[int], *rest: Any) -> None:
+        asked.extend(batches)
+
+    monkeypatch.setattr(bench, "child", child)
+    monkeypatch.setattr(bench_strategies, "table", table)
+    for words, default in (
+        (["--text"], bench_text.DEFAULT_BATCHES),
+        (["--strategies", "er"], bench.DEFAULT_BATCHES[1:]),
+        (["--quick"], bench.DEFAULT_BATCHES),
+    ):
+        for given, expected in (
+            ([], default),
+            (["--batch", *map(str, bench.DEFAULT_BATCHES)], bench.DEFAULT_BATCHES),
+            (["--batch", "7"], [7]),
+        ):
+            asked.clear()
+            bench.main([*words, "--repeats", "1", *given])
+            assert list(dict.fromkeys(asked)) == expected, (words, given)
 
 
 def test_cost_with_a_large_memory_is_measured_on_a_full_one() -> None:
