@@ -134,6 +134,8 @@ def test_texts_are_tasks_in_order_with_their_ends_held_out(tmp_path: Path) -> No
     text = bytes((stream[stream >= 2] - 2).tolist()).decode()
     assert "".join(ENGLISH[:18]).startswith(text) and len(text) > 300  # 18 of 20 paragraphs
     assert benchmark_of(tmp_path, texts=("c", "a")).num_tasks == 2
+    with pytest.raises(ConfigurationError, match="texts must differ, got a, c, a"):
+        benchmark_of(tmp_path, texts=("a", "c", "a"))
     few = benchmark_of(tmp_path, train_limit=37)
     assert [len(source) for source in few.train] == [3, 3, 3] and torch.equal(few.train[0].targets, benchmark.train[0].targets[:3])
     assert [len(source) for source in few.test] == [len(source) for source in benchmark.test]

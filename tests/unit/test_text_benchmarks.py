@@ -27,6 +27,7 @@ from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
 
 DOMAINS = {"banking": ["balance", "pay_bill"], "travel": ["book_flight", "visa"], "home": ["play_music", "lights"]}
+TEXTS = [[f"please {label}", label] for labels in DOMAINS.values() for label in labels]
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -249,9 +250,23 @@ def test_the_embedded_corpus() -> None:
             r"""domains.json: 'travel' is no list of intents. Write it as \["intent", ...\].""",
         ),
         (lambda folder: (folder / "domains.json").write_text('{"travel": 5}'), "domains.json: 'travel' is no list of intents"),
+        (
+            lambda folder: (folder / "domains.json").write_text(json.dumps({**DOMAINS, "space": ["orbit"]})),
+            r"clinc150/domains.json: the intent 'orbit' of 'space' has no text in 'train' of data_full.json\. Add one there, or",
+        ),
+        (
+            lambda folder: write_clinc(folder, {"train": TEXTS, "test": TEXTS[:-1]}),
+            r"clinc150/domains.json: the intent 'lights' of 'home' has no text in 'test' of data_full.json\. Add one there, or",
+        ),
+        (
+            lambda folder: (folder / "domains.json").write_text(json.dumps({**DOMAINS, "space": ["orbit", "visa"]})),
+            r"clinc150/domains.json: the intent 'visa' stands in 'travel' and again in 'space'\. Remove one of them\.",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(change: Any, text: str, tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150", {"train": TEXTS, "test": TEXTS})
+    assert benchmark_of(tmp_path, tokenizer="bytes").num_tasks == 3
     change(write_clinc(tmp_path / "clinc150"))
     with pytest.raises(ConfigurationError, match=text):
         benchmark_of(tmp_path)
@@ -272,11 +287,12 @@ def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
         ("text,category\n", "test.csv holds no labelled texts. Replace it by the published file."),
         (f"text,category\n{'a' * 200_000},b\n", r"test.csv: what follows line 1 is no CSV \(field larger than field limit"),
         ("", "test.csv has no column 'text'; it has none. Name its columns in the first line."),
+        ("text,category\na,b\n", r"test.csv: no text has the label 'd', which .*train.csv has\. Add one, or remove that label there\."),
     ):
         test.write_text(content)
         with pytest.raises(ConfigurationError, match=text):
             benchmark_of(tmp_path, corpus="banking77")
-    test.write_text("text,category\na,b\n")
+    test.write_text("text,category\na,b\nc,d\n")
     assert len(benchmark_of(tmp_path, corpus="banking77", tokenizer="bytes").test[0]) == 1
     with pytest.raises(ConfigurationError, match=r"banking77: tasks must be between 1 and the number of classes 2, got 3\."):
         benchmark_of(tmp_path, corpus="banking77", tasks=3)
@@ -371,6 +387,12 @@ def test_messages_without_a_text_are_counted(tmp_path: Path) -> None:
     (tmp_path / "alt.atheism").mkdir()
     (tmp_path / "alt.atheism" / "1").write_text("From: x\n\nbody\n")
     with pytest.raises(ConfigurationError, match=r"alt.atheism/1: no training text has the label 'alt.atheism'"):
+        news20(tmp_path)
+    (tmp_path / "alt.atheism").rename(tmp_path / "talk.religion")  # behind the others: message 10 is a test, 11 is none
+    (tmp_path / "talk.religion" / "2").write_text("From: x\n\nbody\n")
+    assert {group for _, group in news20(tmp_path).test} == {"sci.space", "talk.religion"}
+    (tmp_path / "sci.space" / "99").write_text("From: x\n\nbody\n")
+    with pytest.raises(ConfigurationError, match=r"every fifth message is a test, but none of 'talk.religion'\. Add messages, or"):
         news20(tmp_path)
 
 

@@ -64,7 +64,16 @@ def _string(place: str, what: str, value: Any) -> str:
 
 def _two_splits(train: Path, test: Path, rows_of: Callable[[Path], Rows], columns: tuple[str, str] = COLUMNS) -> Corpus:
     pairs = checked(train, rows_of(train), columns=columns)
-    return Corpus(pairs, checked(test, rows_of(test), {label for _, label in pairs}, columns))
+    corpus = Corpus(pairs, checked(test, rows_of(test), {label for _, label in pairs}, columns))
+    for label in _without_texts(corpus.labels, corpus.test):
+        raise ConfigurationError(f"{test}: no text has the label {label!r}, which {train} has. Add one, or remove that label there.")
+    return corpus
+
+
+def _without_texts(labels: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """The labels that no (text, label) has."""
+    shown = {label for _, label in pairs}
+    return [label for label in labels if label not in shown]
 
 
 def clinc150(folder: Path) -> Corpus:
@@ -73,6 +82,13 @@ def clinc150(folder: Path) -> Corpus:
     path, data = folder / "data_full.json", _json(folder, "data_full.json")
     known = {label for labels in domains.values() for label in labels}
     train, test = (checked(f"{path}: {split!r}", _clinc_rows(path, data, split, known)) for split in ("train", "test"))
+    for split, pairs in (("train", train), ("test", test)):
+        for name, labels in domains.items():
+            for label in _without_texts(labels, pairs):
+                raise ConfigurationError(
+                    f"{folder / 'domains.json'}: the intent {label!r} of {name!r} has no text in {split!r} of {path.name}. "
+                    "Add one there, or remove that intent."
+                )
     return Corpus(train, test, domains)
 
 
@@ -81,6 +97,14 @@ def _domains(folder: Path) -> dict[str, tuple[str, ...]]:
     for name, labels in domains.items():
         if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
             raise ConfigurationError(f'{folder / "domains.json"}: {name!r} is no list of intents. Write it as ["intent", ...].')
+    first: dict[str, str] = {}
+    for name, labels in domains.items():
+        for label in labels:
+            if label in first:
+                raise ConfigurationError(
+                    f"{folder / 'domains.json'}: the intent {label!r} stands in {first[label]!r} and again in {name!r}. Remove one of them."
+                )
+            first[label] = name
     return {name: tuple(labels) for name, labels in domains.items()}
 
 
@@ -136,6 +160,8 @@ def news20(folder: Path) -> Corpus:
         raise ConfigurationError(f"{folder} holds no messages: expected <group>/<number>, or 20_newsgroups.tar.xz.")
     train = checked(folder, halves[0])
     test = checked(folder, halves[1], {group for _, group in train})
+    for group in _without_texts(sorted({group for _, group in train}), test):
+        raise ConfigurationError(f"{folder}: every fifth message is a test, but none of {group!r}. Add messages, or remove it.")
     return Corpus(train, test, notes={"left out": f"{empty:,} messages without a text below their headers"} if empty else {})
 
 

@@ -62,6 +62,8 @@ class CorpusOptions(LanguageOptions):
         super().__post_init__()
         check_choice("corpus", self.corpus, tuple(CORPORA))
         check_range("held_out", self.held_out, above=0, below=1)
+        if len(set(self.texts)) < len(self.texts):
+            raise ValueError(f"texts must differ, got {', '.join(self.texts)}")
         if self.corpus == "folder" and self.folder is None:
             raise ValueError("corpus=folder needs folder, the place of its text files")
 
