@@ -108,7 +108,7 @@ def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
 def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A pretrained encoder of transformers, such as MiniLM; the benchmark's tokenizer must be its own."""
     transformers, _ = import_transformers(), vocabulary_of(benchmark)
-    model = load_pretrained(transformers.AutoModel, options.source, add_pooling_layer=False)
+    model = load_pretrained(transformers.AutoModel, options.source, add_pooling_layer=False).float()  # as its head, whatever the file holds
     check_fit(benchmark, options.source, model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
     made = TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
 

@@ -225,6 +225,16 @@ def test_a_model_is_asked_at_the_benchmarks_length(
             made_of(tmp_path, name, length)
 
 
+def test_an_encoder_in_half_precision_is_as_precise_as_its_head(tmp_path: Path) -> None:
+    bert = transformers.BertModel(transformers.BertConfig(**SIZES)).to(torch.bfloat16)
+    bert.save_pretrained(tmp_path)
+    assert load_pretrained(transformers.AutoModel, str(tmp_path)).dtype == torch.bfloat16
+    made = made_of(tmp_path, "pretrained_encoder", 12)
+    tokens = torch.arange(24).view(2, 12)
+    logits = made({"input_ids": tokens, "attention_mask": torch.ones_like(tokens, dtype=torch.bool)})
+    assert logits.shape == (2, 4) and {parameter.dtype for parameter in made.parameters()} == {torch.float32}
+
+
 def test_a_model_of_another_kind_is_told_in_a_sentence_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "trial.yaml"
     path.write_text(
