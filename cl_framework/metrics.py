@@ -99,10 +99,19 @@ def within(metric: str) -> str:
     return f"{metric}_within"
 
 
-def looks_at_losses(rows: Sequence[Mapping[str, Any]], scenario: str) -> list[tuple[int, TaskId, int, float]]:
-    """Event index, task, stream step and loss of every look within and after events, in order."""
+def perplexity(loss: float | None) -> float | None:
+    """exp of a loss in nats; infinite where no float holds it."""
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def looks_at_losses(rows: Sequence[Mapping[str, Any]], scenario: str) -> list[tuple[int, TaskId, int, float | None]]:
+    """Event index, task, stream step and loss of every look within and after events, in order; None where it is no number."""
     looks = [*_whole(rows, scenario, within("loss")), *_whole(rows, scenario, "loss")]
-    return sorted((row["event_index"], row["eval_task"], row["stream_step"], row["value"]) for row in looks)
+    found = [(row["event_index"], row["eval_task"], row["stream_step"], row["value"]) for row in looks]
+    return sorted(found, key=lambda look: look[:3])
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,9 @@ class StabilityGap:
 
     event_index: int
     task: TaskId
-    depth: float  # how far it fell below what it was before the event, >= 0
+    depth: float | None  # how far it fell below what it was before the event, >= 0; None: a loss was no number
     recovery: int | None  # stream steps from the event's start until it was back there for the first time after the fall; None: never
-    area: float  # mean deficit over the looks taken, which are `evaluate_every` steps apart; times the event's steps it is the area
+    area: float | None  # mean deficit over the looks taken, which are `evaluate_every` steps apart; times the event's steps it is the area
 
 
 def stability_gaps(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stream, num_tasks: int, metric: str) -> list[StabilityGap]:
@@ -132,6 +141,9 @@ def stability_gaps(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Str
             continue
         before = after[index - 1, task]
         curve = [*taken, after[index, task]]
+        if any(row["value"] is None for row in (before, *curve)):
+            gaps.append(StabilityGap(index, task, None, None, None))
+            continue
         fallen = [sign * (before["value"] - row["value"]) for row in curve]
         lowest = max(range(len(fallen)), key=fallen.__getitem__)
         back = next((row["stream_step"] for row, fall in zip(curve[lowest:], fallen[lowest:], strict=True) if fall <= 0), None)
@@ -267,7 +279,7 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
     summary |= loss_figures(records, scenario, stream, tasks) | probe_figures(records, scenario, stream, tasks)
     gaps = stability_gaps(records, scenario, stream, tasks, "loss" if _whole(records, scenario, "loss") else "accuracy")
     if gaps:
-        summary |= {"stability_gap": mean(gap.depth for gap in gaps), "stability_gaps": [asdict(gap) for gap in gaps]}
+        summary |= {"stability_gap": _mean([gap.depth for gap in gaps]), "stability_gaps": [asdict(gap) for gap in gaps]}
     if scenario == "class_il" and _whole(records, "task_il"):
         by_task, _ = matrices(records, "task_il", stream, tasks)
         summary["average_accuracy_task_il"] = average_accuracy(by_task[-1], live)

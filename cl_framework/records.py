@@ -3,8 +3,8 @@
     runs/<experiment>/<fingerprint8>-s<seed>/
       config.yaml  command.txt  env.json  events.jsonl  records.jsonl  summary.json  ckpt/  plots/  DONE or FAILED
 
-`records.jsonl` is the only truth about figures: one row a value, no times in it. Lines are appended whole; a checkpoint notes the
-lengths of the files, and a resume cuts them back to it.
+`records.jsonl` is the only truth about figures: one row a value (null: no finite number), no times in it. Lines are appended whole; a
+checkpoint notes the lengths of the files, and a resume cuts them back to it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from cl_framework.errors import ConfigurationError, FrameworkError
@@ -41,7 +42,7 @@ _COLUMNS: dict[str, dict[str, type | tuple[type, ...]]] = {  # what every row of
         "split": str,
         "scenario": str,
         "metric": str,
-        "value": (int, float),
+        "value": (int, float, NoneType),  # null: it was measured, and is no finite number
         "n": int,
         "stream_step": int,
     },

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_framework.collected import CURVES, FIGURES, collect, comparison, runs_in, strategies_in_words, to_csv
 from cl_framework.errors import ConfigurationError
-from cl_framework.metrics import PROBES
+from cl_framework.metrics import PROBES, perplexity
 from cl_framework.paired import differences
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import CRITERION
@@ -40,7 +39,7 @@ def tables_of_run(summary: Mapping[str, Any]) -> list[tuple[str, list[str], list
     """Title, header, rows of what a run tells: accuracy, perplexity, probes by event and task; accuracy by lag, steps by Learn event."""
     events, matrices = summary["stream"].split(), {"accuracy in percent": summary["accuracy_matrix"]}
     if "loss_matrix" in summary:
-        matrices["perplexity"] = perplexities(summary)
+        matrices["perplexity"] = [[perplexity(loss) for loss in row] for row in summary["loss_matrix"]]
     matrices |= {FIGURES[probe]: summary[f"{probe}_matrix"] for probe in PROBES if f"{probe}_matrix" in summary}
     tables = []
     for title, matrix in matrices.items():
@@ -70,11 +69,6 @@ def table_of_run(summary: Mapping[str, Any]) -> RenderableType:
     (first, header, rows), *others = tables_of_run(summary)
     title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}: {first}, {summary['scenario']}"
     return Group(titled(title, header, rows), *(titled(*parts) for parts in others), figures_line(summary))
-
-
-def perplexities(summary: Mapping[str, Any]) -> list[list[float | None]]:
-    """exp of the loss matrix: the perplexity of each task's held-out text after each event."""
-    return [[None if value is None else math.exp(value) for value in row] for row in summary["loss_matrix"]]
 
 
 def markdown_of_run(summary: Mapping[str, Any]) -> str:

@@ -77,14 +77,15 @@ class Retained:
     event_index: int
     task: TaskId
     effectivity: float  # loss before the event, less the least loss seen in it, > 0
-    points: list[tuple[int, float]]  # steps since that least loss, and the share of the gain that is left: 1 all, 0 none
-    decay: float | None  # a of share = b - a log10(steps): what is lost a decade of steps; None for fewer than two points
+    points: list[tuple[int, float | None]]  # steps since that least loss, and the share of the gain that is left: 1 all, 0 none
+    decay: float | None  # a of share = b - a log10(steps): what is lost a decade of steps; None for fewer than two points, or a missing one
 
 
-def retained_shares(losses: Sequence[tuple[int, TaskId, int, float]], stream: Stream) -> list[Retained]:
+def retained_shares(losses: Sequence[tuple[int, TaskId, int, float | None]], stream: Stream) -> list[Retained]:
     """Of every Learn event that lowered its task's loss: how the gain is kept, until the task is learned again or unlearned.
 
     losses: (event index, task, stream step, loss) of all looks, within events and after them, in order; index -1 before the first.
+    A loss that is no number (None) leaves no share that could be told.
     """
     found = []
     for index, event in enumerate(stream):
@@ -92,8 +93,8 @@ def retained_shares(losses: Sequence[tuple[int, TaskId, int, float]], stream: St
             continue
         end = next((later for later in range(index + 1, len(stream)) if stream.events[later].task == event.task), len(stream))
         mine = [look for look in losses if look[1] == event.task]
-        before = [loss for number, _, _, loss in mine if number == index - 1]
-        during = [(step, loss) for number, _, step, loss in mine if number == index]
+        before = [loss for number, _, _, loss in mine if number == index - 1 and loss is not None]
+        during = [(step, loss) for number, _, step, loss in mine if number == index and loss is not None]
         if not before or not during:
             continue
         best_step, best = min(during, key=lambda look: (look[1], -look[0]))
@@ -101,19 +102,20 @@ def retained_shares(losses: Sequence[tuple[int, TaskId, int, float]], stream: St
         if gain <= 0:
             continue
         later = [(step, loss) for number, _, step, loss in mine if index <= number < end and step > best_step]
-        points = [(step - best_step, (before[-1] - loss) / gain) for step, loss in later]
-        falls = len({step for step, _ in points}) > 1
-        decay = -slope([math.log10(step) for step, _ in points], [share for _, share in points]) if falls else None
+        points = [(step - best_step, None if loss is None else (before[-1] - loss) / gain) for step, loss in later]
+        shares = [share for _, share in points if share is not None]
+        falls = len({step for step, _ in points}) > 1 and len(shares) == len(points)
+        decay = -slope([math.log10(step) for step, _ in points], shares) if falls else None
         found.append(Retained(index, event.task, gain, points, decay))
     return found
 
 
-def kept_figures(losses: Sequence[tuple[int, TaskId, int, float]], stream: Stream) -> dict[str, Any]:
+def kept_figures(losses: Sequence[tuple[int, TaskId, int, float | None]], stream: Stream) -> dict[str, Any]:
     """What a summary says of it: every Learn event's, and the mean share left at the last look; nothing without losses."""
     found = [one for one in retained_shares(losses, stream) if one.points]
     if not found:
         return {}
-    return {"retained_share": mean(one.points[-1][1] for one in found), "retained_shares": [asdict(one) for one in found]}
+    return {"retained_share": _mean([one.points[-1][1] for one in found]), "retained_shares": [asdict(one) for one in found]}
 
 
 def steps_to_criterion(curve: Sequence[Sequence[float]], criterion: float, window: int = 3) -> int | None:

@@ -7,6 +7,7 @@ for event in stream:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -327,7 +328,7 @@ class Runner:
         self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
         return seconds
 
-    def _row(self, index: int, event: str, accuracy: Accuracy, metric: str, value: float) -> Row:
+    def _row(self, index: int, event: str, accuracy: Accuracy, metric: str, value: float | None) -> Row:
         return {
             "run": self.directory.path.name,
             "event_index": index,
@@ -336,7 +337,7 @@ class Runner:
             "split": accuracy.split,
             "scenario": accuracy.scenario,
             "metric": metric,
-            "value": value,
+            "value": value if value is not None and math.isfinite(value) else None,
             "n": accuracy.count,
             "stream_step": self.learner.position.stream_step,
         }

@@ -43,10 +43,13 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, places: int = 2) -> str:
+    """A count, a figure with some decimal places (from a billion on by its power of ten), or a dash for none."""
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.{places}f}" if abs(value) < 1e9 else f"{value:.{places}e}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import textwrap
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.listeners import Listener, Progress, RunInfo
+from cl_framework.metrics import perplexity
+from cl_framework.tables import number
 
 _SECONDS_BETWEEN_READINGS = 0.25  # reading the running accuracy waits for the device
 _LONGEST_NOTE = 160  # characters: the names of a hundred classes would fill the screen
@@ -79,7 +80,7 @@ class ConsoleListener(Listener):
 
         whole = [row for row in rows if (row["scenario"], row["split"]) == (scenario, split_of(row))]
         found = "accuracy by task " + " ".join(f"{row['value']:.1f}" for row in whole if row["metric"] == "accuracy")
-        perplexities = [f"{math.exp(row['value']):.1f}" for row in whole if row["metric"] == "loss"]
+        perplexities = [number(perplexity(row["value"]), places=1) for row in whole if row["metric"] == "loss"]
         if perplexities:
             found += f", perplexity {' '.join(perplexities)}"
         seconds = time.monotonic() - self._started

@@ -57,14 +57,15 @@ def training_row(progress: Progress) -> dict[str, float]:
 def evaluation_row(records: Sequence[Mapping[str, Any]], stream: Stream, num_tasks: int, index: int, scenario: str) -> dict[str, float]:
     """What an evaluation after event `index` (-1: the untrained model) found, percent.
 
-    `records` are all accuracy rows of the run so far. Figures with nothing to average are left out.
+    `records` are all accuracy rows of the run so far. Figures with nothing to average, and values that are no number, are left out.
     """
     row: dict[str, float] = {"event": float(index)}
     for record in records:
         if record["event_index"] == index:
             row["stream_step"] = float(record["stream_step"])
             part = record["split"].removeprefix("test")  # "" or, say, ":class=3"
-            row[f"{record['metric']}/{record['scenario']}/task_{record['eval_task']}{part}"] = record["value"]
+            if record["value"] is not None:
+                row[f"{record['metric']}/{record['scenario']}/task_{record['eval_task']}{part}"] = record["value"]
     if index < 0:
         return row
     splits = {(record["eval_task"], record["split"]) for record in records}

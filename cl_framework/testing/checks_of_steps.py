@@ -120,4 +120,4 @@ def refused(subject: Subject, experiment: Experiment) -> bool:
 def assert_finite(outcome: Outcome, what: str) -> None:
     for name, value in outcome.weights.items():
         assert bool(torch.isfinite(value.double()).all()), f"{what}: {name} is not finite"
-    assert all(math.isfinite(value) for *_, value in outcome.records), f"{what}: a figure is not finite"
+    assert all(value is not None and math.isfinite(value) for *_, value in outcome.records), f"{what}: a figure is not finite"

@@ -68,7 +68,7 @@ class Outcome:
 
     path: Path
     learner: dict[str, Any]  # its last checkpoint's: model, optimizer memory, strategies by slot
-    records: list[tuple[int, int, str, float]]  # event index, task, scenario, percent
+    records: list[tuple[int, int, str, float | None]]  # event index, task, scenario, percent
     summary: dict[str, Any]
 
     @property

@@ -95,8 +95,9 @@ def unlearning_entries(
     entries = []
     for index, event in enumerate(stream):
         if isinstance(event, Unlearn):
+            lost = any(row["value"] is None for row in records if (row["event_index"], row["metric"]) == (index, "loss"))
             found = [
-                *figures_of(recorded, stream, index, events[index].get("finite", True)),
+                *figures_of(recorded, stream, index, events[index].get("finite", True) and not lost),
                 artefacts(done.get(index)),
                 efficiency(events[index]),
             ]
@@ -106,7 +107,7 @@ def unlearning_entries(
 
 
 def figures_of(recorded: Recorded, stream: Stream, index: int, finite: bool = True) -> list[Figure]:
-    """M1 to M3 and M8 of the Unlearn at `index`; finite: whether the model's weights are numbers after it."""
+    """M1 to M3 and M8 of the Unlearn at `index`; finite: whether the model's weights and losses are numbers after it."""
     event = stream.events[index]
     assert isinstance(event, Unlearn)
     made = [forget_gap(recorded, event, index), relapse(recorded, stream, index), rounding(recorded, stream, index)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from cl_framework.criterion import IGNORED, Criterion, asked, right, row_losses
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import evaluate
 from cl_framework.fisher import squared_gradients
+from cl_framework.loggers.console import ConsoleListener
 from cl_framework.models.decoder import Decoder, DecoderOptions, TokenHead
 from cl_framework.records import RunDirectory
 from cl_framework.report import markdown_of_run
+from cl_framework.runner import resume
 from cl_framework.strategy import Rows
 from cl_framework.unlearning.audit import audit
 
@@ -277,6 +280,58 @@ def test_a_run_reports_perplexity_beside_accuracy(tmp_path: Path) -> None:
     ]
     text = markdown_of_run(result.summary)
     assert "Perplexity:" in text and f"{math.exp(matrix[1][1]):.2f}" in text
+
+
+def test_a_loss_that_no_perplexity_holds_is_told_as_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rate, shown in ((1e3, "inf inf"), (0.01, None)):
+        found = run(experiment(tmp_path, {}, optimizer={"name": "adamw", "lr": rate}), listeners=[ConsoleListener()])
+        assert found.summary is not None and found.summary["average_loss"] is not None
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("event 2/2")]
+        assert (f"perplexity {shown} (" in line) == ("inf" in line) == ("inf" in markdown_of_run(found.summary)) == (shown is not None)
+        assert "perplexity" in line
+
+
+ASCENTS = {"weights that are no numbers": (1e20, 3), "weights whose answers are none": (1e25, 1), "weights that are": (0.02, 1)}
+
+
+@pytest.mark.parametrize(("name", "stream"), [(name, stream) for name in ASCENTS for stream in ("L0 U0", "L0 L1 U0 L2")])
+def test_a_run_whose_losses_are_no_numbers_ends_and_can_be_read(
+    name: str, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate, steps = ASCENTS[name]
+    diverges = rate > 1
+    made = experiment(tmp_path, {"gradient_ascent": {"lr": rate, "steps": steps}}, stream=stream, probes=["rankme", "alpha_req"])
+    found = run(made, listeners=[ConsoleListener()])
+    assert found.status == "done" and found.summary is not None
+    told = capsys.readouterr().err
+    assert ("weights are not finite after U0: training has diverged" in told) == (name == "weights that are no numbers")
+    at = stream.split().index("U0")
+    values = {row["value"] for row in RunDirectory(found.path).records() if (row["event_index"], row["metric"]) == (at, "loss")}
+    assert (values == {None}) == diverges and (None in values) == diverges
+    json.loads((found.path / "summary.json").read_text(), parse_constant=pytest.fail)  # neither NaN nor Infinity, which JSON does not have
+    (entry,) = found.summary["unlearning"]
+    verdicts = {figure["name"]: (figure["verdict"], "its answers are not numbers" in figure["why"]) for figure in entry["figures"]}
+    assert ((verdicts["M1"], verdicts["M8"]) == (("INVALID", True), ("INVALID", True))) == diverges
+    assert main(["report", str(found.path)]) == main(["audit", str(found.path), "--tier", "fast"]) == main(["resume", str(found.path)]) == 0
+    table = markdown_of_run(found.summary).partition("Perplexity:")[2].partition(":\n")[0]
+    assert ("–" in table) == diverges and "inf" not in table
+    (line,) = [line for line in told.splitlines() if line.startswith(f"event {at + 1}/")]
+    assert ("perplexity –" in line) == diverges
+    file, summaries = tmp_path / "figures.csv", collect([found.path]).summaries
+    file.write_text(to_csv(summaries))
+    assert comparison(read_csv(file)) == comparison(summaries)
+
+
+def test_a_run_that_diverges_goes_on_after_a_stop(tmp_path: Path) -> None:
+    strategies = {"gradient_ascent": {"lr": 1e20, "steps": 3}}
+    whole = run(experiment(tmp_path, strategies, stream="L0 L1 U0 L2", evaluate_every=2))
+    records = (whole.path / "records.jsonl").read_text()
+    last = json.loads(records.splitlines()[-1])["stream_step"]
+    for stop in (last - 1, last - 6):
+        made = experiment(tmp_path, strategies, stream="L0 L1 U0 L2", evaluate_every=2, out=str(tmp_path / f"at {stop}"))
+        stopped = run(made, stop_requested=lambda done, stop=stop: done >= stop)
+        assert stopped.status == "stopped" and resume(stopped.path).status == "done"
+        assert (stopped.path / "records.jsonl").read_text() == records and "null" in records
 
 
 def test_losses_and_tokens_are_committed_with_a_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_looks_are_the_same_after_a_stop_between_them(tmp_path: Path) -> None:
         assert (resumed.path / "records.jsonl").read_bytes() == (whole.path / "records.jsonl").read_bytes()
 
 
-def made_up(values: dict[tuple[int, int], list[tuple[int, float]]], metric: str) -> Rows:
+def made_up(values: Mapping[tuple[int, int], Sequence[tuple[int, float | None]]], metric: str) -> Rows:
     """Rows of each (event, task): looks at stream steps, the last of them the event's end."""
     rows = []
     for (index, task), curve in values.items():
@@ -101,6 +102,15 @@ def test_depth_recovery_and_area_of_a_gap() -> None:
     assert better.area != found[0].area
     losses = {key: [(step, -value) for step, value in curve] for key, curve in values.items()}
     assert stability_gaps(made_up(losses, "loss"), "class_il", stream, 3, "loss") == found
+
+
+@pytest.mark.parametrize("lost", [(0, 0), (1, 0)])
+def test_a_loss_that_is_no_number_leaves_no_gap_to_be_told(lost: tuple[int, int]) -> None:
+    stream = Stream.parse("L0 L1", 2)
+    values: dict[tuple[int, int], list[tuple[int, float | None]]] = {(0, 0): [(100, 1.0)], (1, 0): [(110, 3.0), (120, 2.0)]}
+    assert stability_gaps(made_up(values, "loss"), "class_il", stream, 2, "loss") == [StabilityGap(1, 0, 2.0, None, 1.5)]
+    values[lost][-1] = (values[lost][-1][0], None)
+    assert stability_gaps(made_up(values, "loss"), "class_il", stream, 2, "loss") == [StabilityGap(1, 0, None, None, None)]
 
 
 def test_a_number_of_steps_below_zero_is_refused(tmp_path: Path) -> None:

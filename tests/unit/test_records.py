@@ -81,7 +81,7 @@ def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: 
 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
-    rows = [{**row(0.1 + 0.2), "task": None}, {**row(1e-300), "text": "ü"}]
+    rows = [{**row(0.1 + 0.2), "task": None}, {**row(1e-300), "text": "ü"}, {**row(), "value": None}]
     directory.append_records(rows[:1])
     directory.append_records(rows[1:])
     assert directory.records() == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 
 from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
 from cl_framework.collected import collect, comparison, read_csv, runs_in, to_csv
+from cl_framework.metrics import perplexity
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
 from cl_framework.report import markdown_of_run, report
 from cl_framework.settings import OUTSIDE_SETTINGS
 from cl_framework.summary import rebuild_summary
-from cl_framework.tables import markdown, replace_block, spread, terminal_table
+from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 2}, "batch_size": 20}
 
@@ -260,3 +262,15 @@ def test_a_block_of_a_readme_is_replaced(tmp_path: Path) -> None:
         replace_block(path, "three", "x")
     with pytest.raises(ConfigurationError, match=r"nowhere.md cannot be read: No such file or directory. It must hold a block"):
         replace_block(tmp_path / "nowhere.md", "one", "x")
+
+
+def test_a_number_in_a_table_is_no_longer_than_a_cell() -> None:
+    assert [number(value) for value in (None, 7, 1.005e8, 0.125)] == ["–", "7", "100500000.00", "0.12"]
+    assert [number(value) for value in (1e304, math.inf, -2.5e12)] == ["1.00e+304", "inf", "-2.50e+12"]
+    assert number(18.44, places=1) == "18.4"
+
+
+def test_the_perplexity_of_a_loss_that_no_float_can_raise_is_infinite() -> None:
+    assert perplexity(709.0) == math.exp(709.0) < math.inf
+    assert perplexity(710.0) == perplexity(126_239.0) == math.inf
+    assert perplexity(None) is None

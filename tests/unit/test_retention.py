@@ -155,3 +155,16 @@ def test_what_taught_nothing_is_left_out_and_what_is_learned_again_counts_anew()
     assert (again.points, again.decay) == ([(10, 0.5)], None)
     assert kept_figures([(0, 1, 10, 5.0), (1, 1, 20, 4.0), (2, 1, 30, 3.0), (3, 1, 40, 3.5)], stream)["retained_share"] == 0.5
     assert kept_figures([], stream) == {}
+
+
+def test_a_loss_that_is_no_number_leaves_no_share_to_be_told() -> None:
+    stream = Stream.parse("L0 L1 L2 L3")
+    told: list[tuple[int, int, int, float | None]] = [(0, 1, 10, 5.0), (1, 1, 20, 4.0), (2, 1, 30, 4.5), (3, 1, 40, 4.75)]
+    (whole,) = retained_shares(told, stream)
+    assert whole.points == [(10, 0.5), (20, 0.25)] and whole.decay is not None
+    assert kept_figures(told, stream)["retained_share"] == 0.25
+    diverged = [*told[:3], (3, 1, 40, None)]
+    (found,) = retained_shares(diverged, stream)
+    assert (found.points, found.decay) == ([(10, 0.5), (20, None)], None)
+    assert kept_figures(diverged, stream)["retained_share"] is None  # not what was left at the last look that has one
+    assert retained_shares([(0, 1, 10, 5.0), (1, 1, 20, None), (2, 1, 30, None)], stream) == []  # it taught nothing

@@ -29,7 +29,7 @@ from cl_framework.stream import Learn, Stream
 # --- rows ---
 
 
-def record(index: int, task: int, value: float, scenario: str = "class_il", stream_step: int = 0) -> dict[str, Any]:
+def record(index: int, task: int, value: float | None, scenario: str = "class_il", stream_step: int = 0) -> dict[str, Any]:
     where = {"event_index": index, "eval_task": task, "split": "test", "scenario": scenario}
     return where | {"metric": "accuracy", "value": value, "stream_step": stream_step}
 
@@ -53,6 +53,15 @@ def test_an_evaluation_row_holds_each_task_and_the_figures_so_far() -> None:
         "average_accuracy": (30.0 + 80.0) / 2,
         "forgetting": 90.0 - 30.0,
     }
+
+
+def test_a_loss_that_is_no_number_is_left_out_of_a_row() -> None:
+    records = [record(0, 0, 90.0), {**record(0, 0, 2.5), "metric": "loss"}]
+    stream = Stream.parse("L0", 1)
+    assert evaluation_row(records, stream, 1, 0, "class_il")["loss/class_il/task_0"] == 2.5
+    records[1]["value"] = None
+    row = evaluation_row(records, stream, 1, 0, "class_il")
+    assert row == {"event": 0.0, "stream_step": 0.0, "accuracy/class_il/task_0": 90.0, "average_accuracy": 90.0}
 
 
 def test_the_untrained_model_has_no_figures_and_the_first_task_no_forgetting() -> None:
