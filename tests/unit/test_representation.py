@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_framework import load_experiment, run
+from cl_framework import load_experiment, representation, run
 from cl_framework.assembly import assemble
 from cl_framework.config import Named
 from cl_framework.criterion import IGNORED, last_asked
 from cl_framework.errors import ConfigurationError
 from cl_framework.metrics import PROBES as NAMES
 from cl_framework.records import RunDirectory
-from cl_framework.report import markdown_of_run
+from cl_framework.report import figures_line, markdown_of_run
 from cl_framework.representation import PROBES, alpha_req, probed, rankme, spectrum
 
 
@@ -37,6 +37,7 @@ def test_effective_rank_lies_between_one_and_the_dimensions() -> None:
     assert rankme(one) == pytest.approx(1, abs=1e-3)
     features = with_spectrum(1 / torch.arange(1, 21).double(), 100)
     found = rankme(features)
+    assert found is not None
     shares = (1 / torch.arange(1, 21).double()).sqrt()
     shares = shares / shares.sum()
     assert found == pytest.approx(math.exp(-sum(float(p) * math.log(float(p)) for p in shares)), rel=1e-4)
@@ -57,6 +58,32 @@ def test_the_exponent_of_a_power_law_is_found(dimensions: int) -> None:
     assert alpha_req(5 * features) == pytest.approx(1.3, rel=1e-5)
     assert alpha_req(torch.cat([features, features])) == pytest.approx(1.3, rel=1e-5)
     assert alpha_req(with_spectrum(values.sqrt(), 2 * dimensions)) == pytest.approx(0.65, rel=1e-5)
+
+
+@pytest.mark.parametrize("dimensions", [48, 256])
+def test_no_exponent_is_fitted_on_rounding_errors(dimensions: int) -> None:
+    last = {48: 24, 256: 100}[dimensions]  # of the ranks
+    scales = torch.arange(1, dimensions + 1).double() ** -0.65
+    for seed in range(5):
+        raw = torch.randn(4 * dimensions, dimensions, generator=torch.Generator().manual_seed(seed)).double() * scales
+        assert [alpha_req(raw[:samples]) for samples in (2, last // 2, last)] == [None] * 3  # of rank N - 1 at most
+        assert alpha_req((100 + raw[:last]).float()) is None  # far from the origin
+        fitted = [alpha_req(raw[:samples]) for samples in (last + 1, 4 * dimensions)]
+        assert fitted[0] is not None and fitted[1] == pytest.approx(1.3, abs=0.25)  # noisy, but of samples
+    assert alpha_req(raw @ torch.diag((torch.arange(dimensions) < last - 1).double())) is None  # of many samples, and few directions
+    assert alpha_req(raw @ torch.diag((torch.arange(dimensions) < last).double())) is not None
+    assert alpha_req(raw[:, :1]) is None and alpha_req(raw[:, :2]) is not None
+
+
+def test_collapsed_features_have_no_effective_rank_where_their_spectrum_has_no_entropy() -> None:
+    """A constant that is not zero has one singular value; about its mean it has none."""
+    zero, constant = torch.zeros(50, 6), torch.tensor([0.1, 3.0, -70.0]).expand(50, 3)
+    assert [rankme(zero, of) for of in ("singular", "covariance")] == [None, None]
+    assert rankme(constant) == pytest.approx(1, abs=1e-4) and rankme(constant, "covariance") is None
+    assert alpha_req(zero) is None and alpha_req(constant) is None
+    varied = constant + torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) / 100
+    measured = rankme(varied, "covariance")
+    assert measured is not None and 2.5 < measured <= 3
 
 
 SETTINGS: dict[str, Any] = {
@@ -88,6 +115,21 @@ def test_probes_are_rows_like_any_other_and_move_no_number(tmp_path: Path) -> No
     assert f"| L1 | {last[0]:.2f} | {last[1]:.2f} |" in markdown_of_run(looked.summary) and "RankMe:" in markdown_of_run(looked.summary)
     assert {"rankme", "alpha_req_matrix"} <= set(looked.summary) and not {"rankme", "alpha_req_matrix"} & set(plain.summary)
     assert own["value"] != pytest.approx(next(row for row in rows[::-1] if row["metric"] == "rankme")["value"], rel=1e-3)
+
+
+@pytest.mark.parametrize("gone", [0.0, math.nan])
+def test_what_a_probe_cannot_say_is_null_in_records_and_a_dash_in_reports(gone: float, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "stream": "L0", "out": str(tmp_path), "probes": list(PROBES)}
+    found = run(load_experiment(settings)).summary
+    assert found is not None and found["rankme"] is not None and "| L0 | –" not in markdown_of_run(found).partition("RankMe:")[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(representation, "_of_rows", lambda features, targets: features * gone)
+        lost = run(load_experiment({**settings, "seed": 1}))
+    assert lost.status == "done" and lost.summary is not None
+    rows = [row for row in RunDirectory(lost.path).records() if row["metric"] in PROBES]
+    assert len(rows) == 2 * len(PROBES) * lost.summary["num_tasks"] and {row["value"] for row in rows} == {None}
+    assert lost.summary["rankme"] is lost.summary["alpha_req"] is None
+    assert "| L0 | –" in markdown_of_run(lost.summary).partition("RankMe:")[2] and "RankMe" not in figures_line(lost.summary)
 
 
 def test_of_a_text_the_last_place_that_asks_is_looked_at_and_not_the_padding_behind_it(tmp_path: Path) -> None:
