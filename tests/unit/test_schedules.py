@@ -122,11 +122,57 @@ def test_one_warm_up_one_cool_down_and_a_plateau() -> None:
     assert [plateaued(step, 10, 0, 0.25) for step in (0, 5, 10, 11)] == [0.0, 0.125, 0.25, 0.25]  # no jump without cool-down
 
 
+@pytest.mark.parametrize("steepness", [0.1, 10.0, 1000.0])
+def test_a_cool_down_along_an_inverse_square_root_has_the_same_ends(steepness: float) -> None:
+    curve = [plateaued(step, 10, 50, 0.25, steepness) for step in range(200)]
+    cosine = [plateaued(step, 10, 50, 0.25) for step in range(200)]
+    assert curve[:11] == cosine[:11] and curve[60:] == cosine[60:] and curve[11:60] != cosine[11:60]
+    assert all(one > two for one, two in pairwise(curve[10:61]))
+    assert plateaued(59.999, 10, 50, 0.25, steepness) == pytest.approx(0.25, abs=1e-4)  # no jump
+    share = [(1 / math.sqrt(1 + steepness * u) - 1) / (1 / math.sqrt(1 + steepness) - 1) for u in (0.2, 0.5)]
+    assert [curve[20], curve[35]] == pytest.approx([1 - 0.75 * one for one in share])
+    assert curve[35] < cosine[35]  # convex: most of the fall comes first
+
+
 @pytest.mark.parametrize(("form", "middle"), [("exp", 0.2), ("linear", 0.25), ("rsqrt", 0.16)])
 def test_annealing_ends_at_the_minimum_and_stays_there(form: str, middle: float) -> None:
     assert annealed(0.4, 0.1, 0.0, form) == pytest.approx(0.4)
     assert annealed(0.4, 0.1, 0.5, form) == pytest.approx(middle)
     assert annealed(0.4, 0.1, 1.0, form) == annealed(0.4, 0.1, 2.0, form) == pytest.approx(0.1)
+
+
+def test_annealing_by_a_time_constant_nears_the_minimum() -> None:
+    assert annealed(0.4, 0.1, 0.0, "exp_tau") == pytest.approx(0.4)
+    assert [annealed(0.4, 0.1, share, "exp_tau", 0.25) for share in (0.25, 0.5)] == pytest.approx(
+        [0.1 + 0.3 / math.e, 0.1 + 0.3 / math.e**2]
+    )
+    assert annealed(0.4, 0.1, 1.0, "exp_tau", 1.0) == annealed(0.4, 0.1, 2.0, "exp_tau", 1.0) == pytest.approx(0.1 + 0.3 / math.e)
+    assert 0.1 < annealed(0.4, 0.1, 1.0, "exp_tau", 0.1) < 0.1001 and annealed(0.4, 0.1, 1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("form", ["exp", "exp_tau", "linear", "rsqrt"])
+@pytest.mark.parametrize("options", [{"anneal": 1.0}, {"anneal": 0.9, "warmup": 0.5}, {"anneal": 1.0, "cooldown": 0.0}, {"minimum": 0.4}])
+def test_annealing_waits_for_the_end_of_the_warm_up_and_never_rises(
+    form: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the only task is the last one, a long annealing reaches back into its warm-up."""
+    whole = {"warmup": 0.2, "form": form, "cooldown_form": "rsqrt", **options}
+    found = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": whole}, stream="L0"))
+    plain = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": {**whole, "anneal": 0.0}}, stream="L0"))
+    warm = math.floor(whole["warmup"] * len(found)) + 1
+    assert len(found) > warm > 2 and found[:warm] == plain[:warm] and found[0] == 0.0
+    assert all(one < two for one, two in pairwise(found[: warm - 1]))
+    assert all(one >= two for one, two in pairwise(found[warm:])) and min(found[warm:]) >= 0.5 * whole.get("minimum", 0.1)
+    assert (found[warm:] == plain[warm:]) == ("minimum" in options)  # there it starts where it ends, on the plateau
+
+
+def test_a_warm_up_that_outlasts_the_stream_is_not_annealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": {"warmup": 5.0, "anneal": 1.0}}, stream="L0 L1"))
+    assert all(one < two for one, two in pairwise(found)) and found[-1] < 0.5 * 2 / 5
+    inside = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": {"warmup": 1.5, "anneal": 1.0}}, stream="L0 L1"))
+    steps = len(inside) // 2
+    top = math.floor(1.5 * steps)
+    assert max(inside) == inside[top] and inside[-1] < inside[top + 1]  # the other way round, it is
 
 
 def test_the_plateau_lasts_over_tasks_and_the_last_one_is_annealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +264,14 @@ def test_an_arrangement_that_it_would_break_is_refused(tmp_path: Path) -> None:
         ({"rewarm": {"warmup": 1.0}}, "strategies.rewarm.warmup must be >= 0 and < 1, got 1.0"),
         ({"rewarm": {"start": "top"}}, "strategies.rewarm.start must be one of zero, current, got 'top'"),
         ({"infinite_rate": {"constant": 0.0}}, "strategies.infinite_rate.constant must be > 0 and <= 1, got 0.0"),
-        ({"infinite_rate": {"form": "cosine"}}, "strategies.infinite_rate.form must be one of exp, linear, rsqrt, got 'cosine'"),
+        ({"infinite_rate": {"form": "cosine"}}, "strategies.infinite_rate.form must be one of exp, exp_tau, linear, rsqrt, got 'cosine'"),
+        (
+            {"infinite_rate": {"constant": 0.05, "minimum": 0.1}},
+            "strategies.infinite_rate.minimum must be <= constant=0.05, from which the rate is annealed, got 0.1",
+        ),
+        ({"infinite_rate": {"tau": 0.0}}, "strategies.infinite_rate.tau must be > 0, got 0.0"),
+        ({"infinite_rate": {"steepness": -1.0}}, "strategies.infinite_rate.steepness must be > 0, got -1.0"),
+        ({"infinite_rate": {"cooldown_form": "exp"}}, "strategies.infinite_rate.cooldown_form must be one of cosine, rsqrt, got 'exp'"),
         ({"milestones": {"epochs": [0, 5]}}, "strategies.milestones.epochs must be >= 1, got 0"),
         ({"milestones": {"epochs": [5, 5]}}, "strategies.milestones.epochs must rise from one milestone to the next, got 5, 5"),
         ({"milestones": {"factor": 0.0}}, "strategies.milestones.factor must be > 0, got 0.0"),
@@ -229,3 +282,8 @@ def test_options_out_of_range_are_refused(strategies: dict[str, Any], text: str,
     with pytest.raises(ConfigurationError) as caught:
         experiment(tmp_path, strategies)
     assert text in str(caught.value)
+
+
+def test_a_plateau_below_the_minimum_is_one_where_nothing_is_annealed(tmp_path: Path) -> None:
+    for options in ({"constant": 0.05, "anneal": 0.0}, {"constant": 0.1, "minimum": 0.1}):
+        experiment(tmp_path, {"infinite_rate": options})
