@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from cl_framework import Context, Learn, Phase, Strategy, Traits, check_choice, check_range, register
+from cl_framework import LATER, Context, Learn, Phase, Strategy, Traits, check_choice, check_range, register
 
 
 def plateaued(step: float, warmup: float, cooldown: float, constant: float, steepness: float | None = None) -> float:
@@ -57,12 +57,14 @@ class InfiniteRateConfig:
     warmup: float = 0.01  # in first tasks' steps, >= 0
     cooldown: float = 0.55  # in first tasks' steps, >= 0
     constant: float = 0.4  # the plateau as a share of the largest rate, (0, 1]
-    cooldown_form: str = "cosine"  # cosine or rsqrt, an inverse square root
-    steepness: float = 10.0  # of cooldown_form=rsqrt, > 0: the larger, the earlier the rate falls
+    cooldown_form: str = field(default="cosine", metadata=LATER)  # cosine or rsqrt, an inverse square root
+    steepness: float = field(default=10.0, metadata=LATER)  # of cooldown_form=rsqrt, > 0: the larger, the earlier the rate falls
     minimum: float = 0.1  # what annealing ends at, (0, constant]
     anneal: float = 0.12  # share of the last task's steps, its end, over which the rate is annealed, [0, 1]; 0: never
     form: str = "exp"  # of annealing: exp, exp_tau, linear or rsqrt
-    tau: float = 0.2  # of form=exp_tau, > 0: the share of the annealing in which what lies above the minimum shrinks to 1 / e
+    tau: float = field(
+        default=0.2, metadata=LATER
+    )  # of form=exp_tau, > 0: the share of the annealing in which what lies above the minimum shrinks to 1 / e
 
     def __post_init__(self) -> None:
         check_range("warmup", self.warmup, low=0)
