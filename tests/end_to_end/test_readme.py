@@ -163,7 +163,7 @@ def test_every_file_the_readme_links_to_exists() -> None:
 VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_law_grid", "online_cifar10_jpeg", "online_cifar10_jpeg_full")
 
 
-@pytest.mark.parametrize("name", [*VISION, "clinc150", "unlearn_perm_mnist"])
+@pytest.mark.parametrize("name", [*VISION, "clinc150", "language_shift", "unlearn_perm_mnist"])
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -175,7 +175,7 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
     assert copy.read_text() == README.read_text() != empty  # the control: a table that is gone is written anew
 
 
-@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full", "clinc150"])
+@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full", "clinc150", "language_shift"])
 def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy, block = tmp_path / "README.md", f"{name}_differences"
     copy.write_text(re.sub(rf"(<!-- table: {block} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL))
@@ -183,7 +183,8 @@ def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Pa
     assert rows is not None
     pairs = [(cells[1].strip(), cells[2].strip()) for line in rows[1].splitlines() if (cells := line.split("|"))]
     assert len(pairs) >= 7 and copy.read_text() != README.read_text()
-    report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{block}", pairs=pairs)
+    figures = ["loss_of_old_tasks", "loss_of_newest_task"] if name == "language_shift" else ["average_accuracy"]
+    report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{block}", pairs=pairs, figures=figures)
     assert copy.read_text() == README.read_text()
 
 
@@ -333,4 +334,6 @@ def test_tables_stand_between_markers() -> None:
         "audit_digits_orders",
         "clinc150",
         "clinc150_differences",
+        "language_shift",
+        "language_shift_differences",
     ]
