@@ -175,7 +175,9 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
     assert copy.read_text() == README.read_text() != empty  # the control: a table that is gone is written anew
 
 
-@pytest.mark.parametrize("name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full", "clinc150", "language_shift"])
+@pytest.mark.parametrize(
+    "name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full", "clinc150", "language_shift"]
+)
 def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy, block = tmp_path / "README.md", f"{name}_differences"
     copy.write_text(re.sub(rf"(<!-- table: {block} -->\n).*?(?=<!-- end -->)", r"\1", README.read_text(), flags=re.DOTALL))
