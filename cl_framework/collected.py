@@ -60,6 +60,7 @@ class Collected:
 
     summaries: list[dict[str, Any]]
     left_out: list[str]
+    damaged: bool = False  # whether a run is left out because its records or its deletion record are not whole
 
 
 def collect(paths: Iterable[str | Path]) -> Collected:
@@ -70,6 +71,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
     summaries: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
     left_out: list[str] = []
+    damaged = False
     origins: dict[tuple[str, str, int], str] = {}
 
     def add(summary: dict[str, Any], config: dict[str, Any], origin: str) -> None:
@@ -97,8 +99,9 @@ def collect(paths: Iterable[str | Path]) -> Collected:
             add(summary_of(directory), read_config(directory), shown)
         except FrameworkError as error:
             left_out.append(str(error).rstrip("."))
+            damaged |= not isinstance(error, ConfigurationError)
     name_settings(summaries, configs)
-    return Collected(summaries, left_out)
+    return Collected(summaries, left_out, damaged)
 
 
 def _places(paths: Iterable[str | Path]) -> Iterator[Path]:

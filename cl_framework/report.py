@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_framework.collected import CURVES, FIGURES, collect, comparison, runs_in, strategies_in_words, to_csv
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.metrics import PROBES, perplexity
 from cl_framework.paired import differences
 from cl_framework.records import RunDirectory, atomic_write
@@ -105,7 +105,8 @@ def report(
         check_png(plot)
     found = collect(paths)
     if not found.summaries:
-        raise ConfigurationError("no finished run to report: " + "; ".join(found.left_out) + ".")
+        failure = FrameworkError if found.damaged else ConfigurationError
+        raise failure("no finished run to report: " + "; ".join(found.left_out) + ".")
     notes = [f"left out: {reason}." for reason in found.left_out]
     alone = found.summaries[0] if len(found.summaries) == 1 and "accuracy_matrix" in found.summaries[0] else None
     if pairs:
