@@ -215,6 +215,17 @@ def test_the_costs_of_strategies_are_the_committed_records() -> None:
     assert "takes {:.2f} and {:.2f} of full fine-tuning's time".format(*halves) in README.read_text()
 
 
+def test_what_is_said_of_tokens_a_second_is_the_committed_record() -> None:
+    (row,) = json.loads((ROOT / "experiments" / "results" / "bench_text.json").read_text())["results"]
+    text, half = " ".join(README.read_text().split()), row["half"]
+    assert row["ratio"] >= 0.95 and f"{row['ratio']:.2f} of the bare loop's tokens a second (target 0.95)" in text
+    saved = (
+        "of which {:.0f} percent of the parameters learn, takes {:.2f} of the time of full fine-tuning and {:.2f} of its optimizer's memory"
+    )
+    assert saved.format(100 * half["trained"], half["time"], half["moments"]) in text
+    assert saved.format(100 * half["trained"], 2 * half["time"], half["moments"]) not in text
+
+
 APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  # the rest are exact, or controls
 
 
