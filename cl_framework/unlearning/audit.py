@@ -170,9 +170,8 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     later = Later(own.later, first.later, [one.later for one in others])
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
-    mine.append(
-        exact_claim(models, learner.is_exact(question.event), sorted({*unlike(own.kept, first.kept), *unlike(first.kept, own.kept)}))
-    )
+    kept_apart = sorted({*unlike(own.kept, first.kept), *unlike(first.kept, own.kept)})
+    mine.append(exact_claim(models, learner.is_exact(question.event), kept_apart))
     mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,

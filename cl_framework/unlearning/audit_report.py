@@ -12,7 +12,7 @@ from typing import Any
 
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.records import Row
-from cl_framework.unlearning.deletion import AUDITED, DeletionLog, file_digest
+from cl_framework.unlearning.deletion import DeletionLog, file_digest, sealed_audits
 from cl_framework.unlearning.fast import FAIL, INVALID, NOT_RUN, PASS
 from cl_framework.unlearning.verdicts import WORD, may_say_unlearned
 
@@ -108,7 +108,7 @@ def read_csv(path: Path) -> list[Row]:
 
 def audits_in(path: Path) -> Iterable[Mapping[str, Any]]:
     """The results that a run directory holds, the fullest tier first. FrameworkError where one is not as the deletion record has it."""
-    sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
+    sealed = sealed_audits(DeletionLog(path / "deletion").entries())
     for tier in ("full", "standard"):
         file = path / "audit" / f"{tier}.json"
         if not file.exists():

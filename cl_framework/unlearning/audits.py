@@ -16,7 +16,7 @@ from cl_framework.tables import markdown, replace_block, terminal_table
 from cl_framework.unlearning.audit import FULL, audit, finished
 from cl_framework.unlearning.audit_pictures import relearning_picture, tradeoff_picture
 from cl_framework.unlearning.audit_report import COST_WORDS, NAMES, comparison, costs, read_audit, read_csv, rows_of, to_csv, verdicts_of
-from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest
+from cl_framework.unlearning.deletion import DeletionLog, check_complete, file_digest, sealed_audits
 from cl_framework.unlearning.fast import FAST
 from cl_framework.unlearning.orders import distinct_orders
 from cl_framework.unlearning.report_of_answers import ANSWER_WORDS, probabilities
@@ -144,7 +144,7 @@ def _standing(path: Path, tier: str) -> Mapping[str, Any] | None:
     file = path / "audit" / f"{tier}.json"
     if not file.exists():
         return None
-    sealed = {entry["file"]: entry["sha256"] for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == AUDITED}
+    sealed = sealed_audits(DeletionLog(path / "deletion").entries())
     whole = sealed.get(f"audit/{file.name}") == file_digest(file)
     return read_audit(file) if whole else None
 

@@ -110,6 +110,11 @@ def _misfit(row: Row, known: Mapping[str, Any]) -> str | None:
     return None
 
 
+def sealed_audits(entries: Sequence[Row]) -> dict[str, str]:
+    """Digests of the files of audits, by their place in the run's folder, as the entries last had them."""
+    return {entry["file"]: entry["sha256"] for entry in entries if entry["kind"] == AUDITED}
+
+
 def of_requests(entries: Sequence[Row]) -> list[Row]:
     """The entries that tell of a request, without those of the whole run."""
     return [entry for entry in entries if entry["kind"] not in (FINISHED, AUDITED)]

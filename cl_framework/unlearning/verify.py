@@ -27,7 +27,6 @@ from cl_framework.summary import summary_of, text_of_summary
 from cl_framework.unlearning.ancestry import Ancestry, Movements, known_since, still_there
 from cl_framework.unlearning.audit import TIERS
 from cl_framework.unlearning.deletion import (
-    AUDITED,
     DONE,
     FINISHED,
     STARTED_WITH,
@@ -37,6 +36,7 @@ from cl_framework.unlearning.deletion import (
     check_recorded,
     check_rows,
     file_digest,
+    sealed_audits,
     unlearned_in,
     when,
 )
@@ -283,7 +283,7 @@ def _samples(evidence: Evidence) -> str:
 
 def _audits(evidence: Evidence) -> str:
     path = evidence.directory.path
-    latest = _latest(evidence)
+    latest = sealed_audits(evidence.whole)
     unsealed = [file for file in sorted((path / "audit").glob("*.json")) if f"audit/{file.name}" not in latest]
     if unsealed:
         raise FrameworkError(
@@ -298,18 +298,14 @@ def _audits(evidence: Evidence) -> str:
     return f"{len(latest)} of {len(latest)}"
 
 
-def _latest(evidence: Evidence) -> dict[str, str]:
-    """Digests of the files of audits, by name, as the record last had them."""
-    return {entry["file"]: entry["sha256"] for entry in evidence.whole if entry["kind"] == AUDITED}
-
-
 def _exact_answers(evidence: Evidence) -> str:
     """What the newest audits, where they are as they were written, say of answers that the record calls exact."""
     path = evidence.directory.path
     called = {entry["event_index"]: entry["event"] for entry in evidence.done if entry["guarantee_achieved"] == "exact"}
     if not called:
         return "no answer is called exact"
-    files = [path / name for name, digest in _latest(evidence).items() if Path(name).stem in TIERS and file_digest(path / name) == digest]
+    sealed = {path / name: digest for name, digest in sealed_audits(evidence.whole).items() if Path(name).stem in TIERS}
+    files = [file for file, digest in sealed.items() if file_digest(file) == digest]
     judged = {
         request["event_index"]: figure["verdict"]
         for file in files
