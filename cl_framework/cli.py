@@ -124,6 +124,11 @@ def parser() -> argparse.ArgumentParser:
     part.add_argument("--seeds", type=int, metavar="N", help="oracles a request (default: as an audit that stands has, or 3)")
     part.add_argument("--orders", type=int, metavar="N", help="orders of the events before a request, tier full (default: likewise)")
     part.add_argument("--again", action="store_true", help="also where such an audit stands; trains oracles anew, takes none that is kept")
+    part.add_argument(
+        "--keep-learned",
+        action="store_true",
+        help="keep the model before the first request beside the oracles, for audits of runs that differ only in how they unlearn",
+    )
     part.add_argument("--out", type=Path, metavar="FILE.csv", help="also write all figures, one row a figure")
     part.add_argument("--into", metavar="FILE.md#BLOCK", help="also put the table between <!-- table: BLOCK --> and <!-- end --> of FILE")
     part.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw what is lost against what is gone")
@@ -264,12 +269,12 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def audit(arguments: argparse.Namespace) -> int:
     from cl_framework.tables import table_console
-    from cl_framework.unlearning.audits import audits
+    from cl_framework.unlearning.audits import Wanted, audits
 
     console = table_console()
-    wanted = (arguments.tier, arguments.seeds, arguments.orders, arguments.again)
+    wanted = Wanted(arguments.tier, arguments.seeds, arguments.orders, arguments.again, arguments.keep_learned)
     products = (arguments.out, arguments.into, arguments.plot, arguments.table)
-    for shown in audits(arguments.words, *wanted, *products, tell=lambda text: print(text, file=sys.stderr)):
+    for shown in audits(arguments.words, wanted, *products, tell=lambda text: print(text, file=sys.stderr)):
         console.print(shown, soft_wrap=isinstance(shown, str))
     return 0
 

@@ -27,7 +27,7 @@ from cl_framework.unlearning.ancestry import unlike
 from cl_framework.unlearning.deletion import AUDITED, DeletionLog, check_complete, file_digest, unlearned_in
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure, Recorded, artefacts, samples_of_answer, spill
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Measured, Question
-from cl_framework.unlearning.oracle import Oracles, Trained, live_again
+from cl_framework.unlearning.oracle import Learned, Oracles, Trained, live_again
 from cl_framework.unlearning.verdicts import Later, Models, as_json, exact_claim, figures, is_known, is_unlearned, relearning_gap
 from cl_framework.unlearning.watch import Seen, Watch
 
@@ -45,13 +45,14 @@ def audit(
     *,
     orders: int = 3,
     made: set[Path] | None = None,
+    keep_learned: bool = False,
     benchmark: Benchmark | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Audit a finished run, write the result into it, and return it.
 
     seeds: oracles a request, the run's own seed first; orders: of the events before a request, the run's own first (tier full);
-    made: see `Oracles`: an empty set trains all oracles anew.
+    made: see `Oracles`: an empty set trains all oracles anew; keep_learned: see `Learned`.
 
     Raises ConfigurationError if there is nothing to audit, FrameworkError if the run gives other bits here.
     """
@@ -70,11 +71,15 @@ def audit(
         log = DeletionLog(directory.path / "deletion")
         states = {index: row["state_after"] for index, row in log.done().items()}
         asked = [Question.of(learner, event, index, stream) for index, event in enumerate(stream) if isinstance(event, Unlearn)]
-        tell(f"living through {directory.path} again: {len(stream)} events")
         exact = {question.index for question in asked if learner.is_exact(question.event)}
-        own = Watch(asked, stream, exact, of_run=True)
+        oracles = Oracles(experiment, benchmark, experiment.run.seed, Path(experiment.run.out) / ORACLES, made)
+        own = Watch(asked, stream, exact, oracles.measurements, of_run=True)
         own.untrained(learner)
-        live_again(experiment, benchmark, states, own.at)
+        requested = asked[0].index
+        learned = Learned(oracles, requested, log.requested()[requested]["state_before"], keep_learned)
+        tell(f"living through {directory.path} again: {len(stream)} events")
+        if kept := len(stream) - live_again(experiment, benchmark, states, own.at, learned):
+            tell(f"{kept} of them were kept, and are not run again")
         seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
         watched = [oracle_watch(experiment, benchmark, asked, stream, exact, seed, made, tell) for seed in seeds_of_oracles]
         result = {
@@ -129,7 +134,8 @@ def oracle_watch(
 ) -> Watch:
     """The same questions to the oracles under one seed."""
     oracles = Oracles(experiment, benchmark, seed, Path(experiment.run.out) / ORACLES, made)
-    watch = Watch(asked, stream, exact if seed == experiment.run.seed else (), of_run=False)  # a claim is of the run's own seed
+    claims = exact if seed == experiment.run.seed else ()  # a claim is of the run's own seed
+    watch = Watch(asked, stream, claims, oracles.measurements, of_run=False)
     trained = 0
     for index in range(len(stream)):
         if not any(watch.open(question, index) for question in asked):

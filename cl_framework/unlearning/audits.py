@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,20 @@ VERDICT_WORDS = " · ".join(NAMES.values()) + (
 TABLES = {"verdicts": (comparison, VERDICT_WORDS), "costs": (costs, COST_WORDS), "answers": (probabilities, ANSWER_WORDS)}
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How runs are to be audited; see `audit`."""
+
+    tier: str
+    seeds: int | None = None  # None: as many as an audit that stands has, or the default
+    orders: int | None = None  # likewise
+    again: bool = False  # no audit stands, and nothing is taken that was kept before
+    keep_learned: bool = False
+
+
 def audits(
     words: Sequence[str],
-    tier: str,
-    seeds: int | None,
-    orders: int | None,
-    again: bool,
+    wanted: Wanted,
     out: Path | None,
     into: str | None,
     plot: Path | None,
@@ -42,22 +51,22 @@ def audits(
 ) -> Iterator[Any]:
     """What to show, piece by piece, as it is there: each run's verdicts, then the table of all, then sentences about files.
 
-    seeds, orders: what `audit` takes; None: as many as an audit that stands has, or its defaults.
     table: what the table of all says, one of `TABLES`.
     """
+    tier = wanted.tier
     paths, overrides = places(words)
     if out is not None and out.suffix != ".csv":
         raise ConfigurationError(f"--out {out}: the name must end in .csv.")
     if plot is not None:
         check_png(plot)
     rows: list[Row] = []
-    made: set[Path] | None = set() if again else None  # runs that share oracles share what is trained anew, too
+    made: set[Path] | None = set() if wanted.again else None  # runs that share oracles share what is trained anew, too
     for path in paths:
         if path.suffix == ".csv":
             rows += read_csv(path)
             continue
         check_complete(RunDirectory(path))
-        result = fast_result(path) if tier == FAST else _audited(path, tier, seeds, orders, made, overrides, tell)
+        result = fast_result(path) if tier == FAST else _audited(path, wanted, made, overrides, tell)
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
         yield terminal_table(*verdicts_of(result))
@@ -98,18 +107,13 @@ def places(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _audited(
-    path: Path,
-    tier: str,
-    seeds: int | None,
-    orders: int | None,
-    made: set[Path] | None,
-    overrides: Sequence[str],
-    tell: Callable[[str], None],
+    path: Path, wanted: Wanted, made: set[Path] | None, overrides: Sequence[str], tell: Callable[[str], None]
 ) -> Mapping[str, Any]:
     """The audit that stands, if it is of what is asked for; else one made anew, which keeps what it had of what is not asked for.
 
     made: as `audit` takes it; where it is given, no audit stands.
     """
+    tier, seeds, orders = wanted.tier, wanted.seeds, wanted.orders
     standing = None if made is not None else _standing(path, tier)
     had: dict[str, Any] = {}
     if standing is not None:
@@ -119,8 +123,8 @@ def _audited(
         tell(f"{path}: its audit of tier {tier} has {differs}; it is made anew.")
         most = max((len(request["orders"]) for request in standing["requests"] if "orders" in request), default=0)
         had = {"seeds": len(standing["oracle_seeds"]), **({"orders": most} if most > 1 else {})}
-    wanted = {name: value for name, value in (("seeds", seeds), ("orders", orders)) if value is not None}
-    return audit(path, tier, overrides=overrides, made=made, tell=tell, **(had | wanted))
+    counts = {name: value for name, value in (("seeds", seeds), ("orders", orders)) if value is not None}
+    return audit(path, tier, overrides=overrides, made=made, keep_learned=wanted.keep_learned, tell=tell, **(had | counts))
 
 
 def _differs(standing: Mapping[str, Any], seeds: int | None, orders: int | None) -> str:

@@ -158,6 +158,10 @@ class DeletionLog:
         last = next(iter(reversed(of_requests(self.current()))), None)
         return last if last is not None and last["kind"] == REQUESTED else None
 
+    def requested(self) -> dict[int, Row]:
+        """What it says of each event before anything of it was done."""
+        return {entry["event_index"]: entry for entry in self.current() if entry["kind"] == REQUESTED}
+
     def done(self) -> dict[int, Row]:
         """What it says of each event that it reports as done."""
         return {entry["event_index"]: entry for entry in self.current() if entry["kind"] == DONE}

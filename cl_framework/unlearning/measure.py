@@ -27,7 +27,7 @@ from cl_framework.stream import Stream, TaskId, Unlearn
 from cl_framework.unlearning.attacks import SCORES, auc, membership_scores, tpr_at_fpr
 from cl_framework.unlearning.probes import linear_probe, nearest_neighbours
 from cl_framework.unlearning.quantization import roundings
-from cl_framework.unlearning.recall_of_answers import Recalled, recalled
+from cl_framework.unlearning.recall_of_answers import Recalled, cut_behind, recalled
 
 MOST = 1000  # samples asked about in each role, evenly chosen; all where there are fewer
 FEWEST_TEXTS = 24  # of texts as many as have `MOST` places to answer, but so many at least
@@ -249,11 +249,14 @@ def _told(scores: Tensor, rows: Rows, samples: Samples) -> Tensor:
 
 
 def _batches(learner: Learner, samples: Samples) -> Iterator[Rows]:
-    size = learner.run.evaluation_batch_size
-    if learner.benchmark.objective == "language_modelling":
+    size, texts = learner.run.evaluation_batch_size, learner.benchmark.objective == "language_modelling"
+    if texts:
         size = max(1, size // learner.benchmark.input_shape[0])  # a text has as many answers as places
     for places in samples.places.split(size):
-        yield samples.read(learner, places)
+        rows = samples.read(learner, places)
+        if texts:
+            cut_behind(rows)
+        yield rows
 
 
 def _retained(learner: Learner, question: Question) -> list[Tensor]:

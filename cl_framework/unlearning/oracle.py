@@ -12,8 +12,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from cl_framework.learner import Learner
 from cl_framework.records import append_rows, atomic_write, read_rows
 from cl_framework.strategy import Traits
 from cl_framework.stream import Learn, Stream, Unlearn
+from cl_framework.unlearning.kept_measurements import KeptMeasurements
 from cl_framework.unlearning.surroundings import surroundings
 from cl_framework.walk import Walk
 
@@ -41,19 +44,31 @@ _MARKED = (
 # --- the run itself ---
 
 
-def live_again(experiment: Experiment, benchmark: Benchmark, states: Mapping[int, str], seen: Callable[[int, Learner], None]) -> None:
-    """Run an experiment in memory, as it was run; `seen` is called before the first event (-1) and after each.
+def live_again(
+    experiment: Experiment,
+    benchmark: Benchmark,
+    states: Mapping[int, str],
+    seen: Callable[[int, Learner], None],
+    learned: Learned | None = None,
+) -> int:
+    """Run an experiment in memory, as it was run; `seen` is called before the first event (-1) and after each. Returns how many it ran.
 
     states: the digest of the state after some of the events, which must be met. Raises FrameworkError where one is not.
+    learned: the state before the first request, where it may be kept; where it is, that much is not run again, and `seen` is first called
+    there. Not for strategies that go back to earlier states.
     """
     learner = assemble(experiment, benchmark)
     with tempfile.TemporaryDirectory() as folder:  # for strategies that go back to earlier states; gone at the end
         history = History(Path(folder)) if learner.stack.replays else None
         if history is not None:
             history.keep(learner.stream, 0, learner, learner.state_dict())
+            learned = None
         walk = Walk(learner, history=history)
-        seen(-1, learner)
+        first = 0 if learned is None else learned.put_into(learner)
+        seen(first - 1, learner)
         for index, event in enumerate(learner.stream):
+            if index < first:
+                continue
             walk.event(index)
             if history is not None:
                 history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
@@ -62,7 +77,38 @@ def live_again(experiment: Experiment, benchmark: Benchmark, states: Mapping[int
                     f"the state after {event} (event {index}) is not the one that the run recorded: run again, it gives other bits here. "
                     "Audit it on the machine, with the package versions and the number of threads (threads=N) that it ran with."
                 )
+            if learned is not None and learned.keeps and index == learned.count - 1:
+                learned.keep(learner)
             seen(index, learner)
+        return len(learner.stream) - first
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The state before a run's first request, beside the states of its oracles: runs that differ only in how they unlearn share it."""
+
+    oracles: Oracles
+    count: int  # events before the first request
+    digest: str  # of the run's state there, from its deletion record
+    keeps: bool  # whether it is kept where it is not yet
+
+    def put_into(self, learner: Learner) -> int:
+        """Put a learner into it: how many events that takes the place of; 0, and the learner as it was, where it is not kept."""
+        kept = self.oracles.learned(self.count)
+        if kept is None or not self.count:
+            return 0
+        before = deepcopy(learner.state_dict())
+        learner.load_state_dict({**kept, "strategies": {**before["strategies"], **kept["strategies"]}})
+        if digest_of(learner.state_dict()) == self.digest:
+            return self.count
+        learner.load_state_dict(before)
+        return 0
+
+    def keep(self, learner: Learner) -> None:
+        """Keep the state of a learner that stands there, without what only unlearns."""
+        state = learner.state_dict()
+        strategies = {name: value for name, value in state["strategies"].items() if name in self.oracles.slots}
+        self.oracles.keep_learned(self.count, {**state, "strategies": strategies})
 
 
 # --- oracles ---
@@ -95,9 +141,11 @@ class Oracles:
         numbers = replace(learning, run=replace(learning.run, stream="")).fingerprint
         kept = digest_of([numbers, surroundings(learning, self.learner.device)])
         self.history = History(folder / f"{kept[:16]}-s{experiment.run.seed}-o{seed}")
+        self.measurements = KeptMeasurements(self.history.folder / "measured")
         if made is not None and self.history.folder not in made:
             for path in [*self.history.paths(), self.history.folder / _COSTS]:
                 path.unlink(missing_ok=True)
+            self.measurements.remove()
             made.add(self.history.folder)
         self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
         atomic_write(folder / _MARK, _MARKED)
@@ -122,6 +170,21 @@ class Oracles:
         position.event = learner.stream.events[position.event_index]
         learner.new_streams()
         return self._cost(stream, count, count - done)
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """The strategies that oracles have: all but those that only unlearn."""
+        return frozenset(member.slot for member in self.learner.stack.members)
+
+    def learned(self, count: int) -> dict[str, Any] | None:
+        """The state after the first events of the run's own stream, if it is kept."""
+        with deleted_only(self.learner, self._never):
+            done, state = self.history.nearest(self.whole, count, self.learner)
+        return state if done == count else None
+
+    def keep_learned(self, count: int, state: Mapping[str, Any]) -> None:
+        with deleted_only(self.learner, self._never):
+            self.history.keep(self.whole, count, self.learner, state)
 
     def know_unlearned(self) -> bool:
         """Whether a state is kept that the stream led to, or its oracles, and that knows what was unlearned since."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives
 from cl_framework.calls import evaluation_mode, run_model
-from cl_framework.criterion import asked
+from cl_framework.criterion import asked, last_asked
+from cl_framework.inputs import each
 from cl_framework.learner import Learner
 from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Rows
@@ -72,26 +73,42 @@ class Told:
 
 
 def told(learner: Learner, rows: Rows) -> Told:
-    """What a model says at the places that are asked, each text read to that place."""
+    """What a model says at the places that are asked, each text read to that place.
+
+    Texts of like lengths are asked together, each batch up to where its last question ends: what stands behind has no say.
+    """
     model, predict, parts = learner.model, learner.stack.predictor, []
+    order = last_asked(rows.targets).argsort(stable=True)
     with torch.no_grad(), evaluation_mode(model), global_randomness_kept(learner.device):
-        for places in torch.arange(len(rows), device=rows.targets.device).split(max(1, _AT_ONCE // rows.targets.shape[1])):
+        for places in order.split(max(1, _AT_ONCE // rows.targets.shape[1])):
             some = rows.take(places)
             some.inputs = learner.benchmark.transform(some.items, None)
+            cut_behind(some)
             features, scores = run_model(model, some)
             if predict is not None:
                 scores = predict(features, scores, some)
             parts.append(torch.stack(_of_texts(scores, some.targets)).cpu())
-    return Told(*torch.cat(parts, 1))
+    found = torch.cat(parts, 1)
+    return Told(*found[:, order.argsort().cpu()])
+
+
+def cut_behind(rows: Rows) -> None:
+    """Cut texts (B, L), inputs and all, behind the last place that any of them is asked at: a causal model reads no further for it."""
+    width = int(last_asked(rows.targets).max()) + 1
+    assert rows.inputs is not None
+    rows.items, rows.inputs = (each(lambda part: part[:, :width], parts) for parts in (rows.items, rows.inputs))
+    rows.targets = rows.targets[:, :width]
 
 
 def _of_texts(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probability, exact memorisation and extraction strength (B,) from logits (B, C, L) and targets (B, L)."""
     wanted = asked(targets)
-    chosen = scores.double().log_softmax(1).gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-    count = wanted.sum(1)
-    right = (scores.argmax(1) == targets) & wanted
-    return (chosen * wanted).sum(1).div(count).exp(), right.sum(1).double() / count, extraction_strength(right, wanted)
+    count, answers = wanted.sum(1), scores.transpose(1, 2)[wanted]  # (N, C): places behind a text need no probabilities
+    chosen = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
+    chosen[wanted] = answers.double().log_softmax(1).gather(1, targets[wanted].unsqueeze(1)).squeeze(1)
+    right = torch.zeros_like(wanted)
+    right[wanted] = answers.argmax(1) == targets[wanted]
+    return chosen.sum(1).div(count).exp(), right.sum(1).double() / count, extraction_strength(right, wanted)
 
 
 def extraction_strength(right: Tensor, wanted: Tensor) -> Tensor:

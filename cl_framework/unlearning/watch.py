@@ -15,6 +15,7 @@ from cl_framework.models.hypernetwork import TaskConditionedModel
 from cl_framework.records import Row
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.unlearning.ancestry import made_of_data
+from cl_framework.unlearning.kept_measurements import KeptMeasurements
 from cl_framework.unlearning.measure import Glance, Measured, Question, glance, measure, relearning
 from cl_framework.unlearning.oracle import Trained
 
@@ -40,8 +41,11 @@ class Seen:
 class Watch:
     """Asks each request's questions where a walk stands, whether the run's own or an oracle's."""
 
-    def __init__(self, questions: Sequence[Question], stream: Stream, exact: Collection[int], *, of_run: bool) -> None:
+    def __init__(
+        self, questions: Sequence[Question], stream: Stream, exact: Collection[int], measurements: KeptMeasurements, *, of_run: bool
+    ) -> None:
         self.questions = questions
+        self.measurements = measurements
         self.exact = exact  # events whose answers claim to be exact
         self.of_run = of_run  # and not of an oracle, of which less is asked
         self.stream = stream
@@ -57,11 +61,11 @@ class Watch:
         for question in self.questions:
             mine = self.seen[question.index]
             if index == question.index - 1 and self.of_run:
-                mine.before = measure(learner, question)
+                mine.before = self.measurements.of(learner, question)
                 mine.key = task_key_of(learner, question)
                 mine.weights = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
             elif index == question.index:
-                mine.after = measure(learner, question)
+                mine.after = measure(learner, question) if self.of_run else self.measurements.of(learner, question)
                 mine.later.append(self._again(learner, question, mine.after))
                 if index in self.exact:
                     mine.kept = made_of_data(learner.state_dict())

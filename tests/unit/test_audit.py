@@ -7,7 +7,7 @@ import copy
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -26,11 +26,12 @@ from cl_framework.learner import Learner
 from cl_framework.plots import png
 from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
-from cl_framework.unlearning import audit_pictures, audit_report, oracle
+from cl_framework.unlearning import audit_pictures, audit_report, kept_measurements, oracle
 from cl_framework.unlearning.audit import audit, efficiency
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.kept_measurements import KeptMeasurements
 from cl_framework.unlearning.measure import Question, measure
-from cl_framework.unlearning.oracle import Oracles, Trained, live_again
+from cl_framework.unlearning.oracle import Learned, Oracles, Trained, live_again
 from cl_framework.unlearning.orders import distinct_orders, shuffled
 from cl_framework.unlearning.surroundings import digest_of_files, source_files, surroundings
 from cl_framework.unlearning.verify import verify
@@ -118,6 +119,91 @@ def test_a_kept_state_that_is_damaged_is_trained_anew(tmp_path: Path) -> None:
     oracles = oracles_of(experiment, tmp_path / "oracles")
     assert oracles.after(3).new_events == 1
     assert first_difference(oracles.learner.model.state_dict(), never_saw(experiment, tmp_path / "w", "L1 L2")["model"]) is None
+
+
+# --- what audits of runs share that differ only in how they unlearn ---
+
+
+def of_stack(unlearner: str, folder: Path) -> Path:
+    return run(made(folder, unlearner, "L0 L1 U1 L2 U0", epochs=1)).path
+
+
+def figures_of(result: dict[str, Any]) -> str:
+    """All that an audit found but what a clock did, and which states were kept."""
+    requests = copy.deepcopy(result["requests"])
+    for request in requests:
+        for name in [name for name in request if name.endswith("figures")]:
+            request[name] = [figure for figure in request[name] if figure["name"] != "M12"]
+    return json.dumps(requests)
+
+
+def test_what_was_learned_is_kept_for_the_next_audit_and_gives_the_same_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = figures_of(audit(of_stack("gradient_ascent", tmp_path / "alone"), seeds=2))
+    told: list[str] = []
+    first = audit(of_stack("do_nothing", tmp_path / "runs"), seeds=2, tell=told.append)
+    path, oracles = of_stack("gradient_ascent", tmp_path / "runs"), tmp_path / "runs" / "oracles"
+    asked: list[Question] = []
+    monkeypatch.setattr(kept_measurements, "measure", lambda learner, question: asked.append(question) or measure(learner, question))
+    audit(path, seeds=2, tell=told.append)
+    assert not any("were kept, and" in line for line in told), "it is kept only where that is asked for"
+    assert len(asked) == 1, "the model before U0; the one before U1, and the oracles, are measured"
+    audit(of_stack("do_nothing", tmp_path / "runs"), seeds=2, keep_learned=True)
+    asked.clear()
+    shared = figures_of(audit(path, seeds=2, tell=told.append))
+    assert "2 of them were kept, and are not run again" in told and any(str(oracles) in line for line in told)
+    assert shared == alone != figures_of(first) and not asked
+
+
+@pytest.mark.parametrize("damaged", ["state", "record"])
+def test_what_was_learned_must_be_the_run_s_own(damaged: str, tmp_path: Path) -> None:
+    experiment = made(tmp_path / "run", "do_nothing", "L0 L1 U1", epochs=1)
+    digests: dict[int, str] = {}
+
+    def seen(index: int, learner: Learner) -> None:
+        digests[index] = digest_of(learner.state_dict())
+
+    benchmark, oracles = make_benchmark(experiment), oracles_of(experiment, tmp_path / "oracles")
+    assert live_again(experiment, benchmark, {}, seen) == 3
+    lived = dict(digests)
+    learned = Learned(oracles, 2, digests[1], keeps=True)
+    assert live_again(experiment, benchmark, {}, seen, learned) == 3, "nothing is kept yet"
+    digests.clear()
+    assert live_again(experiment, benchmark, {2: lived[2]}, seen, learned) == 1
+    assert digests == {1: lived[1], 2: lived[2]}
+    if damaged == "record":
+        learned = replace(learned, digest="0" * 64)
+    else:
+        state = oracles.learned(2)
+        assert state is not None
+        next(iter(state["model"].values())).view(-1)[0] += 1e-3
+        for path in oracles.history.folder.glob("0002-*.pt"):
+            path.unlink()
+        oracles.keep_learned(2, state)
+    digests.clear()
+    assert live_again(experiment, benchmark, {2: lived[2]}, seen, learned) == 3, "another state is not taken"
+    assert digests == lived
+
+
+def test_measurements_are_read_as_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = made(tmp_path, "do_nothing", "L0 L1 U0", epochs=1)
+    learner = assemble(experiment, make_benchmark(experiment))
+    asked = [Question.of(learner, event, index, learner.stream) for index, event in enumerate(learner.stream) if isinstance(event, Unlearn)]
+    kept = KeptMeasurements(tmp_path / "measured")
+    first = kept.of(learner, asked[0])
+    count = []
+    monkeypatch.setattr(kept_measurements, "measure", lambda *of: count.append(of) or measure(*of))
+    assert digest_of(asdict(kept.of(learner, asked[0]))) == digest_of(asdict(first)) and not count
+    kept.of(learner, replace(asked[0], index=1))
+    assert len(count) == 1, "asked otherwise"
+    with torch.no_grad():
+        next(learner.model.parameters()).mul_(1.5)
+    assert digest_of(asdict(kept.of(learner, asked[0]))) != digest_of(asdict(first)) and len(count) == 2
+    for path in (tmp_path / "measured").iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    kept.of(learner, asked[0])
+    assert len(count) == 3, "a damaged file is not read"
 
 
 # --- which kept states are taken ---

@@ -1,0 +1,55 @@
+"""Measurements kept beside the models they were made of, so that audits of runs that differ only in how they unlearn share them.
+
+They lie in `measured/` under the folder of an oracle's states, which goes by configuration, code, versions, threads and device, and are
+found by the model's digest and by all that was asked of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cl_framework.checkpoint import damage, load_state
+from cl_framework.digests import digest_of
+from cl_framework.learner import Learner
+from cl_framework.records import atomic_write
+from cl_framework.unlearning.measure import Glance, Measured, Question, measure
+from cl_framework.unlearning.recall_of_answers import Recalled
+
+
+@dataclass(frozen=True)
+class KeptMeasurements:
+    """The measurements of models that were trained under one configuration and seed, but for how they unlearn."""
+
+    folder: Path
+
+    def of(self, learner: Learner, question: Question) -> Measured:
+        """As `measure` has it, from the file where it was measured before. What answers in the model's place is always measured."""
+        if learner.stack.predictor is not None:
+            return measure(learner, question)
+        key = digest_of([learner.model.state_dict(), learner.stack.reads_tasks, asdict(question)])[:16]
+        for path in self.folder.glob(f"{key}-*.pt"):
+            if damage(path) is None:
+                return measured_from(load_state(path))
+        measured = measure(learner, question)
+        buffer = io.BytesIO()
+        torch.save(asdict(measured), buffer)
+        data = buffer.getvalue()
+        atomic_write(self.folder / f"{key}-{hashlib.sha256(data).hexdigest()[:16]}.pt", data)
+        return measured
+
+    def remove(self) -> None:
+        for path in self.folder.glob("*-*.pt"):
+            path.unlink()
+
+
+def measured_from(state: Mapping[str, Any]) -> Measured:
+    """What `dataclasses.asdict` was made of."""
+    recalled = None if state["recalled"] is None else Recalled(**state["recalled"])
+    return Measured(**{**state, "glance": Glance(**state["glance"]), "recalled": recalled})
