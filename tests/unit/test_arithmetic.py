@@ -28,6 +28,7 @@ from cl_framework.benchmarks.text.questions import question_rows
 from cl_framework.benchmarks.text.tokens import PAD, START, Bytes
 from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
+from cl_framework.unlearning.audit import audit
 
 PAIRS = [(0, 0), (7, 5), (40, 8), (99, 1), (128, 367), (905, 997)]
 SAME_LENGTH = [(a, b) for a, b in PAIRS if len(str(a)) == len(str(b))]
@@ -199,16 +200,32 @@ def test_errors_name_the_option_and_the_remedy() -> None:
         question_rows(Bytes(), [("1+1=", "2"), ("10+90=", "100")], 6, "here")
 
 
-@pytest.mark.slow
-def test_one_digit_sums_are_learned_then_lost_to_products(tmp_path: Path) -> None:
-    settings = {
+def one_digit(out: Path, **more: object) -> dict[str, object]:
+    return {
         "benchmark": {"name": "arithmetic", "skills": ["add_plain", "multiply_plain"], "digits": 1, "train": 80, "test": 20},
         "model": {"name": "decoder", "width": 64, "layers": 2},
         "optimizer": {"name": "adamw", "lr": 0.01},
         "batch_size": 16,
         "epochs": 40,
         "threads": 1,
-        "out": str(tmp_path),
+        "out": str(out),
+        **more,
     }
-    matrix = run(load_experiment(settings)).summary["accuracy_matrix"]
+
+
+@pytest.mark.slow
+def test_one_digit_sums_are_learned_then_lost_to_products(tmp_path: Path) -> None:
+    matrix = run(load_experiment(one_digit(tmp_path))).summary["accuracy_matrix"]
     assert matrix[0][0] > matrix[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rewind", "do_nothing"])
+def test_one_skill_is_forgotten(name: str, tmp_path: Path) -> None:
+    """Against a model that never learned it: the same answers, or those of a model that can still add."""
+    asked_for = one_digit(tmp_path, strategies={"er": {"capacity": 40}, name: {}}, stream="L0-1 U0")
+    (request,) = audit(run(load_experiment(asked_for)).path, seeds=1)["requests"]
+    found = {figure["name"]: figure for figure in request["figures"]}
+    assert (found["M1"]["value"] == found["M6"]["value"] == found["M4"]["value"] == 0.0) == (name == "rewind")
+    assert found["M6"]["value"] > 0.1 or name == "rewind"
+    assert (request["retained"]["unlearned"] == request["retained"]["oracle"]) == (name == "rewind")

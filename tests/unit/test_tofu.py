@@ -367,3 +367,17 @@ def test_an_audit_tells_an_unlearner_that_does_nothing_from_one_that_starts_anew
     known = found["do_nothing"]["T2"]["details"]  # the made-up answers are alike, so that an oracle has an idea of those it never saw
     assert known["own"] > 0.9 and known["own"] - known["oracle"] > 0.3
     assert found["do_nothing"]["T1"]["details"]["n"] == FORGOTTEN * AN_AUTHOR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rewind", "do_nothing"])
+def test_one_author_of_two_is_forgotten(name: str, folder: Path, tmp_path: Path) -> None:
+    """The other one stays: 1 percent of TOFU is two authors, a request each."""
+    options = settings(folder, tmp_path, stream="L0-2 U1", strategies={"joint": {}, name: {}}, epochs=20)
+    options["benchmark"]["requests"] = 2
+    (request,) = audit(run(load_experiment(options)).path, seeds=1)["requests"]
+    found = {figure["name"]: figure for figure in request["figures"]}
+    assert (found["M6"]["value"] == 0.0) == (found["T1"]["value"] == 0.0) == (name == "rewind")
+    assert found["T1"]["details"]["n"] == AN_AUTHOR, "questions about the one, not about both"
+    assert found["T2"]["details"]["retained"] > 0.5, "the retained authors, and the second one"
+    assert (found["T2"]["details"]["own"] == found["T2"]["details"]["oracle"]) == (name == "rewind")
