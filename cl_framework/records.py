@@ -318,7 +318,8 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-_PACKAGES = ("cl-framework", "torch", "torchvision", "pytorch-lightning", "numpy", "avalanche-lib", "wandb")
+_BITS = ("cl-framework", "torch", "torchvision", "pytorch-lightning", "numpy", "transformers", "tokenizers", "peft")  # numbers depend on
+_PACKAGES = (*_BITS, "avalanche-lib", "wandb")
 _MATTERS = (
     "python",
     "platform",
@@ -327,7 +328,7 @@ _MATTERS = (
     "accelerator",
     "threads",
     "deterministic",
-    *(f"version {name}" for name in _PACKAGES[:5]),
+    *(f"version {name}" for name in _BITS),
 )
 
 

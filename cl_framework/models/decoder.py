@@ -121,6 +121,7 @@ def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) 
     """
     transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
     model = load_pretrained(transformers.AutoModelForCausalLM, options.source, attn_implementation="eager")
+    model = model.float()  # small steps would be rounded away in half precision, whatever the file holds
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         raise ConfigurationError(f"model.source={options.source}: {_FAULT}. Choose another model.")

@@ -73,13 +73,16 @@ def audit(
         asked = [Question.of(learner, event, index, stream) for index, event in enumerate(stream) if isinstance(event, Unlearn)]
         exact = {question.index for question in asked if learner.is_exact(question.event)}
         oracles = Oracles(experiment, benchmark, experiment.run.seed, Path(experiment.run.out) / ORACLES, made)
-        own = Watch(asked, stream, exact, oracles.measurements, of_run=True)
+        own = Watch(asked, stream, exact, oracles.measurements, of_run=True, keeps_before=keep_learned)
         own.untrained(learner)
         requested = asked[0].index
         learned = Learned(oracles, requested, log.requested()[requested]["state_before"], keep_learned)
         tell(f"living through {directory.path} again: {len(stream)} events")
-        if kept := len(stream) - live_again(experiment, benchmark, states, own.at, learned):
+        kept = len(stream) - live_again(experiment, benchmark, states, own.at, learned)
+        if kept:
             tell(f"{kept} of them were kept, and are not run again")
+        if keep_learned and learner.stack.replays:
+            tell("nothing that was learned is kept of this run: a strategy of it goes back to earlier states")
         seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
         watched = [oracle_watch(experiment, benchmark, asked, stream, exact, seed, made, tell) for seed in seeds_of_oracles]
         result = {
@@ -87,6 +90,8 @@ def audit(
             "tier": tier,
             "oracle_seeds": seeds_of_oracles,
             "oracle_states": [row for watch in watched for row in watch.states],
+            "learned": {"events_kept": kept, "state": learned.digest},  # how many events were not lived through again, and where they led
+            "measurements_kept": sorted({*oracles.measurements.taken, *(name for watch in watched for name in watch.measurements.taken)}),
             **identity(directory, experiment, learner),
             "requests": [
                 entry(directory, learner, question, own.seen[question.index], [one.seen[question.index] for one in watched], tier == FULL)
@@ -265,7 +270,8 @@ def efficiency(row: Mapping[str, Any], oracle: Trained | None) -> Figure:
     if oracle is None or not oracle.suffix_seconds:
         why = "the oracle has trained nothing of its own, or what it cost is not on record"
         return Figure("M12", None, NOT_RUN, why, details=details)
-    details |= {"oracle_seconds": oracle.suffix_seconds, "whole_seconds": oracle.seconds, "whole_samples": oracle.samples}
+    whole = {"whole_seconds": oracle.seconds, "whole_samples": oracle.samples}
+    details |= {"oracle_seconds": oracle.suffix_seconds} | {name: value for name, value in whole.items() if value is not None}
     details["oracle_samples"] = oracle.suffix_samples
     share = seconds / oracle.suffix_seconds
     too_much = counted["samples"] > oracle.suffix_samples or share > SLOWER

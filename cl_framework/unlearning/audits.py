@@ -119,6 +119,8 @@ def _audited(
     if standing is not None:
         differs = _differs(standing, seeds, orders)
         if not differs:
+            if wanted.keep_learned:
+                tell(f"{path}: its audit stands, so nothing is kept of it. Make it anew with --again to keep what was learned.")
             return standing
         tell(f"{path}: its audit of tier {tier} has {differs}; it is made anew.")
         most = max((len(request["orders"]) for request in standing["requests"] if "orders" in request), default=0)

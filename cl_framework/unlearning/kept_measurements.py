@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cl_framework.benchmarks.base import Alternatives
 from cl_framework.checkpoint import damage, load_state
 from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
@@ -23,21 +24,28 @@ from cl_framework.unlearning.measure import Glance, Measured, Question, measure
 from cl_framework.unlearning.recall_of_answers import Recalled
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptMeasurements:
     """The measurements of models that were trained under one configuration and seed, but for how they unlearn."""
 
     folder: Path
+    taken: list[str] = field(default_factory=list)  # names of the files that were read, each with its digest
 
-    def of(self, learner: Learner, question: Question) -> Measured:
-        """As `measure` has it, from the file where it was measured before. What answers in the model's place is always measured."""
+    def of(self, learner: Learner, question: Question, *, keep: bool = True) -> Measured:
+        """As `measure` has it, from the file where it was measured before; else it is kept, but with `keep=False`.
+
+        What answers in the model's place is always measured.
+        """
         if learner.stack.predictor is not None:
             return measure(learner, question)
-        key = digest_of([learner.model.state_dict(), learner.stack.reads_tasks, asdict(question)])[:16]
+        key = digest_of([learner.model.state_dict(), learner.stack.reads_tasks, asdict(question), contents_of(learner, question)])[:16]
         for path in self.folder.glob(f"{key}-*.pt"):
             if damage(path) is None:
+                self.taken.append(path.name)
                 return measured_from(load_state(path))
         measured = measure(learner, question)
+        if not keep:
+            return measured
         buffer = io.BytesIO()
         torch.save(asdict(measured), buffer)
         data = buffer.getvalue()
@@ -47,6 +55,24 @@ class KeptMeasurements:
     def remove(self) -> None:
         for path in self.folder.glob("*-*.pt"):
             path.unlink()
+
+
+def contents_of(learner: Learner, question: Question) -> list[Any]:
+    """All that a model is shown by a question: the data may change where their places stay the same."""
+    benchmark = learner.benchmark
+    samples = (question.members, question.others, question.pool, question.probed, *question.retained)
+    rows = [part.read(learner) for part in samples if len(part)]
+    beside = [benchmark.alternatives, benchmark.utility] if benchmark.alternatives else []
+    return [[[part.items, part.targets] for part in rows], [as_plain(part) for part in beside]]
+
+
+def as_plain(value: Any) -> Any:
+    """Nested tuples and mappings with dataclasses in them as what `digest_of` takes."""
+    if isinstance(value, Mapping):
+        return {name: as_plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [as_plain(part) for part in value]
+    return asdict(value) if isinstance(value, Alternatives) else value
 
 
 def measured_from(state: Mapping[str, Any]) -> Measured:

@@ -100,6 +100,7 @@ class Learned:
         before = deepcopy(learner.state_dict())
         learner.load_state_dict({**kept, "strategies": {**before["strategies"], **kept["strategies"]}})
         if digest_of(learner.state_dict()) == self.digest:
+            stand_after(learner, self.count)
             return self.count
         learner.load_state_dict(before)
         return 0
@@ -111,6 +112,14 @@ class Learned:
         self.oracles.keep_learned(self.count, {**state, "strategies": strategies})
 
 
+def stand_after(learner: Learner, count: int) -> None:
+    """Let a learner whose state was loaded stand where its stream's first `count` events are done."""
+    position = learner.position
+    position.event_index, position.phase, position.step = max(0, count - 1), None, 0
+    position.event = learner.stream.events[position.event_index]
+    learner.new_streams()
+
+
 # --- oracles ---
 
 
@@ -118,8 +127,8 @@ class Learned:
 class Trained:
     """What the training of an oracle has cost, whenever that was."""
 
-    seconds: float
-    samples: int  # shown by plans, drawn from memories, and read by strategies
+    seconds: float | None  # None where the cost of an event is not on record
+    samples: int | None  # shown by plans, drawn from memories, and read by strategies
     suffix_seconds: float  # of these the events from where it left the run; 0 too where their cost is not on record
     suffix_samples: int
     new_events: int  # trained just now: 0 if all was kept
@@ -165,10 +174,7 @@ class Oracles:
             walk.event(number)
             history.keep(stream, number + 1, learner, learner.state_dict())
             self._note(stream, number + 1, walk)
-        position = learner.position
-        position.event_index, position.phase, position.step = max(0, count - 1), None, 0
-        position.event = learner.stream.events[position.event_index]
-        learner.new_streams()
+        stand_after(learner, count)
         return self._cost(stream, count, count - done)
 
     @property
@@ -223,9 +229,10 @@ class Oracles:
         told = [row for row in suffix if row is not None]
         seconds = sum(float(row["seconds"]) for row in told) if len(told) == len(suffix) else 0.0
         whole = [row for row in known if row is not None]
+        complete = len(whole) == len(known)
         return Trained(
-            sum(float(row["seconds"]) for row in whole),
-            sum(int(row["samples"]) for row in whole),
+            sum(float(row["seconds"]) for row in whole) if complete else None,
+            sum(int(row["samples"]) for row in whole) if complete else None,
             seconds,
             sum(int(row["samples"]) for row in told),
             new,

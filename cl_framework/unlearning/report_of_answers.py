@@ -23,14 +23,14 @@ ANSWER_WORDS = (
 
 
 def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Many runs: a row a stack and granularity. Columns of which nothing is on record are left out.
+    """Many runs: a row an experiment, stack and granularity. Columns of which nothing is on record are left out.
 
     Raises ConfigurationError where no request was about questions.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row["name"] == "T2" and row["model"] == UNLEARNED:
-            groups.setdefault((row["granularity"], ", ".join(row["strategies"])), []).append(row)
+            groups.setdefault((row["experiment"], row["granularity"], ", ".join(row["strategies"])), []).append(row)
     if not groups:
         raise ConfigurationError("no request of these runs was about questions with other answers (tofu): leave --answers out.")
     table = {key: {title: _cell(mine, title) for title in _SETS} for key, mine in groups.items()}
@@ -39,7 +39,7 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for key, mine in sorted(groups.items()):
         seeds = sorted({row["seed"] for row in mine})
         lines.append([*key, *(table[key][title] or "–" for title in titles), str(len(mine)), ", ".join(map(str, seeds))])
-    return ["unlearns", "strategies", *titles, "requests", "seeds"], lines
+    return ["experiment", "unlearns", "strategies", *titles, "requests", "seeds"], lines
 
 
 def _cell(rows: Sequence[Row], title: str) -> str:

@@ -17,7 +17,8 @@ from cl_framework.config import Experiment
 from cl_framework.records import environment
 
 _OWN = cl_framework.__name__
-_SURROUND = ("device", "threads", "version torch", f"version {_OWN.replace('_', '-')}")
+_COMPUTE = (_OWN.replace("_", "-"), "torch", "transformers", "tokenizers", "peft")
+_SURROUND = ("device", "threads", *(f"version {name}" for name in _COMPUTE))
 
 
 def surroundings(experiment: Experiment, device: torch.device) -> dict[str, Any]:

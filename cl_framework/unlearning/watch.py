@@ -42,10 +42,18 @@ class Watch:
     """Asks each request's questions where a walk stands, whether the run's own or an oracle's."""
 
     def __init__(
-        self, questions: Sequence[Question], stream: Stream, exact: Collection[int], measurements: KeptMeasurements, *, of_run: bool
+        self,
+        questions: Sequence[Question],
+        stream: Stream,
+        exact: Collection[int],
+        measurements: KeptMeasurements,
+        *,
+        of_run: bool,
+        keeps_before: bool = False,
     ) -> None:
         self.questions = questions
         self.measurements = measurements
+        self.keeps_before = keeps_before  # whether what is measured of the run before a request, which it knows, may be kept
         self.exact = exact  # events whose answers claim to be exact
         self.of_run = of_run  # and not of an oracle, of which less is asked
         self.stream = stream
@@ -61,7 +69,8 @@ class Watch:
         for question in self.questions:
             mine = self.seen[question.index]
             if index == question.index - 1 and self.of_run:
-                mine.before = self.measurements.of(learner, question)
+                mine.before = self.measurements.of(learner, question, keep=self.keeps_before)
+                self._again(learner, question, mine.before)
                 mine.key = task_key_of(learner, question)
                 mine.weights = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
             elif index == question.index:
@@ -88,7 +97,7 @@ class Watch:
         """The same model asked twice must say the same."""
         again = glance(learner, question)
         if again != measured.glance:
-            raise FrameworkError(f"the model after {question.event} answers differently when asked again: no figure of it can be trusted.")
+            raise FrameworkError(f"a model answers differently about {question.event} when asked again: no figure of it can be trusted.")
         return again
 
     def _as_recorded(self, learner: Learner, question: Question) -> list[Row]:

@@ -28,6 +28,7 @@ from cl_framework.stream import Stream, Unlearn
 from cl_framework.testing.laboratory import augmented, experiment_of, finish, first_difference
 from cl_framework.unlearning import audit_pictures, audit_report, kept_measurements, oracle
 from cl_framework.unlearning.audit import audit, efficiency
+from cl_framework.unlearning.deletion import DeletionLog
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.kept_measurements import KeptMeasurements
 from cl_framework.unlearning.measure import Question, measure
@@ -148,12 +149,18 @@ def test_what_was_learned_is_kept_for_the_next_audit_and_gives_the_same_figures(
     monkeypatch.setattr(kept_measurements, "measure", lambda learner, question: asked.append(question) or measure(learner, question))
     audit(path, seeds=2, tell=told.append)
     assert not any("were kept, and" in line for line in told), "it is kept only where that is asked for"
-    assert len(asked) == 1, "the model before U0; the one before U1, and the oracles, are measured"
+    assert len(list(oracles.rglob("measured/*.pt"))) == 4, "nor is what was measured of a model that knew"
+    assert len(asked) == 2, "the model before U1 and before U0, but none of the oracles"
     audit(of_stack("do_nothing", tmp_path / "runs"), seeds=2, keep_learned=True)
     asked.clear()
     shared = figures_of(audit(path, seeds=2, tell=told.append))
     assert "2 of them were kept, and are not run again" in told and any(str(oracles) in line for line in told)
-    assert shared == alone != figures_of(first) and not asked
+    result = audit_report.read_audit(path / "audit" / "standard.json")
+    assert result["learned"]["events_kept"] == 2 and len(result["measurements_kept"]) == 5
+    requested = DeletionLog(path / "deletion").requested()
+    assert result["learned"]["state"] == requested[2]["state_before"] != requested[4]["state_before"]
+    assert shared == alone != figures_of(first)
+    assert len(asked) == 1, "the model before U0, which only this run has"
 
 
 @pytest.mark.parametrize("damaged", ["state", "record"])
@@ -204,16 +211,28 @@ def test_measurements_are_read_as_they_were_written(tmp_path: Path, monkeypatch:
         path.write_bytes(path.read_bytes()[:-5])
     kept.of(learner, asked[0])
     assert len(count) == 3, "a damaged file is not read"
+    kept.of(learner, asked[0])
+    assert len(count) == 3
+    source = learner.benchmark.test[0]
+    changed = copy.copy(source)
+    changed.targets = source.targets.roll(1)
+    learner.benchmark = replace(learner.benchmark, test=[changed, *learner.benchmark.test[1:]])
+    kept.of(learner, asked[0])
+    assert len(count) == 4, "the same places, but other data"
 
 
 # --- which kept states are taken ---
 
 
-@pytest.mark.parametrize("changed", ["nothing", "framework", "strategies", "device", "threads", "version torch", "version cl-framework"])
+SURROUND = {"framework", "strategies", "device", "threads"}
+SURROUND |= {f"version {name}" for name in ("torch", "cl-framework", "transformers", "tokenizers", "peft")}
+
+
+@pytest.mark.parametrize("changed", ["nothing", *sorted(SURROUND)])
 def test_states_are_kept_by_code_and_machine(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = made(tmp_path / "run")
     here = surroundings(experiment, torch.device("cpu"))
-    assert set(here) == {"framework", "strategies", "device", "threads", "version torch", "version cl-framework"}
+    assert set(here) == SURROUND
     own = digest_of_files((Path(oracle.__file__).parent.parent).rglob("*.py"))
     found = (here["framework"], here["threads"], here["device"], here["version torch"])
     assert found == (own, torch.get_num_threads(), "cpu", version("torch"))

@@ -236,6 +236,18 @@ def test_an_encoder_in_half_precision_is_as_precise_as_its_head(tmp_path: Path) 
     assert logits.shape == (2, 4) and {parameter.dtype for parameter in made.parameters()} == {torch.float32}
 
 
+def test_a_decoder_in_half_precision_learns_in_single(tmp_path: Path) -> None:
+    """A step far below the rounding of bfloat16 still counts."""
+    kind = transformers.LlamaForCausalLM
+    write_of(tmp_path, "Llama")
+    kind.from_pretrained(tmp_path).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_pretrained(transformers.AutoModelForCausalLM, str(tmp_path)).dtype == torch.bfloat16
+    made = made_of(tmp_path, "pretrained_decoder", 12)
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.float32}
+    for weight, moves in ((made.head.weight, True), (made.head.weight.to(torch.bfloat16), False)):
+        assert bool((weight * (1 + 1e-4) != weight).any()) is moves
+
+
 def test_a_model_of_another_kind_is_told_in_a_sentence_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "trial.yaml"
     path.write_text(
