@@ -40,10 +40,27 @@ def name_settings(summaries: Sequence[dict[str, Any]], configs: Sequence[Mapping
         else:
             named.setdefault(kind, set()).update(re.findall(r"(?:^| )([\w.]+)=", summary["settings"]))
     for kind, runs in alike.items():
+        _fill_in(runs)
         keys = dict.fromkeys(key for _, options in runs for key in options)
         differing = [key for key in keys if key in named.get(kind, ()) or len({options.get(key) for _, options in runs}) > 1]
         for summary, options in runs:
             summary["settings"] = " ".join(f"{key}={options[key]}" for key in differing if key in options)
+
+
+def _fill_in(runs: Sequence[tuple[Mapping[str, Any], dict[str, str]]]) -> None:
+    """Give runs from before there was an option the value that says how it was then.
+
+    It is the value of a run with the same fingerprint that has the option: such options came `LATER`.
+    """
+    sets: dict[str, list[dict[str, str]]] = {}
+    for summary, options in runs:
+        sets.setdefault(summary["fingerprint"], []).append(options)
+    before: dict[str, str] = {}
+    for same in sets.values():
+        united = {key: value for options in same for key, value in options.items()}
+        before |= {key: value for key, value in united.items() if any(key not in options for options in same)}
+    for _, options in runs:
+        options |= {key: value for key, value in before.items() if key not in options}
 
 
 def _shown(value: Any) -> str:

@@ -16,7 +16,7 @@ from cl_framework.metrics import perplexity
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
 from cl_framework.report import markdown_of_run, report
-from cl_framework.settings import OUTSIDE_SETTINGS
+from cl_framework.settings import OUTSIDE_SETTINGS, name_settings
 from cl_framework.summary import rebuild_summary
 from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
 
@@ -188,6 +188,24 @@ def test_mean_and_deviation_in_words() -> None:
     assert spread([695, 695]) == "695" and spread([695, 696]) == "695.50 ± 0.71" and spread([695.0, 695.0]) == "695.00 ± 0.00"
     assert spread([695]) == "695"
     assert spread([]) == "–"
+
+
+def test_runs_from_before_an_option_are_those_with_its_value_of_then() -> None:
+    def named(*fingerprints: str) -> list[str]:
+        options = [{}, {"form": "cosine"}, {}, {"form": "rsqrt"}]
+        shares = [0.25, 0.25, 0.5, 0.25]
+        summaries = [{"experiment": "shift", "strategies": ["rate"], "fingerprint": one} for one in fingerprints]
+        configs = [{"strategies": {"rate": {**more, "share": share}}} for more, share in zip(options, shares, strict=True)]
+        name_settings(summaries, configs)
+        return [summary["settings"] for summary in summaries]
+
+    share, form = "strategies.rate.share", "strategies.rate.form"
+    assert named("a", "a", "b", "c") == [
+        *[f"{share}=0.25 {form}=cosine"] * 2,
+        f"{share}=0.5 {form}=cosine",
+        f"{share}=0.25 {form}=rsqrt",
+    ]
+    assert named("a", "d", "b", "c")[0] == f"{share}=0.25", "nothing tells what it was then"
 
 
 def test_settings_are_what_the_fingerprint_reads() -> None:
