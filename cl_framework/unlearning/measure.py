@@ -232,17 +232,17 @@ def answers(learner: Learner, samples: Samples) -> tuple[Tensor | None, Tensor]:
     model, predict = learner.model, learner.stack.predictor
     with torch.no_grad(), evaluation_mode(model), global_randomness_kept(learner.device):
         for rows in _batches(learner, samples):
-            found, scores = run_model(model, rows)
+            own, scores = run_model(model, rows)
             if predict is not None:
-                scores = predict(found, scores, rows)
-            if found is not None:
-                features.append(found[asked(rows.targets)].cpu() if found.ndim == 3 else found.cpu())
-            parts.append(_told(scores, rows, samples).cpu())
-    told = torch.cat(parts) if parts else torch.empty(0, len(samples.columns), dtype=torch.float64)
-    return (torch.cat(features) if features else None), told
+                scores = predict(own, scores, rows)
+            if own is not None:
+                features.append(own[asked(rows.targets)].cpu() if own.ndim == 3 else own.cpu())
+            parts.append(_log_probabilities(scores, rows, samples).cpu())
+    answered = torch.cat(parts) if parts else torch.empty(0, len(samples.columns), dtype=torch.float64)
+    return (torch.cat(features) if features else None), answered
 
 
-def _told(scores: Tensor, rows: Rows, samples: Samples) -> Tensor:
+def _log_probabilities(scores: Tensor, rows: Rows, samples: Samples) -> Tensor:
     """Log-probabilities (N, K) over the candidates, from logits (B, C), or (B, C, L) of which each place that asks is a row."""
     flat = scores if scores.ndim == 2 else scores.transpose(1, 2)[asked(rows.targets)]
     return flat[:, samples.columns.to(scores.device)].double().log_softmax(1).clamp(min=_SURE)
@@ -263,14 +263,14 @@ def _retained(learner: Learner, question: Question) -> list[Tensor]:
     return [answers(learner, samples)[1] for samples in question.retained]
 
 
-def _percent(told: Tensor, samples: Samples, learner: Learner) -> float:
-    right = samples.columns[told.argmax(1)] == samples.targets(learner)
+def _percent(answered: Tensor, samples: Samples, learner: Learner) -> float:
+    right = samples.columns[answered.argmax(1)] == samples.targets(learner)
     return 100.0 * float(right.double().mean())
 
 
-def _percent_retained(told: Sequence[Tensor], question: Question, learner: Learner) -> float | None:
+def _percent_retained(answered: Sequence[Tensor], question: Question, learner: Learner) -> float | None:
     """The mean over retained tasks."""
-    values = [_percent(part, samples, learner) for part, samples in zip(told, question.retained, strict=True)]
+    values = [_percent(part, samples, learner) for part, samples in zip(answered, question.retained, strict=True)]
     return sum(values) / len(values) if values else None
 
 
@@ -293,21 +293,21 @@ def _attack(learner: Learner, question: Question) -> tuple[dict[str, tuple[float
     if not len(question.members) or not len(question.others):
         return {}, None
     inside, outside = (_membership(learner, samples, place) for samples in (question.members, question.others))
-    found = {name: (auc(inside[name], outside[name]), tpr_at_fpr(inside[name], outside[name])) for name in SCORES}
-    return found, (inside["loss"], outside["loss"])
+    attacks = {name: (auc(inside[name], outside[name]), tpr_at_fpr(inside[name], outside[name])) for name in SCORES}
+    return attacks, (inside["loss"], outside["loss"])
 
 
 def _membership(learner: Learner, samples: Samples, place: Tensor) -> dict[str, Tensor]:
     """Each score of each sample, (N,); of a text the mean over its places."""
     if learner.benchmark.objective != "language_modelling":
         return membership_scores(answers(learner, samples)[1], place[samples.targets(learner)])
-    found: dict[str, list[Tensor]] = {name: [] for name in SCORES}
+    scores: dict[str, list[Tensor]] = {name: [] for name in SCORES}
     for places in samples.places.split(max(1, MOST // learner.benchmark.input_shape[0])):
         some = replace(samples, places=places)
         of_text = asked(some.read(learner).targets.cpu()).nonzero()[:, 0]
         for name, values in membership_scores(answers(learner, some)[1], place[some.targets(learner)]).items():
-            found[name].append(torch.zeros(len(places), dtype=values.dtype).index_add(0, of_text, values) / of_text.bincount())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            scores[name].append(torch.zeros(len(places), dtype=values.dtype).index_add(0, of_text, values) / of_text.bincount())
+    return {name: torch.cat(parts) for name, parts in scores.items()}
 
 
 def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
@@ -328,13 +328,12 @@ def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
     optimizer = build_optimizer(learner.run.optimizer, {}, list(named.values()), list(named), {})
     stream = RandomStream("audit", "relearning", question.index)
     by_class = [samples.places[labels == label] for label in labels.unique()]
-    found = []
+    curve = []
     with global_randomness_kept(learner.device):
         torch.manual_seed(stream.seed_at(0))
         for step in range(max(RELEARNING_STEPS) + 1):
             if step in RELEARNING_STEPS:
-                told = _logits(learner, model, question.to_test)
-                found.append(_percent(told, question.to_test, learner))
+                curve.append(_percent(_model_s_own(learner, model, question.to_test), question.to_test, learner))
             drawn = stream.uniform(step, PER_CLASS * len(by_class)).view(len(by_class), PER_CLASS)
             places = torch.cat([own[(row * len(own)).long()] for own, row in zip(by_class, drawn, strict=True)])
             rows = samples.read(learner, places)
@@ -344,10 +343,10 @@ def relearning(learner: Learner, question: Question) -> tuple[float, ...]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return tuple(found)
+    return tuple(curve)
 
 
-def _logits(learner: Learner, model: nn.Module, samples: Samples) -> Tensor:
+def _model_s_own(learner: Learner, model: nn.Module, samples: Samples) -> Tensor:
     """The model's own answers (N, K): a strategy's `predict` would not follow what the copy relearns."""
     with torch.no_grad(), evaluation_mode(model):
-        return torch.cat([_told(run_model(model, rows)[1], rows, samples).cpu() for rows in _batches(learner, samples)])
+        return torch.cat([_log_probabilities(run_model(model, rows)[1], rows, samples).cpu() for rows in _batches(learner, samples)])

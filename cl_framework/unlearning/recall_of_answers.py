@@ -38,7 +38,7 @@ class Recalled:
     exact: Tensor  # (N,) share of the answer's tokens that are predicted from those before, [0, 1]
     strength: Tensor  # (N,) extraction strength, [0, 1]
     truth_ratio: Tensor  # (M,) of those that have other answers, >= 0
-    utility: Mapping[str, float]  # mean probability of the right answers that are to stay, by what they are about: see `_utility`
+    utility: Mapping[str, float]  # probability of the right answers that are to stay, [0, 1]: retained, real_authors, world_facts
 
 
 def recalled(learner: Learner, question: Question) -> Recalled | None:
@@ -56,11 +56,11 @@ def _utility(learner: Learner, question: Question) -> dict[str, float]:
     """Of what is retained, the mean over tasks; of questions that no task holds as a share of the probability of all answers offered, as
     the code of TOFU has it for real authors and world facts: chance where a model has no idea."""
     kept = [float(told(learner, samples.read(learner)).probability.mean()) for samples in question.retained]
-    found = {"retained": mean(kept)} if kept else {}
-    asked_as = next((task for task in question.live if task != question.event.task), question.event.task)
+    utility = {"retained": mean(kept)} if kept else {}
+    as_of_task = next((task for task in question.live if task != question.event.task), question.event.task)
     for name, beside in learner.benchmark.utility.items():
-        found[name] = float(right_shares(learner, beside, asked_as).mean())
-    return found
+        utility[name] = float(right_shares(learner, beside, as_of_task).mean())
+    return utility
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def told(learner: Learner, rows: Rows) -> Told:
             if predict is not None:
                 scores = predict(features, scores, some)
             parts.append(torch.stack(_of_texts(scores, some.targets)).cpu())
-    found = torch.cat(parts, 1)
-    return Told(*found[:, order.argsort().cpu()])
+    return Told(*torch.cat(parts, 1)[:, order.argsort().cpu()])
 
 
 def cut_behind(rows: Rows) -> None:

@@ -29,14 +29,16 @@ def _forget_quality(models: Models, own: Recalled, before: Recalled, oracle: Rec
         return ks_statistic(_recalled(one).truth_ratio, oracle.truth_ratio)
 
     interval = ks_interval(own.truth_ratio, oracle.truth_ratio, torch.Generator().manual_seed(0))
-    told = {"truth_ratio": own, "oracle_truth_ratio": oracle, "before_truth_ratio": before}
-    details = {name: float(one.truth_ratio.mean()) for name, one in told.items()}
+    ratios = {"truth_ratio": own, "oracle_truth_ratio": oracle, "before_truth_ratio": before}
+    details = {name: float(recalled.truth_ratio.mean()) for name, recalled in ratios.items()}
     details |= {"before": distance(models.before), "n": float(len(own.truth_ratio))}
     figure = judged("T1", distance(models.unlearned), noise_floor(models, distance), "KS statistic", interval=interval, details=details)
     return attacked(figure, distance(models.before), "the truth ratio")
 
 
 def _answer_gap(models: Models, name: str, column: str) -> Figure:
+    """How far the mean of a column of `Recalled` lies from the oracle's, -1 to 1; probabilities bring the utility of all three models."""
+
     def mean_of(one: Measured) -> float:
         return float(getattr(_recalled(one), column).mean())
 
@@ -45,8 +47,8 @@ def _answer_gap(models: Models, name: str, column: str) -> Figure:
 
     details = {"own": mean_of(models.unlearned), "oracle": mean_of(models.oracle), "before": mean_of(models.before)}
     if column == "probability":
-        told = {"": models.unlearned, "oracle_": models.oracle, "before_": models.before}
-        details |= {f"{who}{kept}": value for who, one in told.items() for kept, value in _recalled(one).utility.items()}
+        for who, model in (("", models.unlearned), ("oracle_", models.oracle), ("before_", models.before)):
+            details |= {f"{who}{part}": value for part, value in _recalled(model).utility.items()}
     figure = judged(name, gap(models.unlearned), noise_floor(models, gap), "from the oracle's mean", details=details)
     return attacked(figure, abs(gap(models.before)), "the answers")
 
