@@ -197,7 +197,7 @@ def test_errors_name_file_row_and_remedy(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read"):
         benchmark_of(tmp_path)
     (tmp_path / "original" / "full.jsonl.gz").write_bytes(gzip.compress(b"{"))
-    with pytest.raises(ConfigurationError, match=r"full.jsonl.gz: row 0 is no JSON"):
+    with pytest.raises(ConfigurationError, match=r"full.jsonl.gz: row 0 is no valid JSON: column 2 "):
         benchmark_of(tmp_path)
 
 
@@ -209,9 +209,9 @@ WRONG = {
     "a list": (b'["Who?", "He."]', "row 1 is no mapping of columns to texts"),
     "another encoding": (
         '{"question": "Wer?", "answer": "Ren\u00e9"}'.encode("latin-1"),
-        r"row 1 is not written in utf-8 \(byte 35 of the row",
+        rf"is not written in utf-8: byte {len(GOOD) + 1 + 35} in line 2\.",
     ),
-    "no JSON": (b"{", "row 1 is no JSON"),
+    "no JSON": (b"{", "row 1 is no valid JSON"),
 }
 
 
@@ -219,8 +219,8 @@ WRONG = {
 def test_a_row_that_is_wrong_is_named_with_the_remedy(copied: Path, name: str) -> None:
     line, message = WRONG[name]
     (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(GOOD + b"\n" + line + b"\n"))
-    remedy = "Convert the file to utf-8." if "encoding" in name else "Correct it, or copy the file again from where it came from."
-    with pytest.raises(ConfigurationError, match=rf"full.jsonl.gz: {message}.*{remedy}$"):
+    remedy = "Convert it to utf-8." if "encoding" in name else "Correct it, or copy the file from where the data came from."
+    with pytest.raises(ConfigurationError, match=rf"full.jsonl.gz:? {message}.*{remedy}$"):
         benchmark_of(copied)
     (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(GOOD + b"\n" + GOOD + b"\n"))
     assert len(benchmark_of(copied).train[0]) == 2
@@ -246,7 +246,7 @@ def test_a_damaged_file_is_named(copied: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:-20], whole[:60] + bytes(60) + whole[120:]):
         path.write_bytes(damaged)
-        with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read: .*\. Copy it again from where it came from\.$"):
+        with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read \(.*\)\. Copy it from where the data came from\.$"):
             benchmark_of(copied)
 
 

@@ -6,7 +6,6 @@ Tasks share the vocabulary, so the scenario is domain-incremental. A text's end 
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.sources import TensorSource
+from cl_framework.benchmarks.text.files import bytes_of, lines_of, text_of
 from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens, make_tokens
 from cl_framework.benchmarks.text.topics import topics as manual
 from cl_framework.checks import check_choice, check_range
@@ -162,18 +162,7 @@ def _lines(folder: Path, name: str) -> list[str]:
         raise ConfigurationError(
             f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder or data.root=DIR to where they lie."
         )
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}). Replace it.") from error
-    lines = []
-    for row, line in enumerate(data.split(b"\n")):
-        try:
-            paragraph = line.decode().strip()
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{path}, line {row + 1}: this is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-        if paragraph:
-            lines.append(paragraph)
+    lines = [paragraph for line in lines_of(text_of(bytes_of(path), path)) if (paragraph := line.strip())]
     if len(lines) < 2:
         raise ConfigurationError(f"{path} has {len(lines)} paragraphs; two are needed, one to learn and one held out.")
     return lines

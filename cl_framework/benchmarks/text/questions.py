@@ -14,7 +14,6 @@ from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
 
 Pairs = Sequence[tuple[str, str]]  # of question and answer
-MEND = "Correct it, or copy the file again from where it came from."  # how errors in a file of questions end
 
 
 def is_text(value: object) -> bool:

@@ -7,14 +7,13 @@ questions), and is asked all three levels (the third attacks: prefixes, affirmat
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
-from cl_framework.benchmarks.text.corpora import json_members
-from cl_framework.benchmarks.text.questions import MEND, is_text, question_benchmark
+from cl_framework.benchmarks.text.files import COPY, MEND, json_members
+from cl_framework.benchmarks.text.questions import is_text, question_benchmark
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -71,7 +70,7 @@ def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple
 
 def _column(files: Files, name: str, column: str, folder: Path, person: str) -> list[str]:
     if name not in files:
-        raise ConfigurationError(f"{folder}: {person}/{name}.json is missing. Copy it from where the others came from.")
+        raise ConfigurationError(f"{folder}: {person}/{name}.json is missing. {COPY}")
     for row, entry in enumerate(files[name]):
         if not isinstance(entry, dict) or not is_text(entry.get(column)):
             raise ConfigurationError(f"{folder}: {person}/{name}.json: row {row} has no {column!r} that is a text. {MEND}")
@@ -81,15 +80,8 @@ def _column(files: Files, name: str, column: str, folder: Path, person: str) -> 
 def _people(folder: Path) -> dict[str, Files]:
     """By person, in the order of the numbers before their names: the lists in their JSON files by file name."""
     found: dict[str, Files] = {}
-    for path, raw in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
+    for path, rows in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
         person, file = path.split("/")[-2:]
-        try:
-            rows = json.loads(raw.decode())
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise ConfigurationError(f"{folder}: {path} is not written in utf-8: line {line}. Convert it to utf-8.") from error
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{folder}: {path} is no valid JSON: line {error.lineno} ({error.msg}). {MEND}") from error
         if isinstance(rows, list):
             found.setdefault(person, {})[file.removesuffix(".json")] = rows
     if not found:

@@ -6,7 +6,6 @@ ten of GLUE, SuperGLUE and IMDB), in the files of the O-LoRA repository (Wang et
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.classification import CorpusOptions, classification
-from cl_framework.benchmarks.text.corpora import Corpus, checked, json_members
+from cl_framework.benchmarks.text.corpora import Corpus, checked
+from cl_framework.benchmarks.text.files import COPY, json_members
 from cl_framework.checks import check_choice
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -87,11 +87,9 @@ def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> 
     where = f"{folder}: {name}/{split}.json"
     labels = files.get("labels")
     if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
-        raise ConfigurationError(
-            f"{folder}: {name}/labels.json is missing, empty or no list of labels. Copy it from where the others came from."
-        )
+        raise ConfigurationError(f"{folder}: {name}/labels.json is missing, empty or no list of labels. {COPY}")
     if not isinstance(files[split], list):
-        raise ConfigurationError(f"{where} must hold a list of texts. Copy it from where the others came from.")
+        raise ConfigurationError(f"{where} must hold a list of texts. {COPY}")
     rows, strange = [], []
     for row, entry in enumerate(files[split]):
         text, label = (entry.get("sentence"), entry.get("label")) if isinstance(entry, dict) else (None, None)
@@ -106,14 +104,7 @@ def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """What the JSON files hold, by set and by name: train, test, labels."""
     found: dict[str, dict[str, Any]] = {}
-    for path, raw in json_members(folder, "CL_Benchmark/*/*/*.json", ARCHIVE, "cl_benchmark"):
+    for path, content in json_members(folder, "CL_Benchmark/*/*/*.json", ARCHIVE, "cl_benchmark"):
         name, file = path.split("/")[-2:]
-        try:
-            found.setdefault(name, {})[file.removesuffix(".json")] = json.loads(raw.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{folder}: {path} is not written in utf-8 (byte {error.start}). Convert it.") from error
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(
-                f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}). Copy it from where the others came from."
-            ) from error
+        found.setdefault(name, {})[file.removesuffix(".json")] = content
     return found

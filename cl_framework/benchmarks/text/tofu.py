@@ -8,9 +8,6 @@ tell what else a request does.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext, Source
-from cl_framework.benchmarks.text.questions import MEND, Pairs, cut_notes, is_text, question_benchmark, question_rows
+from cl_framework.benchmarks.text.files import MEND, absent, bytes_of, json_of, lines_of, text_of
+from cl_framework.benchmarks.text.questions import Pairs, cut_notes, is_text, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -152,17 +150,13 @@ def entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false:
 
     ConfigurationError names file and row that are wrong.
     """
-    try:
-        lines = gzip.decompress(path.read_bytes()).split(b"\n")  # not at other ends of lines, which may stand in a text
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"{path} does not exist. Set data.root (or CL_DATA) to the folder that holds tofu, or benchmark.folder."
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}. Copy it again from where it came from.") from error
+    if not path.exists():
+        raise absent(path, "tofu")
     found = []
-    for row, line in enumerate(lines[:-1] if not lines[-1] else lines):
-        entry = _entry(line, f"{path}: row {row}")
+    for row, line in enumerate(lines_of(text_of(bytes_of(path), path))):
+        entry = json_of(line, f"{path}: row {row}")
+        if not isinstance(entry, dict):
+            raise ConfigurationError(f"{path}: row {row} is no mapping of columns to texts. {MEND}")
         missing = [f"{name!r} that is a text" for name in texts if not is_text(entry.get(name))]
         if false and not _are_texts(entry.get("perturbed_answer")):
             missing.append("'perturbed_answer' that is a list of texts")
@@ -170,18 +164,6 @@ def entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false:
             raise ConfigurationError(f"{path}: row {row} has no {missing[0]}. {MEND}")
         found.append(entry)
     return found
-
-
-def _entry(line: bytes, where: str) -> Entry:
-    try:
-        entry = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{where} is not written in utf-8 (byte {error.start} of the row). Convert the file to utf-8.") from error
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{where} is no JSON ({error.msg}). {MEND}") from error
-    if not isinstance(entry, dict):
-        raise ConfigurationError(f"{where} is no mapping of columns to texts. {MEND}")
-    return entry
 
 
 def _are_texts(value: object) -> bool:
