@@ -244,6 +244,10 @@ def test_the_embedded_corpus() -> None:
             lambda folder: write_clinc(folder, {"train": [["hi", "visa"]], "test": [[5, "visa"]]}),
             "row 0 of 'test': the text is 5, which is no string. Correct it, or remove that row.",
         ),
+        (
+            lambda folder: write_clinc(folder, {"train": [["\ud83d", "visa"]]}),
+            r"row 0 of 'train': the text is '\\ud83d', which has half a character. Correct it, or remove that row.",
+        ),
         (lambda folder: write_clinc(folder, {"train": [[None, "visa"]]}), "row 0 of 'train': the text is missing. Correct it"),
         (
             lambda folder: write_clinc(folder, {"train": []}),

@@ -85,6 +85,10 @@ def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest
         (b"[{}]", "agnews/train.json: row 0: the sentence is missing. Correct it, or remove that row."),
         (b'[{"sentence": "a", "label": "World"}, "b"]', "agnews/train.json: row 1: the sentence is missing."),
         (b'[{"sentence": ["a"], "label": "World"}]', r"row 0: the sentence is \['a'\], which is no string. Correct it"),
+        (
+            rb'[{"sentence": "half \ud83d", "label": "World"}]',
+            r"agnews/train.json: row 0: the sentence is 'half \\ud83d', which has half a character\. Correct it, or remove that row\.",
+        ),
         (b'[{"sentence": "a", "label": 1}]', "row 0: the label is 1, which is no string. Correct it, or remove that row."),
         (b'[{"sentence": "a", "label": "News"}]', "agnews/train.json holds no labelled texts. Copy it from where the data came from."),
         (b"{}", "agnews/train.json must hold a list of texts. Copy it from where the data came from."),

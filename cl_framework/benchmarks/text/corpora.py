@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, json_of, lines_of, readable, text_of
+from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, is_text, json_of, lines_of, readable, text_of
 from cl_framework.errors import ConfigurationError
 
 
@@ -38,7 +38,7 @@ COLUMNS = ("text", "label")
 def checked(where: object, rows: Rows, known: Collection[str] | None = None, columns: tuple[str, str] = COLUMNS) -> list[tuple[str, str]]:
     """(text, label) of each row, which its file calls `columns`.
 
-    Raises ConfigurationError, naming file and row, where one of them is missing, empty or no string, or where the label is none of
+    Raises ConfigurationError, naming file and row, where one of them is missing, empty or no text, or where the label is none of
     `known`, those of the training texts; and naming `where`, if there are no rows.
     """
     pairs = []
@@ -52,9 +52,14 @@ def checked(where: object, rows: Rows, known: Collection[str] | None = None, col
 
 
 def _string(place: str, what: str, value: Any) -> str:
-    if isinstance(value, str) and value.strip():
+    if is_text(value):
         return value
-    fault = "missing" if value is None else "empty" if isinstance(value, str) else f"{value!r:.60}, which is no string"
+    if value is None:
+        fault = "missing"
+    elif isinstance(value, str):
+        fault = f"{value!r:.60}, which has half a character" if value.strip() else "empty"
+    else:
+        fault = f"{value!r:.60}, which is no string"
     raise ConfigurationError(f"{place}: the {what} is {fault}. Correct it, or remove that row.")
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from cl_framework.errors import ConfigurationError
 
@@ -58,6 +58,11 @@ def lines_of(text: str) -> list[str]:
     """Lines without their breaks. Nothing but a line feed ends one: within a text there may be U+2028 or others that `splitlines` takes."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines if lines[-1] else lines[:-1]
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a text that is not blank, and that utf-8 can write: JSON may escape half a character."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def json_of(text: str, where: object) -> Any:

@@ -16,11 +16,6 @@ from cl_framework.errors import ConfigurationError
 Pairs = Sequence[tuple[str, str]]  # of question and answer
 
 
-def is_text(value: object) -> bool:
-    """Whether what a file says can be asked or answered: a text that is not blank, and that utf-8 can write."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)
-
-
 def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens (N, L) int32 and what each place asks for (N, L) int64: the tokens of the answer and the one that ends it, nothing else.
 

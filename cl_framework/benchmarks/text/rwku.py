@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
-from cl_framework.benchmarks.text.files import COPY, MEND, json_members
-from cl_framework.benchmarks.text.questions import is_text, question_benchmark
+from cl_framework.benchmarks.text.files import COPY, MEND, is_text, json_members
+from cl_framework.benchmarks.text.questions import question_benchmark
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError

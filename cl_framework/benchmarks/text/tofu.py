@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext, Source
-from cl_framework.benchmarks.text.files import MEND, absent, bytes_of, json_of, lines_of, text_of
-from cl_framework.benchmarks.text.questions import Pairs, cut_notes, is_text, question_benchmark, question_rows
+from cl_framework.benchmarks.text.files import MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
+from cl_framework.benchmarks.text.questions import Pairs, cut_notes, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
