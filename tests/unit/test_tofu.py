@@ -250,6 +250,48 @@ def test_a_damaged_file_is_named(copied: Path) -> None:
             benchmark_of(copied)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "original/full",
+        "original/forget01",
+        "continual_tasks/forget01",
+        "original/forget01_perturbed",
+        "original/retain_perturbed",
+        "original/world_facts_perturbed",
+    ],
+)
+def test_a_file_without_questions_is_named(copied: Path, name: str) -> None:
+    write(copied / f"{name}.jsonl.gz", [])
+    with pytest.raises(ConfigurationError, match=rf"{name}.jsonl.gz holds 0 questions\. Copy it from where the data came from\.$"):
+        benchmark_of(copied, continual=name.startswith("continual"))
+
+
+def test_authors_that_are_fewer_than_the_requests_are_refused(copied: Path) -> None:
+    path = copied / "original" / "forget01.jsonl.gz"
+    for count, whole in ((5, 1), (AN_AUTHOR, 1), (AN_AUTHOR + 5, 1), (2 * AN_AUTHOR, 2)):
+        write(path, [entry(AUTHORS, number) for number in range(count)])
+        assert [len(source) for source in benchmark_of(copied).train[1:]] == [count]
+        if whole == 2:
+            assert [len(source) for source in benchmark_of(copied, requests=2).train[1:]] == [AN_AUTHOR, AN_AUTHOR]
+            continue
+        text = rf"forget01.jsonl.gz holds {count} questions, 20 an author: too few authors for 2 requests\. Set benchmark.requests=1\.$"
+        with pytest.raises(ConfigurationError, match=text):
+            benchmark_of(copied, requests=2)
+
+
+def test_questions_must_be_left_to_retain(copied: Path) -> None:
+    forgotten = [entry(author, number) for author in range(AUTHORS, AUTHORS + FORGOTTEN) for number in range(AN_AUTHOR)]
+    write(copied / "original" / "full.jsonl.gz", forgotten)
+    for continual in (False, True):
+        with pytest.raises(
+            ConfigurationError, match=r"full.jsonl.gz: all of its 40 questions are to be forgotten, so that none is retained\. Copy it"
+        ):
+            benchmark_of(copied, continual=continual)
+    write(copied / "original" / "full.jsonl.gz", [entry(0, 0), *forgotten])
+    assert len(benchmark_of(copied).train[0]) == 1
+
+
 # --- what is recalled ---
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext, Source
-from cl_framework.benchmarks.text.files import MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
+from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
 from cl_framework.benchmarks.text.questions import Pairs, cut_notes, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
@@ -82,9 +82,12 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
 
 
 def _retained(folder: Path, requests: Sequence[Sequence[Entry]], authors: int | None) -> list[Entry]:
-    """The questions that no request asks to be forgotten, of so many authors at most."""
-    asked = {entry["question"] for request in requests for entry in request}
-    kept = [entry for entry in entries(folder / "original" / "full.jsonl.gz") if entry["question"] not in asked]
+    """The questions that no request asks to be forgotten, of so many authors at most. ConfigurationError if there are none."""
+    path = folder / "original" / "full.jsonl.gz"
+    everything, forgotten = entries(path), {entry["question"] for request in requests for entry in request}
+    kept = [entry for entry in everything if entry["question"] not in forgotten]
+    if not kept:
+        raise ConfigurationError(f"{path}: all of its {len(everything)} questions are to be forgotten, so that none is retained. {COPY}")
     return kept if authors is None else kept[: AN_AUTHOR * authors]
 
 
@@ -107,9 +110,15 @@ def _ends(tasks: Mapping[str, Source], others: Mapping[str, Alternatives], utili
 
 
 def _divided(folder: Path, options: TofuOptions) -> Iterator[list[Entry]]:
-    """The authors to be forgotten, as evenly over the requests as whole authors allow."""
-    forget = entries(folder / "original" / f"{options.forget}.jsonl.gz")
-    authors = len(forget) // AN_AUTHOR
+    """The authors to be forgotten, as evenly over the requests as whole authors allow. ConfigurationError if there are too few."""
+    path = folder / "original" / f"{options.forget}.jsonl.gz"
+    forget = entries(path)
+    authors = max(1, len(forget) // AN_AUTHOR)
+    if authors < options.requests:
+        raise ConfigurationError(
+            f"{path} holds {len(forget)} questions, {AN_AUTHOR} an author: too few authors for {options.requests} requests. "
+            f"Set benchmark.requests={authors}."
+        )
     bounds = [AN_AUTHOR * (authors * number // options.requests) for number in range(options.requests + 1)]
     bounds[-1] = len(forget)
     for first, end in pairwise(bounds):
@@ -148,7 +157,7 @@ def _utility(folder: Path) -> dict[str, list[Entry]]:
 def entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false: bool = False) -> list[Entry]:
     """The rows of a file of JSON lines, each with these texts, and with `false` a list of false answers.
 
-    ConfigurationError names file and row that are wrong.
+    ConfigurationError names file and row that are wrong, and a file that has no rows.
     """
     if not path.exists():
         raise absent(path, "tofu")
@@ -163,6 +172,8 @@ def entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false:
         if missing:
             raise ConfigurationError(f"{path}: row {row} has no {missing[0]}. {MEND}")
         found.append(entry)
+    if not found:
+        raise ConfigurationError(f"{path} holds 0 questions. {COPY}")
     return found
 
 
