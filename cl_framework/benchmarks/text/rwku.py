@@ -23,7 +23,7 @@ ARCHIVE = "rwku_5subjects.tar.xz"
 LEVELS = (1, 2, 3)
 TAUGHT = (1, 2)  # levels whose questions teach
 
-Files = dict[str, list[dict[str, Any]]]
+Files = dict[str, Any]  # what JSON files hold, by their names
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,26 @@ def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple
 
 
 def _column(files: Files, name: str, column: str, folder: Path, person: str) -> list[str]:
+    where = f"{folder}: {person}/{name}.json"
     if name not in files:
-        raise ConfigurationError(f"{folder}: {person}/{name}.json is missing. {COPY}")
+        raise ConfigurationError(f"{where} is missing. {COPY}")
+    if not isinstance(files[name], list):
+        raise ConfigurationError(f"{where} is no list of rows with {column!r}. {COPY}")
     for row, entry in enumerate(files[name]):
         if not isinstance(entry, dict) or not is_text(entry.get(column)):
-            raise ConfigurationError(f"{folder}: {person}/{name}.json: row {row} has no {column!r} that is a text. {MEND}")
+            raise ConfigurationError(f"{where}: row {row} has no {column!r} that is a text. {MEND}")
     return [entry[column] for entry in files[name]]
 
 
 def _people(folder: Path) -> dict[str, Files]:
-    """By person, in the order of the numbers before their names: the lists in their JSON files by file name."""
-    found: dict[str, Files] = {}
-    for path, rows in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
+    """By person, in the order of the numbers before their names: what their JSON files hold."""
+    people: dict[str, Files] = {}
+    for path, content in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
         person, file = path.split("/")[-2:]
-        if isinstance(rows, list):
-            found.setdefault(person, {})[file.removesuffix(".json")] = rows
-    if not found:
+        people.setdefault(person, {})[file.removesuffix(".json")] = content
+    if not people:
         raise ConfigurationError(f"{folder} holds no people: expected {ARCHIVE}, or <number>_<name>/forget_level1.json and others.")
-    return {name: found[name] for name in sorted(found, key=_number)}
+    return {name: people[name] for name in sorted(people, key=_number)}
 
 
 def _number(person: str) -> tuple[int, str]:
