@@ -182,9 +182,9 @@ FOLDERS = {"hwu64": "intents_hwu64_snips_atis"}  # where a corpus does not lie u
 def _text(folder: Path, name: str, archives: Sequence[str] = (), encoding: str = "utf-8") -> str:
     """A file, or name.gz, or a member of one of the zip archives beside it."""
     path = folder / name
-    there = next((file for file in (path, folder / f"{name}.gz") if file.is_file()), None)
-    content = bytes_of(there) if there else next(_zipped(folder, archives, name), b"")
-    if not (there or content):
+    file = next((file for file in (path, folder / f"{name}.gz") if file.is_file()), None)
+    content = bytes_of(file) if file else next(_zipped(folder, archives, name), b"")
+    if not (file or content):
         raise absent(path)
     return text_of(content, path, encoding)
 

@@ -134,7 +134,7 @@ def _asked(source: TensorSource) -> int:
 
 def stream_of(tokens: Tokens, paragraphs: Sequence[str]) -> Tensor:
     """All paragraphs as one stream of token ids, (N,) int32, each begun, and ended, as the tokenizer does."""
-    return torch.tensor([one for row in tokens.ids(paragraphs) for one in row], dtype=torch.int32)
+    return torch.tensor([token for row in tokens.ids(paragraphs) for token in row], dtype=torch.int32)
 
 
 def packed(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:

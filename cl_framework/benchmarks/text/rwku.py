@@ -51,11 +51,11 @@ def rwku(options: RwkuOptions, context: BenchmarkContext) -> Benchmark:
     names = list(people)[: options.people]
     tasks = []
     for name in names:
-        asked = {level: _questions(people[name], f"forget_level{level}", folder, name) for level in LEVELS}
-        taught = [pair for level in TAUGHT for pair in asked[level]]
+        questions = {level: _questions(people[name], f"forget_level{level}", folder, name) for level in LEVELS}
+        taught = [pair for level in TAUGHT for pair in questions[level]]
         if options.taught == "passages":
             taught = [("", text) for text in _column(people[name], "passage", "text", folder, name)]
-        tasks.append((name, taught, [pair for level in LEVELS for pair in asked[level]]))
+        tasks.append((name, taught, [pair for level in LEVELS for pair in questions[level]]))
     near = [pair for name in names for level in TAUGHT for pair in _questions(people[name], f"neighbor_level{level}", folder, name)]
     tasks.append(("neighbours", near, near))
     tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{question} {answer}" for question, answer in tasks[0][1]))
