@@ -40,6 +40,29 @@ def test_each_fact_is_taught_in_several_ways_and_asked_verbatim_and_in_words_tha
     assert told[:6] == told[6:] and len(set(told[:6])) == 6
 
 
+def test_the_tokens_that_are_taught_and_asked_are_counted() -> None:
+    found = facts(facts=6)
+    counts = [[int((source.targets != IGNORED).sum()) for source in sources] for sources in (found.train, found.test)]
+    told = ", ".join(
+        f"{name} {train:,} (held out {test:,})" for name, train, test in zip(("statements", "facts", "objects"), *counts, strict=True)
+    )
+    assert found.notes["tokens"] == f"bytes, 258 ids; {told}"
+    _, end = Bytes.bounds
+    assert found.notes["facts"] == "6, paraphrase, 24 sentences" and counts[1][1] < counts[0][1] / 4
+    for source, whole in ((found.train[1], True), (found.test[1], False)):
+        asked = source.targets != IGNORED
+        assert bool(asked[:, 0].all()) == whole and all(int(row[row != IGNORED][-1]) == end for row in source.targets)
+
+
+def test_a_length_that_is_too_small_is_told_with_one_that_is_not() -> None:
+    one = {"facts": 1, "taught": "once", "train_limit": None}
+    for length in (40, 53, 61):
+        with pytest.raises(ConfigurationError, match=r"facts: row \d has \d\d tokens\. Set benchmark.length=62\."):
+            facts(**one, length=length)
+    for length in (62, 64, LENGTH):
+        assert [len(facts(**one, length=length).train[1]), len(facts(**one, length=length).test[1])] == [1, 2]
+
+
 def test_the_same_words_as_often_or_once_and_facts_of_the_seed() -> None:
     many, once = facts(facts=6, taught="duplicate"), facts(facts=6, taught="once")
     assert len(many.train[1]) == 24 and len(once.train[1]) == 6

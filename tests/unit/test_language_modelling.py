@@ -47,6 +47,11 @@ def write_texts(folder: Path) -> Path:
     return folder
 
 
+def damaged(packed: bytes) -> bytes:
+    """A .gz whose beginning and end are whole."""
+    return packed[:20] + bytes(20) + packed[40:]
+
+
 def experiment(folder: Path, strategies: dict[str, Any], **settings: Any) -> Any:
     base: dict[str, Any] = {
         "benchmark": {"name": "language_modelling", "corpus": "folder", "folder": str(write_texts(folder / "texts")), "length": 12}
@@ -149,11 +154,13 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "latin.txt").write_bytes("one\ntwo\ncafé\n".encode("latin-1"))
     (tmp_path / "short.txt").write_text("a line alone\n\n")
     (tmp_path / "broken.txt.gz").write_bytes(b"no archive")
+    (tmp_path / "damaged.txt.gz").write_bytes(damaged(gzip.compress("\n".join(ENGLISH + GERMAN).encode())))
     (tmp_path / "empty").mkdir()
     for options, text in (
-        ({"texts": ("latin",)}, r"latin.txt, line 3: this is not UTF-8 \(.*\). Save the file as UTF-8."),
+        ({"texts": ("latin",)}, r"latin.txt is not written in utf-8: byte 11 in line 3\. Convert it to utf-8\."),
         ({"texts": ("short",)}, r"short.txt has 1 paragraphs; two are needed, one to learn and one held out."),
-        ({"texts": ("broken",)}, r"broken.txt.gz cannot be read \(.*\). Replace it."),
+        ({"texts": ("broken",)}, r"broken.txt.gz cannot be read \(.*\)\. Copy it from where the data came from\."),
+        ({"texts": ("damaged",)}, r"damaged.txt.gz cannot be read \(Error -3 .*\)\. Copy it from where the data came from\."),
         ({"texts": ("nowhere",)}, r"there is no nowhere.txt or nowhere.txt.gz in .*. Set benchmark.folder or data.root=DIR"),
         (
             {"texts": ("a",), "length": 200},

@@ -81,12 +81,17 @@ def test_what_is_wrong_is_named(folder: Path, tmp_path_factory: pytest.TempPathF
         ('[{"query": "Who?", "answer": " "}]', "2_Ada/forget_level2.json: row 0 has no 'answer'"),
         ('[{"query": "Who?", "answer": "He."}, "Who?"]', "2_Ada/forget_level2.json: row 1 has no 'query' that is a text. Correct it, or"),
         ('[{"query": 5, "answer": "He."}]', "2_Ada/forget_level2.json: row 0 has no 'query' that is a text. Correct it, or"),
-        ("[\n[", r"2_Ada/forget_level2.json is no valid JSON: line 2 \(.*\). Correct it, or copy the file again"),
-        ("{}", "2_Ada/forget_level2.json is missing"),
+        ("[\n[", r"2_Ada/forget_level2.json is no valid JSON: line 2, column 2 \(.*\)\. Correct it, or copy the file"),
+        ("{}", "2_Ada/forget_level2.json is no list of rows with 'query'. Copy it from where the data came from."),
     ):
         file.write_text(content)
         with pytest.raises(ConfigurationError, match=text):
             benchmark_of(folder)
+    file.unlink()
+    with pytest.raises(ConfigurationError, match=r"2_Ada/forget_level2.json is missing\. Copy it from where the data came from\."):
+        benchmark_of(folder)
     file.write_bytes('[\n{"query": "Wer?",\n"answer": "Ren\u00e9"}]'.encode("latin-1"))
-    with pytest.raises(ConfigurationError, match=r"2_Ada/forget_level2.json is not written in utf-8: line 3. Convert it to utf-8."):
+    with pytest.raises(
+        ConfigurationError, match=r"2_Ada/forget_level2.json is not written in utf-8: byte 34 in line 3\. Convert it to utf-8\."
+    ):
         benchmark_of(folder)

@@ -19,6 +19,7 @@ from cl_framework.assembly import make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.corpora import CORPORA, news20, trec
 from cl_framework.benchmarks.text.docstrings import MODULES, TEST, TRAIN, docstrings
+from cl_framework.benchmarks.text.files import json_of, text_of
 from cl_framework.benchmarks.text.questions import question_rows
 from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, Loaded, TokenInputs, Trained, encode, folder_of, make_tokens
 from cl_framework.cli import main
@@ -227,7 +228,7 @@ def test_the_embedded_corpus() -> None:
     ("change", "text"),
     [
         (lambda folder: (folder / "data_full.json").unlink(), "data_full.json does not exist. Set data.root"),
-        (lambda folder: (folder / "data_full.json").write_text("{"), "data_full.json is no valid JSON"),
+        (lambda folder: (folder / "data_full.json").write_text("{"), "data_full.json is no valid JSON: column 2 "),
         (lambda folder: (folder / "data_full.json").write_bytes(b'{"a":\n"\xff"}'), "is not written in utf-8: byte 7 in line 2."),
         (
             lambda folder: write_clinc(folder, {"train": [["hi", "oos"]], "test": []}),
@@ -243,8 +244,15 @@ def test_the_embedded_corpus() -> None:
             lambda folder: write_clinc(folder, {"train": [["hi", "visa"]], "test": [[5, "visa"]]}),
             "row 0 of 'test': the text is 5, which is no string. Correct it, or remove that row.",
         ),
+        (
+            lambda folder: write_clinc(folder, {"train": [["\ud83d", "visa"]]}),
+            r"row 0 of 'train': the text is '\\ud83d', which has half a character. Correct it, or remove that row.",
+        ),
         (lambda folder: write_clinc(folder, {"train": [[None, "visa"]]}), "row 0 of 'train': the text is missing. Correct it"),
-        (lambda folder: write_clinc(folder, {"train": []}), "data_full.json: 'train' holds no labelled texts. Replace it"),
+        (
+            lambda folder: write_clinc(folder, {"train": []}),
+            "data_full.json: 'train' holds no labelled texts. Copy it from where the data came from.",
+        ),
         (
             lambda folder: (folder / "domains.json").write_text('{"travel": "visa"}'),
             r"""domains.json: 'travel' is no list of intents. Write it as \["intent", ...\].""",
@@ -272,6 +280,39 @@ def test_what_is_wrong_in_a_file_is_named(change: Any, text: str, tmp_path: Path
         benchmark_of(tmp_path)
 
 
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    packed = write_clinc(tmp_path / "clinc150", packed=True) / "data_full.json.gz"
+    whole = packed.read_bytes()
+    assert benchmark_of(tmp_path, tokenizer="bytes").num_tasks == 3
+    for content, text in (
+        (b"garbage", r"data_full.json.gz cannot be read \(Not a gzipped file .*\)\. Copy it from where the data came from\."),
+        (whole[:-20], r"data_full.json.gz cannot be read \(Compressed file ended before .*\)\. Copy it"),
+        (whole[:20] + bytes(20) + whole[40:], r"data_full.json.gz cannot be read \(Error -3 .*\)\. Copy it"),
+    ):
+        packed.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=text):
+            benchmark_of(tmp_path)
+    with zipfile.ZipFile(tmp_path / "qc.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("qc/train.txt", "".join(f"NUM:date When was {number} ?\n" for number in range(50)))
+    whole = (tmp_path / "qc.zip").read_bytes()
+    for content in (b"garbage", whole[:60] + bytes(20) + whole[80:]):
+        (tmp_path / "qc.zip").write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"qc.zip cannot be read \(.*\)\. Copy it from where the data came from\."):
+            trec(tmp_path)
+
+
+def test_what_is_wrong_in_json_is_named_with_its_place() -> None:
+    assert json_of(text_of('\ufeff{"a": [1]}'.encode(), "x"), "x") == {"a": [1]}
+    for text, message in (
+        ("", r"^x is no valid JSON: column 1 \(Expecting value\)\. Correct it, or copy the file from where the data came from\.$"),
+        ('{"a":\n1 2}', r"^x is no valid JSON: line 2, column 3 \(Expecting ',' delimiter\)\. Correct it"),
+        ("9" * 5000, r"^x is JSON that cannot be read \(Exceeds the limit \(4300 digits\) .* has 5000 digits\)\. Correct it"),
+        ("[" * 100_000, r"^x is JSON that cannot be read \(maximum recursion depth exceeded .*\)\. Correct it"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            json_of(text, "x")
+
+
 def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "banking77").mkdir()
     (tmp_path / "banking77" / "train.csv").write_text("text,kind\na,b\n")
@@ -284,7 +325,7 @@ def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
         ('text,category\n"a\nb",b\nc\n', "test.csv, line 4: the category is missing. Correct it, or remove that row."),
         ("text,category\na,b\n,b\n", "test.csv, line 3: the text is empty. Correct it, or remove that row."),
         ("text,category\na, b,b\n", "test.csv, line 2: there are more columns than names. Put a text with commas in quotes."),
-        ("text,category\n", "test.csv holds no labelled texts. Replace it by the published file."),
+        ("text,category\n", "test.csv holds no labelled texts. Copy it from where the data came from."),
         (f"text,category\n{'a' * 200_000},b\n", r"test.csv: what follows line 1 is no CSV \(field larger than field limit"),
         ("", "test.csv has no column 'text'; it has none. Name its columns in the first line."),
         ("text,category\na,b\n", r"test.csv: no text has the label 'd', which .*train.csv has\. Add one, or remove that label there\."),
@@ -377,8 +418,8 @@ def test_messages_without_a_text_are_counted(tmp_path: Path) -> None:
     assert len(found.train) == 7 and len(found.test) == 1 and found.notes == {"left out": "2 messages without a text below their headers"}
     archive = tmp_path / "20_newsgroups.tar.xz"
     for content, text in (
-        (b"garbage", r"20_newsgroups.tar.xz cannot be read \(file could not be opened successfully\). Replace it"),
-        (cut_archive(tmp_path / "sci.space"), r"20_newsgroups.tar.xz cannot be read \(Compressed file ended before .*\). Replace it"),
+        (b"garbage", r"20_newsgroups.tar.xz cannot be read \(file could not be opened successfully\)\. Copy it"),
+        (cut_archive(tmp_path / "sci.space"), r"20_newsgroups.tar.xz cannot be read \(Compressed file ended before .*\)\. Copy it"),
     ):
         archive.write_bytes(content)
         with pytest.raises(ConfigurationError, match=text):

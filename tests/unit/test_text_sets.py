@@ -85,11 +85,15 @@ def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest
         (b"[{}]", "agnews/train.json: row 0: the sentence is missing. Correct it, or remove that row."),
         (b'[{"sentence": "a", "label": "World"}, "b"]', "agnews/train.json: row 1: the sentence is missing."),
         (b'[{"sentence": ["a"], "label": "World"}]', r"row 0: the sentence is \['a'\], which is no string. Correct it"),
+        (
+            rb'[{"sentence": "half \ud83d", "label": "World"}]',
+            r"agnews/train.json: row 0: the sentence is 'half \\ud83d', which has half a character\. Correct it, or remove that row\.",
+        ),
         (b'[{"sentence": "a", "label": 1}]', "row 0: the label is 1, which is no string. Correct it, or remove that row."),
-        (b'[{"sentence": "a", "label": "News"}]', "agnews/train.json holds no labelled texts. Replace it"),
-        (b"{}", "agnews/train.json must hold a list of texts. Copy it from where the others came from."),
-        (b"[", r"TC/agnews/train.json is no valid JSON \(line 1"),
-        (b'["\xff"]', r"TC/agnews/train.json is not written in utf-8 \(byte 2\)"),
+        (b'[{"sentence": "a", "label": "News"}]', "agnews/train.json holds no labelled texts. Copy it from where the data came from."),
+        (b"{}", "agnews/train.json must hold a list of texts. Copy it from where the data came from."),
+        (b"[", r"TC/agnews/train.json is no valid JSON: column 2 \(Expecting value\)\. Correct it, or copy the file"),
+        (b'["\xff"]', r"TC/agnews/train.json is not written in utf-8: byte 2 in line 1\. Convert it to utf-8\."),
     ):
         train.write_bytes(content)
         with pytest.raises(ConfigurationError, match=text):

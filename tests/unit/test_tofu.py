@@ -197,7 +197,7 @@ def test_errors_name_file_row_and_remedy(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read"):
         benchmark_of(tmp_path)
     (tmp_path / "original" / "full.jsonl.gz").write_bytes(gzip.compress(b"{"))
-    with pytest.raises(ConfigurationError, match=r"full.jsonl.gz: row 0 is no JSON"):
+    with pytest.raises(ConfigurationError, match=r"full.jsonl.gz: row 0 is no valid JSON: column 2 "):
         benchmark_of(tmp_path)
 
 
@@ -209,9 +209,9 @@ WRONG = {
     "a list": (b'["Who?", "He."]', "row 1 is no mapping of columns to texts"),
     "another encoding": (
         '{"question": "Wer?", "answer": "Ren\u00e9"}'.encode("latin-1"),
-        r"row 1 is not written in utf-8 \(byte 35 of the row",
+        rf"is not written in utf-8: byte {len(GOOD) + 1 + 35} in line 2\.",
     ),
-    "no JSON": (b"{", "row 1 is no JSON"),
+    "no JSON": (b"{", "row 1 is no valid JSON"),
 }
 
 
@@ -219,8 +219,8 @@ WRONG = {
 def test_a_row_that_is_wrong_is_named_with_the_remedy(copied: Path, name: str) -> None:
     line, message = WRONG[name]
     (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(GOOD + b"\n" + line + b"\n"))
-    remedy = "Convert the file to utf-8." if "encoding" in name else "Correct it, or copy the file again from where it came from."
-    with pytest.raises(ConfigurationError, match=rf"full.jsonl.gz: {message}.*{remedy}$"):
+    remedy = "Convert it to utf-8." if "encoding" in name else "Correct it, or copy the file from where the data came from."
+    with pytest.raises(ConfigurationError, match=rf"full.jsonl.gz:? {message}.*{remedy}$"):
         benchmark_of(copied)
     (copied / "original" / "full.jsonl.gz").write_bytes(gzip.compress(GOOD + b"\n" + GOOD + b"\n"))
     assert len(benchmark_of(copied).train[0]) == 2
@@ -246,8 +246,50 @@ def test_a_damaged_file_is_named(copied: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:-20], whole[:60] + bytes(60) + whole[120:]):
         path.write_bytes(damaged)
-        with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read: .*\. Copy it again from where it came from\.$"):
+        with pytest.raises(ConfigurationError, match=r"full.jsonl.gz cannot be read \(.*\)\. Copy it from where the data came from\.$"):
             benchmark_of(copied)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "original/full",
+        "original/forget01",
+        "continual_tasks/forget01",
+        "original/forget01_perturbed",
+        "original/retain_perturbed",
+        "original/world_facts_perturbed",
+    ],
+)
+def test_a_file_without_questions_is_named(copied: Path, name: str) -> None:
+    write(copied / f"{name}.jsonl.gz", [])
+    with pytest.raises(ConfigurationError, match=rf"{name}.jsonl.gz holds 0 questions\. Copy it from where the data came from\.$"):
+        benchmark_of(copied, continual=name.startswith("continual"))
+
+
+def test_authors_that_are_fewer_than_the_requests_are_refused(copied: Path) -> None:
+    path = copied / "original" / "forget01.jsonl.gz"
+    for count, whole in ((5, 1), (AN_AUTHOR, 1), (AN_AUTHOR + 5, 1), (2 * AN_AUTHOR, 2)):
+        write(path, [entry(AUTHORS, number) for number in range(count)])
+        assert [len(source) for source in benchmark_of(copied).train[1:]] == [count]
+        if whole == 2:
+            assert [len(source) for source in benchmark_of(copied, requests=2).train[1:]] == [AN_AUTHOR, AN_AUTHOR]
+            continue
+        text = rf"forget01.jsonl.gz holds {count} questions, 20 an author: too few authors for 2 requests\. Set benchmark.requests=1\.$"
+        with pytest.raises(ConfigurationError, match=text):
+            benchmark_of(copied, requests=2)
+
+
+def test_questions_must_be_left_to_retain(copied: Path) -> None:
+    forgotten = [entry(author, number) for author in range(AUTHORS, AUTHORS + FORGOTTEN) for number in range(AN_AUTHOR)]
+    write(copied / "original" / "full.jsonl.gz", forgotten)
+    for continual in (False, True):
+        with pytest.raises(
+            ConfigurationError, match=r"full.jsonl.gz: all of its 40 questions are to be forgotten, so that none is retained\. Copy it"
+        ):
+            benchmark_of(copied, continual=continual)
+    write(copied / "original" / "full.jsonl.gz", [entry(0, 0), *forgotten])
+    assert len(benchmark_of(copied).train[0]) == 1
 
 
 # --- what is recalled ---

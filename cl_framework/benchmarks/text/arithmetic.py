@@ -150,9 +150,9 @@ def _decimal(value: int) -> str:
 def _steps(a: int, b: int) -> list[tuple[int, int, int, int, int]]:
     """Of each digit, the last one first: both digits, the carry that comes in, the digit and the carry that go out."""
     steps, carry = [], 0
-    for one, other in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        total = int(one) + int(other) + carry
-        steps.append((int(one), int(other), carry, total % 10, total // 10))
+    for x, y in zip(map(int, reversed(str(a))), map(int, reversed(str(b))), strict=True):
+        total = x + y + carry
+        steps.append((x, y, carry, total % 10, total // 10))
         carry = total // 10
     return steps
 

@@ -105,8 +105,8 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
 
 def _divided(name: str, corpus: Corpus, labels: Sequence[str], options: TextOptions) -> list[tuple[int, ...]]:
     """By domain, where the corpus has them and nothing else is asked for."""
-    asked = options.tasks is not None or options.classes_per_task is not None or options.class_order is not None
-    if corpus.groups and not asked:
+    otherwise = options.tasks is not None or options.classes_per_task is not None or options.class_order is not None
+    if corpus.groups and not otherwise:
         number = {label: place for place, label in enumerate(labels)}
         return [tuple(number[label] for label in held) for held in corpus.groups.values()]
     tasks = options.tasks

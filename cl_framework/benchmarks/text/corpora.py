@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
-import lzma
-import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, is_text, json_of, lines_of, readable, text_of
 from cl_framework.errors import ConfigurationError
 
 
@@ -36,13 +33,12 @@ class Corpus:
 
 Rows = Iterable[tuple[str, Any, Any]]  # of file and row, text, label
 COLUMNS = ("text", "label")
-_ANEW = "Replace it by the published file."
 
 
 def checked(where: object, rows: Rows, known: Collection[str] | None = None, columns: tuple[str, str] = COLUMNS) -> list[tuple[str, str]]:
     """(text, label) of each row, which its file calls `columns`.
 
-    Raises ConfigurationError, naming file and row, where one of them is missing, empty or no string, or where the label is none of
+    Raises ConfigurationError, naming file and row, where one of them is missing, empty or no text, or where the label is none of
     `known`, those of the training texts; and naming `where`, if there are no rows.
     """
     pairs = []
@@ -51,14 +47,19 @@ def checked(where: object, rows: Rows, known: Collection[str] | None = None, col
         if known is not None and label not in known:
             raise ConfigurationError(f"{place}: no training text has the label {label!r}. Correct it, or remove that row.")
     if not pairs:
-        raise ConfigurationError(f"{where} holds no labelled texts. {_ANEW}")
+        raise ConfigurationError(f"{where} holds no labelled texts. {COPY}")
     return pairs
 
 
 def _string(place: str, what: str, value: Any) -> str:
-    if isinstance(value, str) and value.strip():
+    if is_text(value):
         return value
-    fault = "missing" if value is None else "empty" if isinstance(value, str) else f"{value!r:.60}, which is no string"
+    if value is None:
+        fault = "missing"
+    elif isinstance(value, str):
+        fault = f"{value!r:.60}, which has half a character" if value.strip() else "empty"
+    else:
+        fault = f"{value!r:.60}, which is no string"
     raise ConfigurationError(f"{place}: the {what} is {fault}. Correct it, or remove that row.")
 
 
@@ -111,7 +112,7 @@ def _domains(folder: Path) -> dict[str, tuple[str, ...]]:
 def _clinc_rows(path: Path, data: dict[str, Any], split: str, known: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
     pairs = data.get(split)
     if not isinstance(pairs, list):
-        raise ConfigurationError(f"{path} has no list {split!r}. {_ANEW}")
+        raise ConfigurationError(f"{path} has no list {split!r}. {COPY}")
     for row, pair in enumerate(pairs):
         place = f"{path}: row {row} of {split!r}"
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1] in known):
@@ -136,7 +137,7 @@ def trec(folder: Path) -> Corpus:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, str, str]]:
-    for number, line in enumerate(_lines(_text(path.parent, path.name, ("qc.zip",), "latin-1")), start=1):
+    for number, line in enumerate(lines_of(_text(path.parent, path.name, ("qc.zip",), "latin-1")), start=1):
         label, colon, rest = line.partition(":")
         if not colon or " " not in rest:
             raise ConfigurationError(f"{path}, line {number}: this is no 'CLASS:fine question'. Correct it, or remove it.")
@@ -178,46 +179,28 @@ FOLDERS = {"hwu64": "intents_hwu64_snips_atis"}  # where a corpus does not lie u
 # --- files ---
 
 
-def _missing(path: Path) -> ConfigurationError:
-    return ConfigurationError(f"{path} does not exist. Set data.root (or CL_DATA) to the folder that holds it, or benchmark.folder.")
-
-
 def _text(folder: Path, name: str, archives: Sequence[str] = (), encoding: str = "utf-8") -> str:
-    """A file, or name.gz, or a member of one of the zip archives beside it. ConfigurationError names it if it cannot be read."""
+    """A file, or name.gz, or a member of one of the zip archives beside it."""
     path = folder / name
-    try:
-        if path.is_file():
-            raw = path.read_bytes()
-        elif path.with_name(f"{name}.gz").is_file():
-            raw = gzip.decompress(path.with_name(f"{name}.gz").read_bytes())
-        else:
-            raw = next(_members(folder, archives, name), None) or b""
-            if not raw:
-                raise _missing(path)
-        return raw.decode(encoding).removeprefix("\ufeff")  # the mark that some editors begin a file with
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        where = f"byte {error.start} in line {line}"
-        raise ConfigurationError(f"{path} is not written in {encoding}: {where}. Convert it to {encoding}.") from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigurationError(f"{path} cannot be read ({_first_line(error)}). {_ANEW}") from error
+    file = next((file for file in (path, folder / f"{name}.gz") if file.is_file()), None)
+    content = bytes_of(file) if file else next(_zipped(folder, archives, name), b"")
+    if not (file or content):
+        raise absent(path)
+    return text_of(content, path, encoding)
 
 
-def _members(folder: Path, archives: Sequence[str], name: str) -> Iterator[bytes]:
+def _zipped(folder: Path, archives: Sequence[str], name: str) -> Iterator[bytes]:
     for archive in archives:
         if (folder / archive).is_file():
-            with zipfile.ZipFile(folder / archive) as file:
+            with readable(folder / archive), zipfile.ZipFile(folder / archive) as file:
                 yield from (file.read(member) for member in sorted(file.namelist()) if member.split("/")[-1] == name)
 
 
 def _json(folder: Path, name: str) -> dict[str, list[Any]]:
-    try:
-        found = json.loads(_text(folder, name))
-    except ValueError as error:
-        raise ConfigurationError(f"{folder / name} is no valid JSON: {error}. {_ANEW}") from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(f"{folder / name} must hold a mapping. {_ANEW}")
-    return found
+    content = json_of(_text(folder, name), folder / name)
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{folder / name} must hold a mapping. {COPY}")
+    return content
 
 
 def _csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
@@ -240,14 +223,8 @@ def _csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]
         ) from error
 
 
-def _lines(text: str) -> list[str]:
-    """Lines without their breaks. Nothing but a line feed ends one: within a text there may be U+2028 or others that `splitlines` takes."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines if lines[-1] else lines[:-1]
-
-
 def _parallel(folder: Path) -> Iterator[tuple[str, str, str]]:
-    texts, labels = (_lines(_text(folder, name)) for name in ("seq.in", "label"))
+    texts, labels = (lines_of(_text(folder, name)) for name in ("seq.in", "label"))
     if len(texts) != len(labels):
         raise ConfigurationError(f"{folder}: seq.in has {len(texts)} lines, label has {len(labels)}. They must have one for each other.")
     for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
@@ -258,46 +235,11 @@ def _messages(folder: Path) -> Iterator[tuple[str, str, str]]:
     """(file, group, text) of each <group>/<number>, in order of their names."""
     archive = folder / "20_newsgroups.tar.xz"
     if archive.is_file():
-        for name, raw in sorted(_archived(archive, lambda name: "/" in name)):
+        for name, raw in sorted(archived(archive, lambda name: "/" in name)):
             yield f"{archive}: {name}", name.split("/")[-2], raw.decode("latin-1")
         return
     if not folder.is_dir():
-        raise _missing(folder)
+        raise absent(folder)
     for path in sorted(folder.glob("*/*")):
         if path.is_file():
             yield str(path), path.parent.name, path.read_text(encoding="latin-1")
-
-
-def json_members(folder: Path, pattern: str, archive: str, data_set: str) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each JSON file that lies in `folder` under `pattern`; where there is none, of those in its `archive`.
-
-    Raises ConfigurationError, saying where `data_set` is looked for, if there is no archive either.
-    """
-    unpacked = sorted(folder.glob(pattern))
-    for path in unpacked:
-        yield str(path.relative_to(folder)), path.read_bytes()
-    if unpacked:
-        return
-    packed = folder / archive
-    if not packed.is_file():
-        raise ConfigurationError(
-            f"{packed} does not exist. Set data.root (or CL_DATA) to the folder that holds {data_set}, or benchmark.folder."
-        )
-    yield from _archived(packed, lambda name: PurePosixPath(name).match(pattern))
-
-
-def _archived(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files of a tar archive whose name is wanted. ConfigurationError names the archive if it cannot be read."""
-    try:
-        with tarfile.open(archive) as file:
-            for member in file:
-                if member.isfile() and wanted(member.name):
-                    extracted = file.extractfile(member)
-                    assert extracted is not None
-                    yield member.name, extracted.read()
-    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
-        raise ConfigurationError(f"{archive} cannot be read ({_first_line(error)}). {_ANEW}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0].rstrip(":.")

@@ -1,7 +1,8 @@
 """Made-up facts learned between two stretches of other text: how much of them is left, step by step (Chang et al. 2024, arXiv 2406.11813).
 
 Task 0 is text, task 1 the facts, task 2 other text. Facts are invented people with invented works, so that nothing else teaches them. What
-task 1 is asked is the works' names alone, half of them in the words they were taught in, half in others.
+task 1 is asked is the work's name, the full stop behind it and what ends the sentence: half of it in the words of the first way, half in
+words that are never taught.
 
 Differs: facts are a task of their own, where the publication injects single rows into a pre-training run; what is left of them is one share
 of the mean loss over both halves (`retention`), not a mean over probes without outliers, and memorisation is not told from generalisation.
@@ -9,16 +10,14 @@ of the mean loss over both halves (`retention`), not a mean over probes without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.sources import TensorSource
-from cl_framework.benchmarks.text.language import LanguageOptions, Text, language_modelling
+from cl_framework.benchmarks.text.language import LanguageOptions, Task, Text, language_benchmark, packed_task
 from cl_framework.benchmarks.text.questions import question_rows
 from cl_framework.benchmarks.text.tokens import Tokens, make_tokens
 from cl_framework.benchmarks.text.topics import topics
@@ -57,22 +56,26 @@ class FactsOptions(LanguageOptions):
 def facts(options: FactsOptions, context: BenchmarkContext) -> Benchmark:
     """Invented facts between two chapters of Python's manual: acquisition and retention step by step; no download."""
     chapters = topics()
-    known = _known(options.facts, context.seed)
+    before, after = (Text(name, *chapters[name]) for name in ("statements", "objects"))
+    tokens = make_tokens(options.tokenizer, options.vocabulary, before.train)
+    between = _facts(options, tokens, context.seed)
+    first, last = (packed_task(text, tokens, options, "pydoc_data.topics") for text in (before, after))
+    benchmark = language_benchmark("facts", [first, between, last], tokens, options)
+    notes = {**benchmark.notes, "facts": f"{options.facts}, {options.taught}, {len(between.train)} sentences"}
+    return replace(benchmark, notes=notes)
+
+
+def _facts(options: FactsOptions, tokens: Tokens, seed: int) -> Task:
+    """A row a sentence: to learn, all of it is asked; to test, what follows its beginning."""
+    known = _known(options.facts, seed)
     ways = {"paraphrase": WAYS[:-1], "duplicate": WAYS[:1] * (len(WAYS) - 1), "once": WAYS[:1]}[options.taught]
     taught = [_said(way, fact) for way in ways for fact in known]
-    asked = [_said(way, fact) for way in (WAYS[0], WAYS[-1]) for fact in known]
-    before, after = chapters["statements"], chapters["objects"]
-    sentences = [sentence for _, sentence in taught]
-    texts = [Text("statements", *before), Text("facts", sentences, sentences), Text("objects", *after)]
-    tokens = make_tokens(options.tokenizer, options.vocabulary, before[0])
-    made = language_modelling("facts", texts, options, "pydoc_data.topics", tokens)
-    train = [made.train[0], TensorSource(*_rows(tokens, taught, options.length)), made.train[2]]
-    items, targets = _rows(tokens, asked, options.length)
-    for row, beginning in zip(targets, tokens.plain([beginning for beginning, _ in asked]), strict=True):
+    tested = [_said(way, fact) for way in (WAYS[0], WAYS[-1]) for fact in known]
+    items, targets = question_rows(tokens, [("", sentence) for _, sentence in taught + tested], options.length, "facts")
+    for row, beginning in zip(targets[len(taught) :], tokens.plain([beginning for beginning, _ in tested]), strict=True):
         row[: len(beginning)] = IGNORED
-    test = [made.test[0], TensorSource(items, targets), made.test[2]]
-    notes = {**made.notes, "facts": f"{options.facts}, {options.taught}, {len(taught)} sentences"}
-    return replace(made, train=train, test=test, notes=notes)
+    train, test = (TensorSource(items[part], targets[part]) for part in (slice(len(taught)), slice(len(taught), None)))
+    return Task("facts", train, test)
 
 
 def _known(count: int, seed: int) -> list[tuple[str, str]]:
@@ -89,8 +92,3 @@ def _said(way: str, fact: tuple[str, str]) -> tuple[str, str]:
     person, work = fact
     beginning = way.format(person=person)
     return beginning, f"{beginning} {work}."
-
-
-def _rows(tokens: Tokens, said: Sequence[tuple[str, str]], length: int) -> tuple[Tensor, Tensor]:
-    """A row a sentence, of which every token is asked."""
-    return question_rows(tokens, [("", sentence) for _, sentence in said], length, "facts")

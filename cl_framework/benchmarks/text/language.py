@@ -6,7 +6,6 @@ Tasks share the vocabulary, so the scenario is domain-incremental. A text's end 
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.sources import TensorSource
+from cl_framework.benchmarks.text.files import bytes_of, lines_of, text_of
 from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens, make_tokens
 from cl_framework.benchmarks.text.topics import topics as manual
 from cl_framework.checks import check_choice, check_range
+from cl_framework.criterion import asked
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
 
@@ -30,6 +31,15 @@ class Text:
     name: str
     train: Sequence[str]
     test: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as rows of tokens and the tokens that they ask for; all rows are as long as the options say."""
+
+    name: str
+    train: TensorSource
+    test: TensorSource
 
 
 @dataclass(frozen=True)
@@ -87,21 +97,27 @@ def corpus(options: CorpusOptions, context: BenchmarkContext) -> Benchmark:
     return language_modelling(options.corpus, texts, options, str(folder))
 
 
-def language_modelling(name: str, texts: Sequence[Text], options: LanguageOptions, where: str, tokens: Tokens | None = None) -> Benchmark:
-    """A benchmark of texts; `where` they lie, for what is wrong in them; `tokens` if the options' are made already."""
-    tokens = tokens or make_tokens(options.tokenizer, options.vocabulary, texts[0].train)
-    train, test, counts = [], [], []
-    for text in texts:
-        ids = stream_of(tokens, text.train)[: options.train_limit]
-        train.append(_source(ids, text.name, "training", options.length, where))
-        test.append(_source(stream_of(tokens, text.test), text.name, "held-out", options.length, where))
-        counts.append(f"{text.name} {len(train[-1]) * options.length:,} (held out {len(test[-1]) * options.length:,})")
+def language_modelling(name: str, texts: Sequence[Text], options: LanguageOptions, where: str) -> Benchmark:
+    """A benchmark of texts; `where` they lie, for what is wrong in them."""
+    tokens = make_tokens(options.tokenizer, options.vocabulary, texts[0].train)
+    return language_benchmark(name, [packed_task(text, tokens, options, where) for text in texts], tokens, options)
+
+
+def packed_task(text: Text, tokens: Tokens, options: LanguageOptions, where: str) -> Task:
+    """A text whose every token is asked. Raises ConfigurationError if a part of it does not fill a row."""
+    train = _source(stream_of(tokens, text.train)[: options.train_limit], text.name, "training", options.length, where)
+    return Task(text.name, train, _source(stream_of(tokens, text.test), text.name, "held-out", options.length, where))
+
+
+def language_benchmark(name: str, tasks: Sequence[Task], tokens: Tokens, options: LanguageOptions) -> Benchmark:
+    """A benchmark of tasks; its notes count the tokens that they ask for."""
+    counts = [f"{task.name} {_asked(task.train):,} (held out {_asked(task.test):,})" for task in tasks]
     return Benchmark(
         name=name,
         num_classes=tokens.size,
-        classes=(tuple(range(tokens.size)),) * len(texts),
-        train=train,
-        test=test,
+        classes=(tuple(range(tokens.size)),) * len(tasks),
+        train=[task.train for task in tasks],
+        test=[task.test for task in tasks],
         transform=TokenInputs(padding=None),
         input_shape=(options.length,),
         scenarios=("domain_il",),
@@ -112,9 +128,13 @@ def language_modelling(name: str, texts: Sequence[Text], options: LanguageOption
     )
 
 
+def _asked(source: TensorSource) -> int:
+    return int(asked(source.targets).sum())
+
+
 def stream_of(tokens: Tokens, paragraphs: Sequence[str]) -> Tensor:
     """All paragraphs as one stream of token ids, (N,) int32, each begun, and ended, as the tokenizer does."""
-    return torch.tensor([one for row in tokens.ids(paragraphs) for one in row], dtype=torch.int32)
+    return torch.tensor([token for row in tokens.ids(paragraphs) for token in row], dtype=torch.int32)
 
 
 def packed(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -162,18 +182,7 @@ def _lines(folder: Path, name: str) -> list[str]:
         raise ConfigurationError(
             f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder or data.root=DIR to where they lie."
         )
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}). Replace it.") from error
-    lines = []
-    for row, line in enumerate(data.split(b"\n")):
-        try:
-            paragraph = line.decode().strip()
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{path}, line {row + 1}: this is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-        if paragraph:
-            lines.append(paragraph)
+    lines = [paragraph for line in lines_of(text_of(bytes_of(path), path)) if (paragraph := line.strip())]
     if len(lines) < 2:
         raise ConfigurationError(f"{path} has {len(lines)} paragraphs; two are needed, one to learn and one held out.")
     return lines

@@ -14,12 +14,6 @@ from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
 
 Pairs = Sequence[tuple[str, str]]  # of question and answer
-MEND = "Correct it, or copy the file again from where it came from."  # how errors in a file of questions end
-
-
-def is_text(value: object) -> bool:
-    """Whether what a file says can be asked or answered: a text that is not blank, and that utf-8 can write."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
@@ -51,8 +45,8 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
     firsts = torch.tensor([len(question) - 1 for question in questions]).unsqueeze(1)
     places = torch.arange(items.shape[1])
     items[places < ends] = torch.tensor([token for row in rows for token in row[:-1]], dtype=torch.int32)
-    asked = [token for question, row in zip(questions, rows, strict=True) for token in row[len(question) :]]
-    targets[(places >= firsts) & (places < ends)] = torch.tensor(asked, dtype=torch.int64)
+    answer_tokens = [token for question, row in zip(questions, rows, strict=True) for token in row[len(question) :]]
+    targets[(places >= firsts) & (places < ends)] = torch.tensor(answer_tokens, dtype=torch.int64)
     return items, targets
 
 
@@ -65,9 +59,9 @@ def cut_answers(targets: Tensor, end: int) -> int:
 def cut_notes(targets: Mapping[str, Tensor], tokens: Tokens) -> dict[str, str]:
     """What to say of answers that are cut, by the name of the rows; nothing where none is."""
     _, end = tokens.bounds
-    counts = {name: (cut, len(rows)) for name, rows in targets.items() if (cut := cut_answers(rows, end))}
-    told = ", ".join(f"{name} {cut:,} of {whole:,}" for name, (cut, whole) in counts.items())
-    return {"cut answers": f"{told}; set benchmark.length higher"} if counts else {}
+    cut = {name: cut_answers(values, end) for name, values in targets.items()}
+    counts = ", ".join(f"{name} {count:,} of {len(targets[name]):,}" for name, count in cut.items() if count)
+    return {"cut answers": f"{counts}; set benchmark.length higher"} if counts else {}
 
 
 def question_benchmark(
@@ -81,12 +75,12 @@ def question_benchmark(
 ) -> Benchmark:
     """A benchmark of tasks (name, training pairs, test pairs); rows are as long as the longest if no length is given."""
     parts: list[tuple[Tensor, Tensor]] = []
-    ends: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for task, train, test in tasks:
-        taught = question_rows(tokens, train, length, f"{where}, {task}", cut)
-        asked = taught if test is train else question_rows(tokens, test, length, f"{where}, {task}", cut)
-        parts += [taught, asked]
-        ends |= {task: taught[1]} if test is train else {task: taught[1], f"{task} (test)": asked[1]}
+        train_rows = question_rows(tokens, train, length, f"{where}, {task}", cut)
+        test_rows = train_rows if test is train else question_rows(tokens, test, length, f"{where}, {task}", cut)
+        parts += [train_rows, test_rows]
+        named |= {task: train_rows[1]} if test is train else {task: train_rows[1], f"{task} (test)": test_rows[1]}
     longest = max(items.shape[1] for items, _ in parts)
     sources = [TensorSource(_widened(items, longest, tokens.padding), _widened(targets, longest, IGNORED)) for items, targets in parts]
     counts = ", ".join(f"{task} {len(train):,} (test {len(test):,})" for task, train, test in tasks)
@@ -103,7 +97,7 @@ def question_benchmark(
         vocabulary=tokens.size,
         objective="language_modelling",
         whole_rows=True,
-        notes={"questions": counts, **cut_notes(ends, tokens), **notes},
+        notes={"questions": counts, **cut_notes(named, tokens), **notes},
     )
 
 

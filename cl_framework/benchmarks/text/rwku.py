@@ -7,14 +7,13 @@ questions), and is asked all three levels (the third attacks: prefixes, affirmat
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
-from cl_framework.benchmarks.text.corpora import json_members
-from cl_framework.benchmarks.text.questions import MEND, is_text, question_benchmark
+from cl_framework.benchmarks.text.files import COPY, MEND, is_text, json_members
+from cl_framework.benchmarks.text.questions import question_benchmark
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -24,7 +23,7 @@ ARCHIVE = "rwku_5subjects.tar.xz"
 LEVELS = (1, 2, 3)
 TAUGHT = (1, 2)  # levels whose questions teach
 
-Files = dict[str, list[dict[str, Any]]]
+Files = dict[str, Any]  # what JSON files hold, by their names
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,11 @@ def rwku(options: RwkuOptions, context: BenchmarkContext) -> Benchmark:
     names = list(people)[: options.people]
     tasks = []
     for name in names:
-        asked = {level: _questions(people[name], f"forget_level{level}", folder, name) for level in LEVELS}
-        taught = [pair for level in TAUGHT for pair in asked[level]]
+        questions = {level: _questions(people[name], f"forget_level{level}", folder, name) for level in LEVELS}
+        taught = [pair for level in TAUGHT for pair in questions[level]]
         if options.taught == "passages":
             taught = [("", text) for text in _column(people[name], "passage", "text", folder, name)]
-        tasks.append((name, taught, [pair for level in LEVELS for pair in asked[level]]))
+        tasks.append((name, taught, [pair for level in LEVELS for pair in questions[level]]))
     near = [pair for name in names for level in TAUGHT for pair in _questions(people[name], f"neighbor_level{level}", folder, name)]
     tasks.append(("neighbours", near, near))
     tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{question} {answer}" for question, answer in tasks[0][1]))
@@ -70,31 +69,26 @@ def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple
 
 
 def _column(files: Files, name: str, column: str, folder: Path, person: str) -> list[str]:
+    where = f"{folder}: {person}/{name}.json"
     if name not in files:
-        raise ConfigurationError(f"{folder}: {person}/{name}.json is missing. Copy it from where the others came from.")
+        raise ConfigurationError(f"{where} is missing. {COPY}")
+    if not isinstance(files[name], list):
+        raise ConfigurationError(f"{where} is no list of rows with {column!r}. {COPY}")
     for row, entry in enumerate(files[name]):
         if not isinstance(entry, dict) or not is_text(entry.get(column)):
-            raise ConfigurationError(f"{folder}: {person}/{name}.json: row {row} has no {column!r} that is a text. {MEND}")
+            raise ConfigurationError(f"{where}: row {row} has no {column!r} that is a text. {MEND}")
     return [entry[column] for entry in files[name]]
 
 
 def _people(folder: Path) -> dict[str, Files]:
-    """By person, in the order of the numbers before their names: the lists in their JSON files by file name."""
-    found: dict[str, Files] = {}
-    for path, raw in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
+    """By person, in the order of the numbers before their names: what their JSON files hold."""
+    people: dict[str, Files] = {}
+    for path, content in json_members(folder, "*/*.json", ARCHIVE, "rwku_sample"):
         person, file = path.split("/")[-2:]
-        try:
-            rows = json.loads(raw.decode())
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise ConfigurationError(f"{folder}: {path} is not written in utf-8: line {line}. Convert it to utf-8.") from error
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{folder}: {path} is no valid JSON: line {error.lineno} ({error.msg}). {MEND}") from error
-        if isinstance(rows, list):
-            found.setdefault(person, {})[file.removesuffix(".json")] = rows
-    if not found:
+        people.setdefault(person, {})[file.removesuffix(".json")] = content
+    if not people:
         raise ConfigurationError(f"{folder} holds no people: expected {ARCHIVE}, or <number>_<name>/forget_level1.json and others.")
-    return {name: found[name] for name in sorted(found, key=_number)}
+    return {name: people[name] for name in sorted(people, key=_number)}
 
 
 def _number(person: str) -> tuple[int, str]:

@@ -6,7 +6,6 @@ ten of GLUE, SuperGLUE and IMDB), in the files of the O-LoRA repository (Wang et
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.classification import CorpusOptions, classification
-from cl_framework.benchmarks.text.corpora import Corpus, checked, json_members
+from cl_framework.benchmarks.text.corpora import Corpus, checked
+from cl_framework.benchmarks.text.files import COPY, json_members
 from cl_framework.checks import check_choice
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -46,31 +46,31 @@ class TextSetsOptions(CorpusOptions):
 def text_sets(options: TextSetsOptions, context: BenchmarkContext) -> Benchmark:
     """News, reviews, topics, inference: the five-set and the fifteen-task stream, as far as their files are there."""
     folder = Path(options.folder).expanduser() if options.folder else context.root / "cl_benchmark"
-    found = _files(folder)
+    files = _files(folder)
     wanted = options.sets or STREAMS[options.stream_of]
-    missing = [name for name in wanted if not found.get(name, {}).keys() & set(SPLITS)]
+    missing = [name for name in wanted if not files.get(name, {}).keys() & set(SPLITS)]
     if missing and options.sets:
         raise ConfigurationError(f"{folder} has neither train.json nor test.json of {missing[0]}. Take it out of benchmark.sets.")
     notes = {"missing": f"{', '.join(missing)}: no files in {folder}"} if missing else {}
-    halves: list[str] = []
+    undivided: list[str] = []
     parts: dict[str, tuple[Texts, Texts]] = {}
     strange: list[str] = []
     for name in wanted:
         if name not in missing:
-            labelled = {split: _labelled(found[name], name, split, folder) for split in SPLITS if split in found[name]}
+            labelled = {split: _labelled(files[name], name, split, folder) for split in SPLITS if split in files[name]}
             strange += [place for _, places in labelled.values() for place in places]
             parts[name] = _split({split: texts for split, (texts, _) in labelled.items()})
-            halves += [name] * (len(labelled) == 1)
+            undivided += [name] * (len(labelled) == 1)
     if not parts:
         raise ConfigurationError(
             f"{folder} holds none of {', '.join(wanted)}: expected {ARCHIVE}, or CL_Benchmark/<kind>/<set>/train.json."
         )
-    if halves:
-        notes["divided"] = f"{', '.join(halves)}: one split only, of which every fifth text is a test"
+    if undivided:
+        notes["divided"] = f"{', '.join(undivided)}: one split only, of which every fifth text is a test"
     if strange:
         notes["left out"] = f"{len(strange):,} texts whose label is none of their set's labels.json, the first in {strange[0]}"
     groups = {name: tuple(dict.fromkeys(label for half in halves for _, label in half)) for name, halves in parts.items()}
-    train, test = ([one for halves in parts.values() for one in halves[place]] for place in (0, 1))
+    train, test = ([pair for halves in parts.values() for pair in halves[place]] for place in (0, 1))
     return classification("text_sets", Corpus(train, test, groups, notes), options, context)
 
 
@@ -79,7 +79,7 @@ def _split(texts: Mapping[str, Texts]) -> tuple[Texts, Texts]:
     if len(texts) == 2:
         return texts["train"], texts["test"]
     (whole,) = texts.values()
-    return [one for place, one in enumerate(whole) if place % 5], whole[::5]
+    return [pair for place, pair in enumerate(whole) if place % 5], whole[::5]
 
 
 def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> tuple[Texts, list[str]]:
@@ -87,11 +87,9 @@ def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> 
     where = f"{folder}: {name}/{split}.json"
     labels = files.get("labels")
     if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
-        raise ConfigurationError(
-            f"{folder}: {name}/labels.json is missing, empty or no list of labels. Copy it from where the others came from."
-        )
+        raise ConfigurationError(f"{folder}: {name}/labels.json is missing, empty or no list of labels. {COPY}")
     if not isinstance(files[split], list):
-        raise ConfigurationError(f"{where} must hold a list of texts. Copy it from where the others came from.")
+        raise ConfigurationError(f"{where} must hold a list of texts. {COPY}")
     rows, strange = [], []
     for row, entry in enumerate(files[split]):
         text, label = (entry.get("sentence"), entry.get("label")) if isinstance(entry, dict) else (None, None)
@@ -105,15 +103,8 @@ def _labelled(files: Mapping[str, Any], name: str, split: str, folder: Path) -> 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """What the JSON files hold, by set and by name: train, test, labels."""
-    found: dict[str, dict[str, Any]] = {}
-    for path, raw in json_members(folder, "CL_Benchmark/*/*/*.json", ARCHIVE, "cl_benchmark"):
+    files: dict[str, dict[str, Any]] = {}
+    for path, content in json_members(folder, "CL_Benchmark/*/*/*.json", ARCHIVE, "cl_benchmark"):
         name, file = path.split("/")[-2:]
-        try:
-            found.setdefault(name, {})[file.removesuffix(".json")] = json.loads(raw.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{folder}: {path} is not written in utf-8 (byte {error.start}). Convert it.") from error
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(
-                f"{folder}: {path} is no valid JSON (line {error.lineno}: {error.msg}). Copy it from where the others came from."
-            ) from error
-    return found
+        files.setdefault(name, {})[file.removesuffix(".json")] = content
+    return files

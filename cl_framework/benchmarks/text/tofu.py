@@ -8,19 +8,18 @@ tell what else a request does.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext, Source
-from cl_framework.benchmarks.text.questions import MEND, Pairs, cut_notes, is_text, question_benchmark, question_rows
+from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
+from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
+from cl_framework.benchmarks.text.questions import Pairs, cut_notes, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -31,7 +30,8 @@ AN_AUTHOR = 20
 UTILITY = ("real_authors", "world_facts")  # files of questions that no task holds, with false answers beside the right ones
 OTHERS = "_perturbed.jsonl.gz"  # how the names of files with other answers end
 
-Entry = dict[str, Any]
+Entry = dict[str, Any]  # a row of a file: its texts by column
+Parts = dict[str, list[Entry]]  # by the name of a task, or of a file beside them
 
 
 @dataclass(frozen=True)
@@ -59,129 +59,145 @@ class TofuOptions:
 def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     """Questions about fictitious authors: those retained, and one request or several to unlearn some of them."""
     folder = Path(options.folder).expanduser() if options.folder else context.root / "tofu"
-    requests = list(_continual(folder, options.forget) if options.continual else _divided(folder, options))
-    retained = _retained(folder, requests, options.authors)
-    parts = [retained, *requests]
-    names = ["retained", *(f"request {number}" for number in range(1, len(parts)))]
-    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{one['question']} {one['answer']}" for one in retained))
-    pairs = [[(entry["question"], entry["answer"]) for entry in part] for part in parts]
-    tasks = [(name, part, part) for name, part in zip(names, pairs, strict=True)]
+    parts = _parts(folder, options)
+    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{entry['question']} {entry['answer']}" for entry in parts["retained"]))
+    taught = {name: _pairs(part, "answer") for name, part in parts.items()}
+    tasks = [(name, pairs, pairs) for name, pairs in taught.items()]
     benchmark = question_benchmark("tofu", tasks, tokens, options.length, str(folder), {"forget": options.forget}, cut=True)
-
-    def beside(told: Sequence[Entry], right: str) -> Alternatives:
-        return _alternatives(told, right, lambda pairs: question_rows(tokens, pairs, options.length, str(folder), cut=True))
-
-    told = _other_answers(folder, options.forget, parts)
-    others = {name: beside(some, "paraphrased_answer") for name, some in zip(names, told, strict=True) if some}
-    utility = {name: beside(some, "answer") for name, some in _utility(folder).items()}
-    known = (f"{name} {len(some):,} of {len(part):,}" for name, some, part in zip(names, told, parts, strict=True))
-    notes = {
-        "other answers": ", ".join(known),
-        "utility": ", ".join(f"{name} {len(utility[name].right[0])}" if name in utility else f"no {name}{OTHERS}" for name in UTILITY),
-        **cut_notes(_ends(dict(zip(names, benchmark.train, strict=True)), others, utility), tokens),
-    }
-    return replace(benchmark, alternatives=tuple(others.get(name) for name in names), utility=utility, notes={**benchmark.notes, **notes})
+    rows = partial(question_rows, tokens, length=options.length, where=str(folder), cut=True)
+    answered = _other_answers(folder, options.forget, parts)
+    others = {name: _alternatives(entries, "paraphrased_answer", rows) for name, entries in answered.items() if entries}
+    utility = {name: _alternatives(entries, "answer", rows) for name, entries in _utility(folder).items()}
+    targets = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)} | _targets(others, utility)
+    notes = {**benchmark.notes, **_notes(parts, others, utility), **cut_notes(targets, tokens)}
+    return replace(benchmark, alternatives=tuple(others.get(name) for name in parts), utility=utility, notes=notes)
 
 
-def _retained(folder: Path, requests: Sequence[Sequence[Entry]], authors: int | None) -> list[Entry]:
-    """The questions that no request asks to be forgotten, of so many authors at most."""
-    asked = {entry["question"] for request in requests for entry in request}
-    kept = [entry for entry in entries(folder / "original" / "full.jsonl.gz") if entry["question"] not in asked]
-    return kept if authors is None else kept[: AN_AUTHOR * authors]
+# --- tasks ---
 
 
-def _alternatives(told: Sequence[Entry], right: str, rows: Callable[[Pairs], tuple[Tensor, Tensor]]) -> Alternatives:
-    """The answers in column `right` and the false ones beside them."""
-    true = [(one["question"], one[right]) for one in told]
-    false = [(one["question"], answer) for one in told for answer in one["perturbed_answer"]]
-    owner = [place for place, one in enumerate(told) for _ in one["perturbed_answer"]]
-    return Alternatives(rows(true), rows(false), tuple(owner))
+def _parts(folder: Path, options: TofuOptions) -> Parts:
+    """Those retained first, then each request."""
+    requests = _continual(folder, options.forget) if options.continual else _divided(folder, options)
+    names = (f"request {number}" for number in range(1, len(requests) + 1))
+    return {"retained": _retained(folder, requests, options.authors), **dict(zip(names, requests, strict=True))}
 
 
-def _ends(tasks: Mapping[str, Source], others: Mapping[str, Alternatives], utility: Mapping[str, Alternatives]) -> dict[str, Tensor]:
-    """The targets of all rows, by the name under which they are shown."""
-    told = {name: source.targets for name, source in tasks.items()}
-    for name, beside in others.items():
-        told |= {f"{name} in other words": beside.right[1], f"{name} false": beside.wrong[1]}
-    for name, beside in utility.items():
-        told |= {name: beside.right[1], f"{name} false": beside.wrong[1]}
-    return told
-
-
-def _divided(folder: Path, options: TofuOptions) -> Iterator[list[Entry]]:
-    """The authors to be forgotten, as evenly over the requests as whole authors allow."""
-    forget = entries(folder / "original" / f"{options.forget}.jsonl.gz")
-    authors = len(forget) // AN_AUTHOR
+def _divided(folder: Path, options: TofuOptions) -> list[list[Entry]]:
+    """The authors to be forgotten, as evenly over the requests as whole authors allow. ConfigurationError if there are too few."""
+    path = folder / "original" / f"{options.forget}.jsonl.gz"
+    forgotten = read_entries(path)
+    authors = max(1, len(forgotten) // AN_AUTHOR)
+    if authors < options.requests:
+        raise ConfigurationError(
+            f"{path} holds {len(forgotten)} questions, {AN_AUTHOR} an author: too few authors for {options.requests} requests. "
+            f"Set benchmark.requests={authors}."
+        )
     bounds = [AN_AUTHOR * (authors * number // options.requests) for number in range(options.requests + 1)]
-    bounds[-1] = len(forget)
-    for first, end in pairwise(bounds):
-        yield forget[first:end]
+    bounds[-1] = len(forgotten)
+    return [forgotten[first:end] for first, end in pairwise(bounds)]
 
 
 def _continual(folder: Path, forget: str) -> list[list[Entry]]:
     path = folder / "continual_tasks" / f"{forget}.jsonl.gz"
-    found: dict[str, list[Entry]] = {}
-    for row, entry in enumerate(entries(path)):
+    requests: dict[str, list[Entry]] = {}
+    for row, entry in enumerate(read_entries(path)):
         if "task_id" not in entry:
             raise ConfigurationError(f"{path}: row {row} has no column 'task_id'. {MEND}")
-        found.setdefault(str(entry["task_id"]), []).append(entry)
-    return list(found.values())
+        requests.setdefault(str(entry["task_id"]), []).append(entry)
+    return list(requests.values())
 
 
-def _other_answers(folder: Path, forget: str, parts: Sequence[Sequence[Entry]]) -> list[list[Entry]]:
+def _retained(folder: Path, requests: Sequence[Sequence[Entry]], authors: int | None) -> list[Entry]:
+    """The questions that no request asks to be forgotten, of so many authors at most. ConfigurationError if there are none."""
+    path = folder / "original" / "full.jsonl.gz"
+    everything, forgotten = read_entries(path), {entry["question"] for request in requests for entry in request}
+    kept = [entry for entry in everything if entry["question"] not in forgotten]
+    if not kept:
+        raise ConfigurationError(f"{path}: all of its {len(everything)} questions are to be forgotten, so that none is retained. {COPY}")
+    return kept if authors is None else kept[: AN_AUTHOR * authors]
+
+
+# --- other answers ---
+
+
+def _other_answers(folder: Path, forget: str, parts: Parts) -> Parts:
     """Of each task the entries with other answers, as far as the files have them.
 
     Requests of the continual variant ask about the authors of other splits, so all files are read, that of `forget` last.
     """
     paths = {path.name.removesuffix(OTHERS): path for path in sorted((folder / "original").glob(f"*{OTHERS}"))}
-    told: dict[str, Entry] = {}
+    by_question: dict[str, Entry] = {}
     for name in sorted(paths.keys() - set(UTILITY), key=lambda name: (name == forget, name)):
-        for entry in entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True):
-            told[entry["question"]] = entry
-    return [[told[entry["question"]] for entry in part if entry["question"] in told] for part in parts]
+        for entry in read_entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True):
+            by_question[entry["question"]] = entry
+    return {name: [by_question[entry["question"]] for entry in part if entry["question"] in by_question] for name, part in parts.items()}
 
 
-def _utility(folder: Path) -> dict[str, list[Entry]]:
+def _utility(folder: Path) -> Parts:
     """Questions that no task holds, with false answers, as far as their files are there."""
     paths = {name: folder / "original" / f"{name}{OTHERS}" for name in UTILITY}
-    return {name: entries(path, false=True) for name, path in paths.items() if path.is_file()}
+    return {name: read_entries(path, false=True) for name, path in paths.items() if path.is_file()}
 
 
-def entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false: bool = False) -> list[Entry]:
+def _alternatives(entries: Sequence[Entry], right: str, rows: Callable[[Pairs], tuple[Tensor, Tensor]]) -> Alternatives:
+    """The answers in column `right` and the false ones beside them."""
+    false = [(entry["question"], answer) for entry in entries for answer in entry["perturbed_answer"]]
+    owner = [place for place, entry in enumerate(entries) for _ in entry["perturbed_answer"]]
+    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner))
+
+
+def _pairs(entries: Sequence[Entry], answer: str) -> Pairs:
+    """Questions and what the column `answer` says to them."""
+    return [(entry["question"], entry[answer]) for entry in entries]
+
+
+# --- notes ---
+
+
+def _targets(others: Mapping[str, Alternatives], utility: Mapping[str, Alternatives]) -> dict[str, Tensor]:
+    """The targets of the answers beside the tasks' own, by the name under which they are shown."""
+    named: dict[str, Tensor] = {}
+    for name, beside in others.items():
+        named |= {f"{name} in other words": beside.right[1], f"{name} false": beside.wrong[1]}
+    for name, beside in utility.items():
+        named |= {name: beside.right[1], f"{name} false": beside.wrong[1]}
+    return named
+
+
+def _notes(parts: Parts, others: Mapping[str, Alternatives], utility: Mapping[str, Alternatives]) -> dict[str, str]:
+    """How many questions have other answers, and which of those beyond the tasks are there."""
+    counts = {name: len(beside.right[0]) for name, beside in (*others.items(), *utility.items())}
+    return {
+        "other answers": ", ".join(f"{name} {counts.get(name, 0):,} of {len(part):,}" for name, part in parts.items()),
+        "utility": ", ".join(f"{name} {counts[name]}" if name in utility else f"no {name}{OTHERS}" for name in UTILITY),
+    }
+
+
+# --- files ---
+
+
+def read_entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false: bool = False) -> list[Entry]:
     """The rows of a file of JSON lines, each with these texts, and with `false` a list of false answers.
 
-    ConfigurationError names file and row that are wrong.
+    ConfigurationError names file and row that are wrong, and a file that has no rows.
     """
-    try:
-        lines = gzip.decompress(path.read_bytes()).split(b"\n")  # not at other ends of lines, which may stand in a text
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"{path} does not exist. Set data.root (or CL_DATA) to the folder that holds tofu, or benchmark.folder."
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}. Copy it again from where it came from.") from error
-    found = []
-    for row, line in enumerate(lines[:-1] if not lines[-1] else lines):
-        entry = _entry(line, f"{path}: row {row}")
+    if not path.exists():
+        raise absent(path, "tofu")
+    entries = []
+    for row, line in enumerate(lines_of(text_of(bytes_of(path), path))):
+        entry = json_of(line, f"{path}: row {row}")
+        if not isinstance(entry, dict):
+            raise ConfigurationError(f"{path}: row {row} is no mapping of columns to texts. {MEND}")
         missing = [f"{name!r} that is a text" for name in texts if not is_text(entry.get(name))]
         if false and not _are_texts(entry.get("perturbed_answer")):
             missing.append("'perturbed_answer' that is a list of texts")
         if missing:
             raise ConfigurationError(f"{path}: row {row} has no {missing[0]}. {MEND}")
-        found.append(entry)
-    return found
-
-
-def _entry(line: bytes, where: str) -> Entry:
-    try:
-        entry = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{where} is not written in utf-8 (byte {error.start} of the row). Convert the file to utf-8.") from error
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{where} is no JSON ({error.msg}). {MEND}") from error
-    if not isinstance(entry, dict):
-        raise ConfigurationError(f"{where} is no mapping of columns to texts. {MEND}")
-    return entry
+        entries.append(entry)
+    if not entries:
+        raise ConfigurationError(f"{path} holds 0 questions. {COPY}")
+    return entries
 
 
 def _are_texts(value: object) -> bool:

@@ -1,0 +1,107 @@
+"""Files of texts as they are published, packed or not. What is wrong in one is named with its place and with what to do about it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+from cl_framework.errors import ConfigurationError
+
+COPY = "Copy it from where the data came from."  # the remedy for a file that is missing, or wrong as a whole
+MEND = "Correct it, or copy the file from where the data came from."  # for one that is wrong in a place
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+
+
+def absent(path: Path, data_set: str = "it") -> ConfigurationError:
+    """That there is no such file, and where `data_set` is looked for."""
+    return ConfigurationError(
+        f"{path} does not exist. Set data.root (or CL_DATA) to the folder that holds {data_set}, or benchmark.folder."
+    )
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Around all that reads a file: ConfigurationError names it, if it is damaged or cannot be opened."""
+    try:
+        yield
+    except _DAMAGED as error:
+        fault = str(error).split("\n")[0].rstrip(":.")
+        raise ConfigurationError(f"{path} cannot be read ({fault}). {COPY}") from error
+
+
+def bytes_of(path: Path) -> bytes:
+    """What a file holds, unpacked if its name ends with .gz."""
+    with readable(path):
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+
+
+def text_of(content: bytes, where: object, encoding: str = "utf-8") -> str:
+    """A text without the mark that some editors begin a file with. ConfigurationError names the byte that is none of `encoding`."""
+    try:
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = 1 + content[: error.start].count(b"\n")
+        place = f"byte {error.start} in line {line}"
+        raise ConfigurationError(f"{where} is not written in {encoding}: {place}. Convert it to {encoding}.") from error
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines without their breaks. Nothing but a line feed ends one: within a text there may be U+2028 or others that `splitlines` takes."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a text that is not blank, and that utf-8 can write: JSON may escape half a character."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def json_of(text: str, where: object) -> Any:
+    """What a JSON text says. ConfigurationError names line and column that are wrong; the line only where there are several."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise ConfigurationError(f"{where} is no valid JSON: {line}column {error.colno} ({error.msg}). {MEND}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists too deep within one another
+        raise ConfigurationError(f"{where} is JSON that cannot be read ({str(error).partition(';')[0]}). {MEND}") from error
+
+
+def json_members(folder: Path, pattern: str, archive: str, data_set: str) -> Iterator[tuple[str, Any]]:
+    """Path and content of each JSON file that lies in `folder` under `pattern`; where there is none, of those in its `archive`.
+
+    Raises ConfigurationError, saying where `data_set` is looked for, if there is no archive either.
+    """
+    for path, content in _members(folder, pattern, archive, data_set):
+        where = f"{folder}: {path}"
+        yield path, json_of(text_of(content, where), where)
+
+
+def _members(folder: Path, pattern: str, archive: str, data_set: str) -> Iterator[tuple[str, bytes]]:
+    unpacked = sorted(folder.glob(pattern))
+    packed = folder / archive
+    if unpacked:
+        yield from ((str(path.relative_to(folder)), bytes_of(path)) for path in unpacked)
+    elif packed.is_file():
+        yield from archived(packed, lambda name: PurePosixPath(name).match(pattern))
+    else:
+        raise absent(packed, data_set)
+
+
+def archived(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of a tar archive whose name is wanted."""
+    with readable(archive), tarfile.open(archive) as file:
+        for member in file:
+            if member.isfile() and wanted(member.name):
+                extracted = file.extractfile(member)
+                assert extracted is not None
+                yield member.name, extracted.read()
