@@ -66,6 +66,7 @@ class Alternatives:
     right: tuple[Tensor, Tensor]  # a row a question
     wrong: tuple[Tensor, Tensor]  # some rows a question
     owner: tuple[int, ...]  # of each wrong row: the row of `right` that it belongs to
+    asked_by: tuple[int, ...] = ()  # of each row of `right`: the row of the task's training split with that question; () where no task asks
 
 
 @dataclass(frozen=True)

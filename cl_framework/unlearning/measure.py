@@ -96,6 +96,19 @@ def places_left(learner: Learner, task: TaskId, gone: Sequence[int]) -> Tensor:
     return (~torch.isin(targets, torch.tensor(gone))).nonzero().flatten()
 
 
+def without_copies(learner: Learner, samples: Samples, forgotten: Samples) -> Samples:
+    """Those texts that are none of the forgotten ones: some benchmarks (TOFU) test a task on what it is taught."""
+
+    def contents(part: Samples) -> list[bytes]:
+        rows = part.read(learner)
+        items = rows.items.values() if isinstance(rows.items, dict) else (rows.items,)
+        return [row.tobytes() for row in torch.cat([*items, rows.targets], 1).cpu().numpy()]
+
+    gone = set(contents(forgotten))
+    left = [content not in gone for content in contents(samples)]
+    return replace(samples, places=samples.places[torch.tensor(left)])
+
+
 @dataclass(frozen=True)
 class Question:
     """A request and the samples on which models are compared because of it.
@@ -108,6 +121,7 @@ class Question:
     index: int
     live: tuple[TaskId, ...]  # after the event
     own: Tensor  # (K,) bool: which of the pool's columns are classes of what was unlearned
+    forgotten: Tensor  # (F,) ids of all that was unlearned
     members: Samples  # training samples that were unlearned
     others: Samples  # test samples of the same classes
     pool: Samples
@@ -130,6 +144,8 @@ class Question:
         others = Samples(event.task, of_labels.nonzero().flatten(), among)
         members = Samples(None, learner.forgotten(event).ids, among)
         kept = [Samples(task, places_left(learner, task, gone.get(task, ())), columns(task)) for task in live]
+        if texts and event.granularity == "sample":
+            kept = [without_copies(learner, samples, members) for samples in kept]
         retained = sorted((samples for samples in kept if len(samples)), key=lambda samples: samples.task == event.task)
         share = max(FEWEST_TEXTS if texts else 1, most // max(1, len(retained)))
         pool = (members if event.granularity == "sample" else others).evenly(3 * most)
@@ -139,6 +155,7 @@ class Question:
             index,
             live,
             torch.isin(among, labels),
+            members.places,
             members.evenly(attacked),
             others.evenly(attacked),
             pool,

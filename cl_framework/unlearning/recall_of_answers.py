@@ -47,15 +47,16 @@ def recalled(learner: Learner, question: Question) -> Recalled | None:
     beside = benchmark.alternatives[task] if benchmark.alternatives else None
     if beside is None:
         return None
-    answers = told(learner, question.pool.read(learner))
-    ratios = truth_ratios(learner, beside, task)
+    answers = recall(learner, question.pool.read(learner))
+    unlearned = torch.isin(torch.tensor(beside.asked_by), benchmark.locate(question.forgotten)[1])
+    ratios = truth_ratios(learner, beside, task)[unlearned]
     return Recalled(answers.probability, answers.exact, answers.strength, ratios, _utility(learner, question))
 
 
 def _utility(learner: Learner, question: Question) -> dict[str, float]:
     """Of what is retained, the mean over tasks; of questions that no task holds as a share of the probability of all answers offered, as
     the code of TOFU has it for real authors and world facts: chance where a model has no idea."""
-    kept = [float(told(learner, samples.read(learner)).probability.mean()) for samples in question.retained]
+    kept = [float(recall(learner, samples.read(learner)).probability.mean()) for samples in question.retained]
     utility = {"retained": mean(kept)} if kept else {}
     as_of_task = next((task for task in question.live if task != question.event.task), question.event.task)
     for name, beside in learner.benchmark.utility.items():
@@ -64,7 +65,7 @@ def _utility(learner: Learner, question: Question) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Told:
+class Recall:
     """Of rows of texts, (N,) each: see `Recalled`."""
 
     probability: Tensor
@@ -72,7 +73,7 @@ class Told:
     strength: Tensor
 
 
-def told(learner: Learner, rows: Rows) -> Told:
+def recall(learner: Learner, rows: Rows) -> Recall:
     """What a model says at the places that are asked, each text read to that place.
 
     Texts of like lengths are asked together, each batch up to where its last question ends: what stands behind has no say.
@@ -88,7 +89,7 @@ def told(learner: Learner, rows: Rows) -> Told:
             if predict is not None:
                 scores = predict(features, scores, some)
             parts.append(torch.stack(_of_texts(scores, some.targets)).cpu())
-    return Told(*torch.cat(parts, 1)[:, order.argsort().cpu()])
+    return Recall(*torch.cat(parts, 1)[:, order.argsort().cpu()])
 
 
 def cut_behind(rows: Rows) -> None:
@@ -135,7 +136,7 @@ def right_shares(learner: Learner, beside: Alternatives, task: TaskId) -> Tensor
 
 def _right_and_wrong(learner: Learner, beside: Alternatives, task: TaskId) -> tuple[Tensor, Tensor]:
     """(M,) each: probability of the right answer to a question, and the sum of those of the false ones."""
-    right, wrong = (told(learner, _rows(learner, part, task)).probability for part in (beside.right, beside.wrong))
+    right, wrong = (recall(learner, _rows(learner, part, task)).probability for part in (beside.right, beside.wrong))
     return right, torch.zeros(len(right), dtype=wrong.dtype).index_add(0, torch.tensor(beside.owner), wrong)
 
 

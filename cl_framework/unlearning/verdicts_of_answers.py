@@ -16,7 +16,8 @@ def answers(models: Models) -> list[Figure]:
     own, before, oracle = models.unlearned.recalled, models.before.recalled, models.oracle.recalled
     if own is None or before is None or oracle is None:
         return []
-    return [_forget_quality(models, own, before, oracle), *(_answer_gap(models, name, column) for name, column in _ANSWERS.items())]
+    quality = [_forget_quality(models, own, before, oracle)] if len(own.truth_ratio) else []  # what was unlearned may have no other answers
+    return [*quality, *(_answer_gap(models, name, column) for name, column in _ANSWERS.items())]
 
 
 _ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact"}  # figure -> what it is the mean of

@@ -24,7 +24,7 @@ from cl_framework.learner import Learner
 from cl_framework.stream import Unlearn
 from cl_framework.unlearning.audit import audit
 from cl_framework.unlearning.measure import Question
-from cl_framework.unlearning.recall_of_answers import recalled, right_shares, told
+from cl_framework.unlearning.recall_of_answers import recall, recalled, right_shares
 from strategies.npo import NPO, npo
 
 TINY = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}
@@ -303,7 +303,7 @@ def learner(folder: Path, tmp_path: Path) -> Learner:
 
 def test_probability_exact_memorisation_and_strength_by_definition(learner: Learner) -> None:
     rows = learner.read(learner.training_ids(1)[:6])
-    found = told(learner, rows)
+    found = recall(learner, rows)
     learner.model.eval().requires_grad_(False)
     for place in range(6):
         alone = rows.take(torch.tensor([place]))
@@ -423,3 +423,25 @@ def test_one_author_of_two_is_forgotten(name: str, folder: Path, tmp_path: Path)
     assert found["T1"]["details"]["n"] == AN_AUTHOR, "questions about the one, not about both"
     assert found["T2"]["details"]["retained"] > 0.5, "the retained authors, and the second one"
     assert (found["T2"]["details"]["own"] == found["T2"]["details"]["oracle"]) == (name == "rewind")
+
+
+def test_part_of_a_task_is_asked_about_what_was_unlearned_and_the_rest_is_retained(folder: Path, tmp_path: Path) -> None:
+    """TOFU is tested on what it is taught: no forgotten question may stand among the retained ones, nor a retained one in T1."""
+
+    def of_request(event: str) -> tuple[Question, Tensor, Tensor]:
+        """The question, the rows of its task that were unlearned, and their truth ratios."""
+        learner = assemble(load_experiment(settings(folder, tmp_path, stream=f"L0-1 {event}", strategies={"npo": {}})))
+        asked_for = learner.stream.events[2]
+        assert isinstance(asked_for, Unlearn)
+        question = Question.of(learner, asked_for, 2, learner.stream)
+        answers = recalled(learner, question)
+        assert answers is not None
+        return question, learner.benchmark.locate(question.forgotten)[1], answers.truth_ratio
+
+    whole, rows_of_whole, ratios_of_whole = of_request("U1")
+    part, rows, ratios = of_request("U1:fraction=0.25@seed7")
+    assert rows_of_whole.tolist() == list(range(FORGOTTEN * AN_AUTHOR)) and len(rows) == len(ratios) == FORGOTTEN * AN_AUTHOR // 4
+    assert torch.allclose(ratios, ratios_of_whole[rows], rtol=1e-5)
+    assert not torch.allclose(ratios, ratios_of_whole[: len(rows)], rtol=1e-5)
+    assert [samples.task for samples in whole.retained] == [0] and [samples.task for samples in part.retained] == [0, 1]
+    assert len(part.retained[1]) and set(part.retained[1].places.tolist()).isdisjoint(rows.tolist())

@@ -38,7 +38,9 @@ def question(classes: int = 4, own: int = 2) -> Question:
     columns = torch.arange(classes)
     pool = Samples(1, torch.arange(COUNT), columns)
     members = Samples(None, torch.arange(COUNT), columns)
-    return Question(Unlearn(1), 2, (0,), columns < own, members, pool, pool, pool, (Samples(0, torch.arange(COUNT), columns),))
+    return Question(
+        Unlearn(1), 2, (0,), columns < own, members.places, members, pool, pool, pool, (Samples(0, torch.arange(COUNT), columns),)
+    )
 
 
 def answers(share: float, tilt: float = 1.0, classes: int = 4) -> Tensor:

@@ -67,7 +67,7 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     rows = partial(question_rows, tokens, length=options.length, where=str(folder), cut=True)
     answered = _other_answers(folder, options.forget, parts)
     others = {name: _alternatives(entries, "paraphrased_answer", rows) for name, entries in answered.items() if entries}
-    utility = {name: _alternatives(entries, "answer", rows) for name, entries in _utility(folder).items()}
+    utility = {name: _alternatives(dict(enumerate(entries)), "answer", rows, of_task=False) for name, entries in _utility(folder).items()}
     targets = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)} | _targets(others, utility)
     notes = {**benchmark.notes, **_notes(parts, others, utility), **cut_notes(targets, tokens)}
     return replace(benchmark, alternatives=tuple(others.get(name) for name in parts), utility=utility, notes=notes)
@@ -121,8 +121,8 @@ def _retained(folder: Path, requests: Sequence[Sequence[Entry]], authors: int | 
 # --- other answers ---
 
 
-def _other_answers(folder: Path, forget: str, parts: Parts) -> Parts:
-    """Of each task the entries with other answers, as far as the files have them.
+def _other_answers(folder: Path, forget: str, parts: Parts) -> dict[str, dict[int, Entry]]:
+    """Of each task the entries with other answers, as far as the files have them, by the place of their question in the task.
 
     Requests of the continual variant ask about the authors of other splits, so all files are read, that of `forget` last.
     """
@@ -131,7 +131,10 @@ def _other_answers(folder: Path, forget: str, parts: Parts) -> Parts:
     for name in sorted(paths.keys() - set(UTILITY), key=lambda name: (name == forget, name)):
         for entry in read_entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True):
             by_question[entry["question"]] = entry
-    return {name: [by_question[entry["question"]] for entry in part if entry["question"] in by_question] for name, part in parts.items()}
+    return {
+        name: {place: by_question[entry["question"]] for place, entry in enumerate(part) if entry["question"] in by_question}
+        for name, part in parts.items()
+    }
 
 
 def _utility(folder: Path) -> Parts:
@@ -140,11 +143,14 @@ def _utility(folder: Path) -> Parts:
     return {name: read_entries(path, false=True) for name, path in paths.items() if path.is_file()}
 
 
-def _alternatives(entries: Sequence[Entry], right: str, rows: Callable[[Pairs], tuple[Tensor, Tensor]]) -> Alternatives:
-    """The answers in column `right` and the false ones beside them."""
+def _alternatives(
+    by_place: Mapping[int, Entry], right: str, rows: Callable[[Pairs], tuple[Tensor, Tensor]], *, of_task: bool = True
+) -> Alternatives:
+    """The answers in column `right` and the false ones beside them; of_task: whether places are those of a task's questions."""
+    entries = list(by_place.values())
     false = [(entry["question"], answer) for entry in entries for answer in entry["perturbed_answer"]]
     owner = [place for place, entry in enumerate(entries) for _ in entry["perturbed_answer"]]
-    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner))
+    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner), tuple(by_place) if of_task else ())
 
 
 def _pairs(entries: Sequence[Entry], answer: str) -> Pairs:
