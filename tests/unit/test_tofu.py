@@ -428,7 +428,7 @@ def test_one_author_of_two_is_forgotten(name: str, folder: Path, tmp_path: Path)
 def test_part_of_a_task_is_asked_about_what_was_unlearned_and_the_rest_is_retained(folder: Path, tmp_path: Path) -> None:
     """TOFU is tested on what it is taught: no forgotten question may stand among the retained ones, nor a retained one in T1."""
 
-    def of_request(event: str) -> tuple[Question, Tensor, Tensor]:
+    def of_request(event: str) -> tuple[Question, torch.Tensor, torch.Tensor]:
         """The question, the rows of its task that were unlearned, and their truth ratios."""
         learner = assemble(load_experiment(settings(folder, tmp_path, stream=f"L0-1 {event}", strategies={"npo": {}})))
         asked_for = learner.stream.events[2]
