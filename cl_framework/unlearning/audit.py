@@ -69,20 +69,13 @@ def audit(
         learner = assemble(experiment, benchmark)
         stream = learner.stream
         log = DeletionLog(directory.path / "deletion")
-        states = {index: row["state_after"] for index, row in log.done().items()}
         asked = [Question.of(learner, event, index, stream) for index, event in enumerate(stream) if isinstance(event, Unlearn)]
         exact = {question.index for question in asked if learner.is_exact(question.event)}
         oracles = Oracles(experiment, benchmark, experiment.run.seed, Path(experiment.run.out) / ORACLES, made)
         own = Watch(asked, stream, exact, oracles.measurements, of_run=True, keeps_before=keep_learned)
         own.untrained(learner)
-        requested = asked[0].index
-        learned = Learned(oracles, requested, log.requested()[requested]["state_before"], keep_learned)
         tell(f"living through {directory.path} again: {len(stream)} events")
-        kept = len(stream) - live_again(experiment, benchmark, states, own.at, learned)
-        if kept:
-            tell(f"{kept} of them were kept, and are not run again")
-        if keep_learned and learner.stack.replays:
-            tell("nothing that was learned is kept of this run: a strategy of it goes back to earlier states")
+        learned = live_through(experiment, benchmark, log, oracles, own, tell)
         seeds_of_oracles = [experiment.run.seed + number for number in range(seeds)]
         watched = [oracle_watch(experiment, benchmark, asked, stream, exact, seed, made, tell) for seed in seeds_of_oracles]
         result = {
@@ -90,7 +83,7 @@ def audit(
             "tier": tier,
             "oracle_seeds": seeds_of_oracles,
             "oracle_states": [row for watch in watched for row in watch.states],
-            "learned": {"events_kept": kept, "state": learned.digest},  # how many events were not lived through again, and where they led
+            "learned": learned,
             "measurements_kept": sorted({*oracles.measurements.taken, *(name for watch in watched for name in watch.measurements.taken)}),
             **identity(directory, experiment, learner),
             "requests": [
@@ -125,6 +118,21 @@ def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experi
         raise ConfigurationError(f"{path} was run under another configuration than {' '.join(overrides)} asks for. Undo that.")
     check_complete(directory)
     return directory, experiment
+
+
+def live_through(
+    experiment: Experiment, benchmark: Benchmark, log: DeletionLog, oracles: Oracles, own: Watch, tell: Callable[[str], None]
+) -> Row:
+    """The run itself, looked at by its own watch; how many of its first events were not lived through again, and the state they led to."""
+    first = own.questions[0].index
+    states = {index: row["state_after"] for index, row in log.done().items()}
+    learned = Learned(oracles, first, log.requested()[first]["state_before"], own.keeps_before)
+    kept = len(own.stream) - live_again(experiment, benchmark, states, own.at, learned)
+    if kept:
+        tell(f"{kept} of them were kept, and are not run again")
+    elif own.keeps_before and oracles.learned(first) is None:
+        tell("nothing that was learned is kept of this run: a strategy of it goes back to earlier states")
+    return {"events_kept": kept, "state": learned.digest}
 
 
 def oracle_watch(
