@@ -127,6 +127,7 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--orders 9", None, ""),  # a matter of tier full
         ("--seeds 2", {"seeds": 2}, "standard has oracles of 1 seed, and --seeds 2 was asked for; it is made anew."),
         ("--again", {}, ""),
+        ("--again --keep-learned", {}, ""),
         ("--again --seeds 2", {"seeds": 2}, ""),
         ("--tier full", None, ""),
         ("--tier full --orders 2 --seeds 1", None, ""),
@@ -149,8 +150,11 @@ def test_an_audit_is_made_anew_where_something_else_is_asked_for(
 ) -> None:
     path, calls = orders if "full" in words else run, []
 
-    def noted(path: Path, tier: str, *, overrides: Any, made: set[Path] | None, tell: Any, **more: int) -> dict[str, Any]:
+    def noted(
+        path: Path, tier: str, *, overrides: Any, made: set[Path] | None, keep_learned: bool, tell: Any, **more: int
+    ) -> dict[str, Any]:
         assert made == (set() if "--again" in words else None)  # and so whether kept oracles are taken
+        assert keep_learned is ("--keep-learned" in words)
         calls.append(more)
         return audit_report.read_audit(path / "audit" / f"{tier}.json")
 
@@ -158,6 +162,12 @@ def test_an_audit_is_made_anew_where_something_else_is_asked_for(
     assert main(["audit", str(path), *words.split()]) == 0
     assert calls == ([] if asked is None else [asked])
     assert capsys.readouterr().err == (f"{path}: its audit of tier {said}\n" if said else "")
+
+
+def test_where_an_audit_stands_nothing_can_be_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), "--keep-learned"]) == 0
+    told = f"{run}: its audit stands, so nothing is kept of it. Make it anew with --again to keep what was learned.\n"
+    assert capsys.readouterr().err == told
 
 
 def test_events_that_have_no_more_orders_are_not_audited_for_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
