@@ -238,6 +238,10 @@ APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  #
         ("audit_perm_mnist", "audit_perm_mnist", []),
         ("audit_perm_mnist_standard", "audit_perm_mnist_standard", []),
         ("cost_fashion_mnist", "audit_fashion_mnist", ["--costs"]),
+        ("audit_tofu", "audit_tofu", []),
+        ("answers_tofu", "audit_tofu", ["--answers"]),
+        ("audit_tofu_continual", "audit_tofu_continual", []),
+        ("answers_tofu_continual", "audit_tofu_continual", ["--answers"]),
     ],
 )
 def test_tables_of_audits_are_made_from_the_committed_rows(block: str, name: str, options: list[str], tmp_path: Path) -> None:
@@ -246,6 +250,24 @@ def test_tables_of_audits_are_made_from_the_committed_rows(block: str, name: str
     copy.write_text(empty)
     assert main(["audit", str(ROOT / "experiments" / "results" / f"{name}.csv"), *options, "--into", f"{copy}#{block}"]) == 0
     assert copy.read_text() == README.read_text() != empty
+
+
+def test_what_is_said_of_tofu_is_in_the_committed_rows() -> None:
+    rows = [row for row in read_csv(ROOT / "experiments" / "results" / "audit_tofu.csv") if row["model"] == UNLEARNED]
+    details = [row["details"] for row in rows if row["name"] == "T2"]
+
+    def means(name: str) -> float:
+        return mean(one[name] for one in details)
+
+    readme = " ".join(README.read_text().split())
+    said = "the right answers a probability of {:.3f} on what is to be forgotten and {:.3f} on what is retained"
+    assert said.format(means("before"), means("before_retained")) in readme
+    assert said.format(means("before") + 0.01, means("before_retained")) not in readme
+    assert f"the oracle {means('oracle'):.4f} and {means('oracle_retained'):.3f}" in readme
+    for name, kept in (("rmu", "{:.3f} of it and {:.3f}"), ("simnpo", "{:.3f} and {:.3f}")):
+        own = [row["details"] for row in rows if row["name"] == "T2" and row["strategy"] == name]
+        assert len(own) == 3 and kept.format(mean(one["own"] for one in own), mean(one["retained"] for one in own)) in readme
+    assert not any(row["unlearned"] for row in rows)
 
 
 def test_what_is_said_of_costs_is_in_the_committed_rows() -> None:
@@ -349,4 +371,8 @@ def test_tables_stand_between_markers() -> None:
         "clinc150_differences",
         "language_shift",
         "language_shift_differences",
+        "audit_tofu",
+        "answers_tofu",
+        "audit_tofu_continual",
+        "answers_tofu_continual",
     ]
