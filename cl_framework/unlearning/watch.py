@@ -97,7 +97,10 @@ class Watch:
         """The same model asked twice must say the same."""
         again = glance(learner, question)
         if again != measured.glance:
-            raise FrameworkError(f"a model answers differently about {question.event} when asked again: no figure of it can be trusted.")
+            raise FrameworkError(
+                f"a model answers differently about {question.event} when asked again: no figure of it can be trusted. "
+                "Audit with --again, which takes nothing that was kept; if it stays so, a strategy or a model answers at random."
+            )
         return again
 
     def _as_recorded(self, learner: Learner, question: Question) -> list[Row]:

@@ -163,7 +163,7 @@ def test_every_file_the_readme_links_to_exists() -> None:
 VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_law_grid", "online_cifar10_jpeg", "online_cifar10_jpeg_full")
 
 
-@pytest.mark.parametrize("name", [*VISION, "clinc150", "language_shift", "unlearn_perm_mnist"])
+@pytest.mark.parametrize("name", [*VISION, "clinc150", "language_shift", "language_shift_gap", "unlearn_perm_mnist"])
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -369,6 +369,7 @@ def test_tables_stand_between_markers() -> None:
         "clinc150_differences",
         "language_shift",
         "language_shift_differences",
+        "language_shift_gap",
         "audit_tofu",
         "answers_tofu",
     ]

@@ -158,7 +158,7 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "empty").mkdir()
     for options, text in (
         ({"texts": ("latin",)}, r"latin.txt is not written in utf-8: byte 11 in line 3\. Convert it to utf-8\."),
-        ({"texts": ("short",)}, r"short.txt has 1 paragraphs; two are needed, one to learn and one held out."),
+        ({"texts": ("short",)}, r"short.txt has 1 paragraphs; two are needed, one to learn and one held out. Add text, or leave it out."),
         ({"texts": ("broken",)}, r"broken.txt.gz cannot be read \(.*\)\. Copy it from where the data came from\."),
         ({"texts": ("damaged",)}, r"damaged.txt.gz cannot be read \(Error -3 .*\)\. Copy it from where the data came from\."),
         ({"texts": ("nowhere",)}, r"there is no nowhere.txt or nowhere.txt.gz in .*. Set benchmark.folder or data.root=DIR"),

@@ -184,5 +184,7 @@ def _lines(folder: Path, name: str) -> list[str]:
         )
     lines = [paragraph for line in lines_of(text_of(bytes_of(path), path)) if (paragraph := line.strip())]
     if len(lines) < 2:
-        raise ConfigurationError(f"{path} has {len(lines)} paragraphs; two are needed, one to learn and one held out.")
+        raise ConfigurationError(
+            f"{path} has {len(lines)} paragraphs; two are needed, one to learn and one held out. Add text, or leave it out."
+        )
     return lines

@@ -99,7 +99,7 @@ class Loaded:
         try:
             self._tokenizer = _tokenizers().Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises a bare Exception for a damaged file
-            raise ConfigurationError(f"benchmark.tokenizer: {file} cannot be read: {error}.") from error
+            raise ConfigurationError(f"benchmark.tokenizer: {file} cannot be read: {error}. Copy it again, or name another one.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._file = file
