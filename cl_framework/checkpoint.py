@@ -94,6 +94,14 @@ def _begins_like_one(path: Path) -> bool:
     return start.startswith(_STARTS[0]) or (start.startswith(_STARTS[1]) and _INSIDE in start)
 
 
+def write_state(folder: Path, name: str, state: Mapping[str, Any]) -> None:
+    """Write a state to `<name>-<digest>.pt`, whole or not at all: see `damage`."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    atomic_write(folder / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}.pt", data)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file, or None."""
     try:

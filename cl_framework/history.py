@@ -7,7 +7,6 @@ used, at the price of more training.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cl_framework.checkpoint import damage, load_state
-from cl_framework.records import atomic_write
+from cl_framework.checkpoint import damage, load_state, write_state
 from cl_framework.stream import Learn, Stream, TaskId
 
 
@@ -64,11 +62,7 @@ class History:
         key = key_of(stream, count, learner)
         if self._path(count, key) is not None:
             return
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        data = buffer.getvalue()
-        name = f"{count:04d}-{key}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
-        atomic_write(self.folder / name, data)
+        write_state(self.folder, f"{count:04d}-{key}", state)
 
     def nearest(self, stream: Stream, count: int, learner: Shows) -> tuple[int, dict[str, Any] | None]:
         """The longest way along the first `count` events that is kept: its length, and the state; (0, None) if there is none at all."""

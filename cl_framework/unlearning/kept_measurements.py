@@ -6,20 +6,15 @@ found by the model's digest and by all that was asked of it.
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cl_framework.benchmarks.base import Alternatives
-from cl_framework.checkpoint import damage, load_state
+from cl_framework.checkpoint import damage, load_state, write_state
 from cl_framework.digests import digest_of
 from cl_framework.learner import Learner
-from cl_framework.records import atomic_write
 from cl_framework.unlearning.measure import Glance, Measured, Question, measure
 from cl_framework.unlearning.recall_of_answers import Recalled
 
@@ -44,12 +39,8 @@ class KeptMeasurements:
                 self.taken.append(path.name)
                 return measured_from(load_state(path))
         measured = measure(learner, question)
-        if not keep:
-            return measured
-        buffer = io.BytesIO()
-        torch.save(asdict(measured), buffer)
-        data = buffer.getvalue()
-        atomic_write(self.folder / f"{key}-{hashlib.sha256(data).hexdigest()[:16]}.pt", data)
+        if keep:
+            write_state(self.folder, key, asdict(measured))
         return measured
 
     def remove(self) -> None:
