@@ -7,12 +7,10 @@ files looked like, so that other files make another one.
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import pickle
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from cl_framework.benchmarks.damaged import readable
 from cl_framework.benchmarks.sources import DatasetSource, TensorSource, as_tensor, fits_in_memory
 from cl_framework.errors import ConfigurationError
 
@@ -117,7 +116,7 @@ def _members(folder: Path, files: list[Path], notes: list[Path], texts: Sequence
             yield path.relative_to(folder).as_posix(), path.read_bytes() if read else b""
         return
     for archive in files:
-        try:
+        with readable(archive, "Replace it."):
             if archive.suffix.lower() == ".zip":
                 with zipfile.ZipFile(archive) as opened:
                     for name in filter(wanted, opened.namelist()):
@@ -128,8 +127,6 @@ def _members(folder: Path, files: list[Path], notes: list[Path], texts: Sequence
                         if member.isfile() and wanted(member.name):
                             content = packed.extractfile(member) if read else None
                             yield member.name, content.read() if content else b""
-        except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-            raise ConfigurationError(f"{archive} cannot be read ({str(error).partition(chr(10))[0]}). Replace it.") from error
 
 
 def pixels(name: object, file: Path | BytesIO, size: int, channels: int) -> tuple[Tensor, tuple[int, int]]:

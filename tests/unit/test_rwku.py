@@ -83,6 +83,7 @@ def test_what_is_wrong_is_named(folder: Path, tmp_path_factory: pytest.TempPathF
         ('[{"query": 5, "answer": "He."}]', "2_Ada/forget_level2.json: row 0 has no 'query' that is a text. Correct it, or"),
         ("[\n[", r"2_Ada/forget_level2.json is no valid JSON: line 2, column 2 \(.*\)\. Correct it, or copy the file"),
         ("{}", "2_Ada/forget_level2.json is no list of rows with 'query'. Copy it from where the data came from."),
+        ("[]", "2_Ada/forget_level2.json is an empty list. Copy it from where the data came from."),
     ):
         file.write_text(content)
         with pytest.raises(ConfigurationError, match=text):

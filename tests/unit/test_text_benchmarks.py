@@ -299,6 +299,22 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         (tmp_path / "qc.zip").write_bytes(content)
         with pytest.raises(ConfigurationError, match=r"qc.zip cannot be read \(.*\)\. Copy it from where the data came from\."):
             trec(tmp_path)
+    local, central = whole.index(b"PK\3\4"), whole.index(b"PK\1\2")  # two bytes of flags, 6 and 8 behind: the lowest bit is a password's
+    locked = bytearray(whole)
+    locked[local + 6] |= 1
+    locked[central + 8] |= 1
+    (tmp_path / "qc.zip").write_bytes(locked)
+    with pytest.raises(ConfigurationError, match=r"qc.zip cannot be read \(.* is encrypted, password required .*\)\. Copy it from"):
+        trec(tmp_path)
+
+
+def test_a_packed_file_is_named_as_it_lies_there(tmp_path: Path) -> None:
+    folder = write_clinc(tmp_path / "clinc150", {"train": [["please balance", "visa"], ["", "visa"]], "test": TEXTS}, packed=True)
+    with pytest.raises(ConfigurationError, match=r"clinc150/data_full.json.gz: row 1 of 'train': the text is empty\."):
+        benchmark_of(tmp_path)
+    write_clinc(folder, {"train": [["", "visa"]], "test": TEXTS})  # the file beside it is read first
+    with pytest.raises(ConfigurationError, match=r"clinc150/data_full.json: row 0 of 'train': the text is empty\."):
+        benchmark_of(tmp_path)
 
 
 def test_what_is_wrong_in_json_is_named_with_its_place() -> None:

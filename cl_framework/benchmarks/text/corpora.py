@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, is_text, json_of, lines_of, readable, text_of
+from cl_framework.benchmarks.damaged import readable
+from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, is_text, json_of, lines_of, text_of
 from cl_framework.errors import ConfigurationError
 
 
@@ -80,30 +81,30 @@ def _without_texts(labels: Iterable[str], pairs: Iterable[tuple[str, str]]) -> l
 def clinc150(folder: Path) -> Corpus:
     """CLINC150 (Larson et al. 2019): `data_full.json` and `domains.json`; out-of-scope texts are left out."""
     domains = _domains(folder)
-    path, data = folder / "data_full.json", _json(folder, "data_full.json")
+    path, data = _lying(folder / "data_full.json"), _json(folder, "data_full.json")
     known = {label for labels in domains.values() for label in labels}
     train, test = (checked(f"{path}: {split!r}", _clinc_rows(path, data, split, known)) for split in ("train", "test"))
     for split, pairs in (("train", train), ("test", test)):
         for name, labels in domains.items():
             for label in _without_texts(labels, pairs):
                 raise ConfigurationError(
-                    f"{folder / 'domains.json'}: the intent {label!r} of {name!r} has no text in {split!r} of {path.name}. "
+                    f"{_lying(folder / 'domains.json')}: the intent {label!r} of {name!r} has no text in {split!r} of {path.name}. "
                     "Add one there, or remove that intent."
                 )
     return Corpus(train, test, domains)
 
 
 def _domains(folder: Path) -> dict[str, tuple[str, ...]]:
-    domains = _json(folder, "domains.json")
+    path, domains = _lying(folder / "domains.json"), _json(folder, "domains.json")
     for name, labels in domains.items():
         if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
-            raise ConfigurationError(f'{folder / "domains.json"}: {name!r} is no list of intents. Write it as ["intent", ...].')
+            raise ConfigurationError(f'{path}: {name!r} is no list of intents. Write it as ["intent", ...].')
     first: dict[str, str] = {}
     for name, labels in domains.items():
         for label in labels:
             if label in first:
                 raise ConfigurationError(
-                    f"{folder / 'domains.json'}: the intent {label!r} stands in {first[label]!r} and again in {name!r}. Remove one of them."
+                    f"{path}: the intent {label!r} stands in {first[label]!r} and again in {name!r}. Remove one of them."
                 )
             first[label] = name
     return {name: tuple(labels) for name, labels in domains.items()}
@@ -181,30 +182,37 @@ FOLDERS = {"hwu64": "intents_hwu64_snips_atis"}  # where a corpus does not lie u
 
 def _text(folder: Path, name: str, archives: Sequence[str] = (), encoding: str = "utf-8") -> str:
     """A file, or name.gz, or a member of one of the zip archives beside it."""
-    path = folder / name
-    file = next((file for file in (path, folder / f"{name}.gz") if file.is_file()), None)
-    content = bytes_of(file) if file else next(_zipped(folder, archives, name), b"")
-    if not (file or content):
+    path = _lying(folder / name)
+    content = bytes_of(path) if path.is_file() else next(_zipped(folder, archives, name), b"")
+    if not (path.is_file() or content):
         raise absent(path)
     return text_of(content, path, encoding)
+
+
+def _lying(path: Path) -> Path:
+    """The file, or where only that is there the packed one: what messages are to name."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
 
 
 def _zipped(folder: Path, archives: Sequence[str], name: str) -> Iterator[bytes]:
     for archive in archives:
         if (folder / archive).is_file():
-            with readable(folder / archive), zipfile.ZipFile(folder / archive) as file:
+            with readable(folder / archive, COPY), zipfile.ZipFile(folder / archive) as file:
                 yield from (file.read(member) for member in sorted(file.namelist()) if member.split("/")[-1] == name)
 
 
 def _json(folder: Path, name: str) -> dict[str, list[Any]]:
-    content = json_of(_text(folder, name), folder / name)
+    path = _lying(folder / name)
+    content = json_of(_text(folder, name), path)
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{folder / name} must hold a mapping. {COPY}")
+        raise ConfigurationError(f"{path} must hold a mapping. {COPY}")
     return content
 
 
 def _csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
     """File and row, and what stands in two columns; None where the row is too short."""
+    path = _lying(path)
     reader = csv.DictReader(io.StringIO(_text(path.parent, path.name)))
     try:
         missing = [column for column in columns if column not in (reader.fieldnames or ())]

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
-import lzma
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
+from cl_framework.benchmarks.damaged import readable
 from cl_framework.errors import ConfigurationError
 
 COPY = "Copy it from where the data came from."  # the remedy for a file that is missing, or wrong as a whole
 MEND = "Correct it, or copy the file from where the data came from."  # for one that is wrong in a place
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 
 
 def absent(path: Path, data_set: str = "it") -> ConfigurationError:
@@ -27,19 +23,9 @@ def absent(path: Path, data_set: str = "it") -> ConfigurationError:
     )
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Around all that reads a file: ConfigurationError names it, if it is damaged or cannot be opened."""
-    try:
-        yield
-    except _DAMAGED as error:
-        fault = str(error).split("\n")[0].rstrip(":.")
-        raise ConfigurationError(f"{path} cannot be read ({fault}). {COPY}") from error
-
-
 def bytes_of(path: Path) -> bytes:
     """What a file holds, unpacked if its name ends with .gz."""
-    with readable(path):
+    with readable(path, COPY):
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
 
@@ -99,7 +85,7 @@ def _members(folder: Path, pattern: str, archive: str, data_set: str) -> Iterato
 
 def archived(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Name and content of the files of a tar archive whose name is wanted."""
-    with readable(archive), tarfile.open(archive) as file:
+    with readable(archive, COPY), tarfile.open(archive) as file:
         for member in file:
             if member.isfile() and wanted(member.name):
                 extracted = file.extractfile(member)

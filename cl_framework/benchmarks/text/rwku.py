@@ -74,6 +74,8 @@ def _column(files: Files, name: str, column: str, folder: Path, person: str) -> 
         raise ConfigurationError(f"{where} is missing. {COPY}")
     if not isinstance(files[name], list):
         raise ConfigurationError(f"{where} is no list of rows with {column!r}. {COPY}")
+    if not files[name]:
+        raise ConfigurationError(f"{where} is an empty list. {COPY}")
     for row, entry in enumerate(files[name]):
         if not isinstance(entry, dict) or not is_text(entry.get(column)):
             raise ConfigurationError(f"{where}: row {row} has no {column!r} that is a text. {MEND}")
