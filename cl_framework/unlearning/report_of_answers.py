@@ -16,30 +16,33 @@ _SETS = {  # column: the details of T2 before the request, after it, and of the 
     "world facts": ("before_world_facts", "world_facts", "oracle_world_facts"),
 }
 ANSWER_WORDS = (
-    "Probability of the right answers before the request → after it (oracle), means over requests. forgotten: what was unlearned (T2); "
+    "Probability of the right answers before the request → after it (oracle), means over runs. forgotten: what was unlearned (T2); "
     "retained: utility on the other tasks; real authors and world facts, which no task teaches: as a share of all answers "
     "offered, as TOFU's code has it."
 )
 
 
 def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Many runs: a row an experiment, stack and granularity. Columns of which nothing is on record are left out.
+    """Many runs: a row an experiment, stack, granularity and request, in the order of the stream. Columns of nothing are left out.
 
     Raises ConfigurationError where no request was about questions.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str, int, str], list[Row]] = {}
     for row in rows:
         if row["name"] == "T2" and row["model"] == UNLEARNED:
-            groups.setdefault((row["experiment"], row["granularity"], ", ".join(row["strategies"])), []).append(row)
+            stack = ", ".join(row["strategies"])
+            groups.setdefault((row["experiment"], row["granularity"], stack, row["event_index"], row["event"]), []).append(row)
     if not groups:
         raise ConfigurationError("no request of these runs was about questions with other answers (tofu): leave --answers out.")
     table = {key: {title: _cell(mine, title) for title in _SETS} for key, mine in groups.items()}
     titles = [title for title in _SETS if any(cells[title] for cells in table.values())]
     lines = []
     for key, mine in sorted(groups.items()):
+        experiment, granularity, stack, _, request = key
+        cells = (table[key][title] or "–" for title in titles)
         seeds = sorted({row["seed"] for row in mine})
-        lines.append([*key, *(table[key][title] or "–" for title in titles), str(len(mine)), ", ".join(map(str, seeds))])
-    return ["experiment", "unlearns", "strategies", *titles, "requests", "seeds"], lines
+        lines.append([experiment, granularity, stack, request, *cells, str(len(mine)), ", ".join(map(str, seeds))])
+    return ["experiment", "unlearns", "strategies", "request", *titles, "runs", "seeds"], lines
 
 
 def _cell(rows: Sequence[Row], title: str) -> str:

@@ -90,17 +90,20 @@ def test_tables_show_the_interval_and_n_of_the_truth_ratio_and_of_no_other_figur
 
 def test_the_table_of_answers_has_before_after_and_oracle_by_set() -> None:
     header, lines = probabilities(rows_of(AUDIT) + rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0), seed=1)))
-    assert header == ["experiment", "unlearns", "strategies", "forgotten", "retained", "world facts", "requests", "seeds"]
+    assert header == ["experiment", "unlearns", "strategies", "request", "forgotten", "retained", "world facts", "runs", "seeds"]
     told = ["1.000 → 0.250 (0.125)", "0.875 → 0.500 (0.750)", "0.250 → 0.375 (0.500)"]
-    assert lines == [["tofu_npo", "task", "joint, npo", *told, "3", "0, 1"]]
+    kind = ["tofu_npo", "task", "joint, npo"]
+    assert lines == [[*kind, "U1", *told, "2", "0, 1"], [*kind, "U2", *told, "1", "0"]]
     elsewhere = [{**row, "experiment": "tofu_continual_npo"} for row in rows_of(AUDIT)]
-    assert [line[0] for line in probabilities([*rows_of(AUDIT), *elsewhere])[1]] == ["tofu_continual_npo", "tofu_npo"]
+    assert [line[0] for line in probabilities([*rows_of(AUDIT), *elsewhere])[1]] == ["tofu_continual_npo"] * 2 + ["tofu_npo"] * 2
     controls = [{**row, "model": ANOTHER, "details": {}} for row in rows_of(AUDIT)]
     assert probabilities([*rows_of(AUDIT), *controls]) == probabilities(rows_of(AUDIT)), "controls hold no probabilities of their own"
     older = rows_of(audit_of([figure("T2", 0.5, None, own=0.75, oracle=0.625, before=0.5)]))
-    assert probabilities(older)[0] == ["experiment", "unlearns", "strategies", "forgotten", "requests", "seeds"]
-    assert probabilities([*rows_of(AUDIT), *older])[1][0][3] == "0.833 → 0.417 (0.292)"
-    assert probabilities([*rows_of(AUDIT), *older])[0][4] == "requests", "a mean of which a part is not on record is none"
+    assert probabilities(older)[0] == ["experiment", "unlearns", "strategies", "request", "forgotten", "runs", "seeds"]
+    assert probabilities([*rows_of(AUDIT), *older])[1][0][4] == "0.750 → 0.500 (0.375)"
+    assert [line[5] for line in probabilities([*rows_of(AUDIT), *older])[1]] == ["–", told[1]], "a mean of a part is none"
+    first = rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0)))
+    assert probabilities(first)[0][5] == "retained" and probabilities([*first, *older])[0][5] == "runs"
 
 
 def test_the_command_shows_the_table_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
