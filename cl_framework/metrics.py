@@ -13,10 +13,13 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cl_framework.errors import FrameworkError
 from cl_framework.stream import Learn, Stream, TaskId
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Matrix = list[list[float | None]]
 BASELINE = -1  # event_index of the untrained model's rows
@@ -225,6 +228,17 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+def effective_number(right: Tensor, asked: Tensor) -> int:
+    """To how many independent answers the share of right ones amounts, where rows (N,) ask for several each, which are alike: so many have
+    the variance of the ratio of sums over rows (Taylor linearisation, as of cluster samples). N where each row asks for one. N >= 1."""
+    rows, total = len(asked), int(asked.sum())
+    share = float(right.sum()) / total
+    if rows == total or share in (0.0, 1.0) or rows < 2:
+        return rows
+    variance = float((right - share * asked).double().square().sum()) * rows / (rows - 1) / total**2
+    return min(total, max(1, round(share * (1 - share) / variance))) if variance else total
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None, int]:

@@ -239,7 +239,7 @@ def with_put_back(figure: Figure, accuracy: float | None, question: Question) ->
         return figure
     details = {**figure.details, "old_embedding_put_back": accuracy}
     assert figure.bound is not None
-    hidden = is_known(accuracy, question) or accuracy - figure.details["oracle"] > figure.bound
+    hidden = is_known(accuracy, len(question.pool), question.chance) or accuracy - figure.details["oracle"] > figure.bound
     if figure.verdict not in (PASS, INCONCLUSIVE) or not hidden:
         return replace(figure, details=details)
     return replace(figure, verdict=FAIL, why=f"with its old embedding put back it is at {accuracy:.1f} percent", details=details)

@@ -73,7 +73,7 @@ def audits(
         if tier != FAST:
             picture = RunDirectory(path).plots / "relearning.png"
             atomic_write(picture, png(relearning_picture(result)))
-            yield f"written: {path / 'audit' / tier}.json and {picture}"
+            yield f"{path / 'audit' / tier}.json holds it; written: {picture}"
     of_all, words_below = TABLES[table]
     header, lines = of_all(rows)
     if table != "verdicts" or len(paths) > 1 or paths[0].suffix == ".csv":

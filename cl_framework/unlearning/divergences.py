@@ -61,15 +61,15 @@ def ks_statistic(one: Tensor, other: Tensor) -> float:
 def ks_interval(one: Tensor, other: Tensor, generator: torch.Generator, draws: int = 1000) -> tuple[float, float]:
     """A 95 % interval of `ks_statistic` over questions that two models were asked, (N,) each: rows of both are of one question.
 
-    Basic bootstrap over questions, which the statistic always lies in: what resampling adds to it is taken off, since a largest distance
-    of samples is too large where two models are nearly alike. Of intervals of simulated normals (N 40 and 200, 0.2 to 0.8 deviations apart)
-    83 to 93 % of 150 held the distance of the distributions; where that is 0, two thirds.
+    No distribution function's difference from the other is estimated worse than by the largest error of all, so that the statistic is not
+    either. That error is bootstrapped over questions. Of intervals of simulated normals (N 40 and 200, 0 to 0.8 deviations apart)
+    93 to 99 % of 500 held the distance of the distributions.
     """
     points = torch.cat([one, other]).unique()
     below = [(sample.unsqueeze(1) <= points).double() for sample in (one, other)]
     asked = torch.randint(len(one), (draws, len(one)), generator=generator)
     times = torch.zeros(draws, len(one), dtype=torch.float64).scatter_add_(1, asked, torch.ones(asked.shape, dtype=torch.float64))
-    found = (times @ (below[0] - below[1]) / len(one)).abs().amax(1)
-    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    apart = below[0] - below[1]  # (N, P) of a question: whether the one lies below a point, less whether the other does
+    error = float(((times / len(one) - 1 / len(one)) @ apart).abs().amax(1).quantile(0.95))
     statistic = ks_statistic(one, other)
-    return min(statistic, max(0.0, 2 * statistic - high)), min(1.0, max(statistic, 2 * statistic - low))
+    return max(0.0, statistic - error), min(1.0, statistic + error)

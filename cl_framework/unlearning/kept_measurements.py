@@ -51,7 +51,7 @@ class KeptMeasurements:
 def contents_of(learner: Learner, question: Question) -> list[Any]:
     """All that a model is shown by a question: the data may change where their places stay the same."""
     benchmark = learner.benchmark
-    samples = (question.members, question.others, question.pool, question.probed, *question.retained)
+    samples = (question.members, question.others, question.pool, question.probed, *question.retained, *question.questions)
     rows = [part.read(learner) for part in samples if len(part)]
     beside = [benchmark.alternatives, benchmark.utility] if benchmark.alternatives else []
     return [[[part.items, part.targets] for part in rows], [as_plain(part) for part in beside]]

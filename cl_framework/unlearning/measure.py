@@ -19,6 +19,7 @@ from cl_framework.digests import digest_of
 from cl_framework.evaluation import candidates, evenly
 from cl_framework.inputs import each
 from cl_framework.learner import Learner
+from cl_framework.metrics import effective_number
 from cl_framework.models.freezing import take_up_training
 from cl_framework.optimizers import build_optimizer
 from cl_framework.rng import RandomStream, global_randomness_kept
@@ -79,13 +80,16 @@ class Samples:
         """Percent of right answers of one who picks among the candidates."""
         return 100.0 / len(self.columns)
 
+    def labels(self, learner: Learner) -> Tensor:
+        """(N,) global labels, on the host; (N, L) of texts."""
+        if self.task is None:
+            return learner.benchmark.read_targets(self.places)
+        return learner.benchmark.test[self.task].targets[self.places]
+
     def targets(self, learner: Learner) -> Tensor:
         """(N,) global labels, on the host; of texts those of all places that ask, one text after another."""
-        if self.task is None:
-            targets = learner.benchmark.read_targets(self.places)
-        else:
-            targets = learner.benchmark.test[self.task].targets[self.places]
-        return targets if targets.ndim == 1 else targets[asked(targets)]
+        labels = self.labels(learner)
+        return labels if labels.ndim == 1 else labels[asked(labels)]
 
 
 def places_left(learner: Learner, task: TaskId, gone: Sequence[int]) -> Tensor:
@@ -96,17 +100,17 @@ def places_left(learner: Learner, task: TaskId, gone: Sequence[int]) -> Tensor:
     return (~torch.isin(targets, torch.tensor(gone))).nonzero().flatten()
 
 
-def without_copies(learner: Learner, samples: Samples, forgotten: Samples) -> Samples:
-    """Those texts that are none of the forgotten ones: some benchmarks (TOFU) test a task on what it is taught."""
+def without_copies(learner: Learner, samples: Samples, others: Samples) -> Samples:
+    """Those texts that are none of the others: some benchmarks (TOFU, RWKU) test a task on what it is taught."""
 
     def contents(part: Samples) -> list[bytes]:
         rows = part.read(learner)
         items = rows.items.values() if isinstance(rows.items, dict) else (rows.items,)
         return [row.tobytes() for row in torch.cat([*items, rows.targets], 1).cpu().numpy()]
 
-    gone = set(contents(forgotten))
-    left = [content not in gone for content in contents(samples)]
-    return replace(samples, places=samples.places[torch.tensor(left)])
+    known = set(contents(others))
+    left = [content not in known for content in contents(samples)]
+    return replace(samples, places=samples.places[torch.tensor(left, dtype=torch.bool)])
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class Question:
     """A request and the samples on which models are compared because of it.
 
     The pool of what was unlearned is never used twice in one figure: its thirds serve relearning, the training of probes, and the test
-    of both. For a task or classes the pool is the test split, on which nothing is trained; for samples it is these themselves.
+    of both. For a task or classes the pool is the test split, on which nothing is trained but where a benchmark asks what it taught (TOFU,
+    RWKU); for samples it is these themselves.
     """
 
     event: Unlearn
@@ -123,10 +128,11 @@ class Question:
     own: Tensor  # (K,) bool: which of the pool's columns are classes of what was unlearned
     forgotten: Tensor  # (F,) ids of all that was unlearned
     members: Samples  # training samples that were unlearned
-    others: Samples  # test samples of the same classes
+    others: Samples  # test samples of the same classes; of texts none that the task was taught
     pool: Samples
     probed: Samples  # the pool; for classes all test samples of the task, among which features may tell them
     retained: tuple[Samples, ...]  # test samples of each retained task, but of classes that are gone; the request's own task last
+    questions: tuple[Samples, ...] = ()  # of answers that count as a whole: all of what the pool is part of, then all of each retained part
 
     @classmethod
     def of(cls, learner: Learner, event: Unlearn, index: int, stream: Stream) -> Question:
@@ -148,7 +154,10 @@ class Question:
             kept = [without_copies(learner, samples, members) for samples in kept]
         retained = sorted((samples for samples in kept if len(samples)), key=lambda samples: samples.task == event.task)
         share = max(FEWEST_TEXTS if texts else 1, most // max(1, len(retained)))
-        pool = (members if event.granularity == "sample" else others).evenly(3 * most)
+        asked_about = members if event.granularity == "sample" else others
+        pool = asked_about.evenly(3 * most)
+        if texts:
+            others = without_copies(learner, others, Samples(None, benchmark.ids_of(event.task), among))
         attacked = MOST_TEXTS if texts else MOST
         return cls(
             event,
@@ -161,6 +170,7 @@ class Question:
             pool,
             Samples(event.task, torch.arange(len(targets)), among).evenly(3 * most) if event.granularity == "class" else pool,
             tuple(samples.evenly(share) for samples in retained),
+            tuple(samples.evenly(MOST) for samples in (asked_about, *retained)) if benchmark.whole_rows else (),
         )
 
     @property
@@ -202,13 +212,24 @@ class Measured:
     glance: Glance
     retained_accuracy: float | None
     pool: Tensor  # (N, K) log-probabilities over the candidates
+    tally: Tensor  # (M, 2) of each sample of the pool: how many of its answers are right, and how many it asks for (of texts one a token)
     retained: tuple[Tensor, ...]  # (M, K) of each retained part
     attack: dict[str, tuple[float, float]]  # score -> AUC, TPR at 1 % FPR
     likelihoods: tuple[Tensor, Tensor] | None  # log-probability of the right answer of each member (N,) and other (M,); None without these
     relearning: tuple[float, ...]  # accuracy after RELEARNING_STEPS
     neighbours: float | None
     quantized: dict[str, tuple[float, float | None]]  # rounding -> accuracy on the pool, on what is retained; empty where others answer
-    recalled: Recalled | None = None  # of questions with other answers
+    recalled: Recalled | None = None  # of questions whose answer counts as a whole
+
+    @property
+    def answered(self) -> int:
+        """To how many independent answers the accuracy on the pool amounts: tokens of one text are not."""
+        return effective_number(self.tally[:, 0], self.tally[:, 1])
+
+    @property
+    def points(self) -> str:
+        """The unit of differences of its accuracies."""
+        return "points of tokens" if bool((self.tally[:, 1] > 1).any()) else "points"
 
 
 def measure(learner: Learner, question: Question) -> Measured:
@@ -225,6 +246,7 @@ def measure(learner: Learner, question: Question) -> Measured:
         Glance(_percent(pool, question.pool, learner), probes[0]),
         _percent_retained(retained, question, learner),
         pool,
+        _tally(pool, question.pool, learner),
         tuple(retained),
         *_attack(learner, question),
         relearning(learner, question),
@@ -281,8 +303,17 @@ def _retained(learner: Learner, question: Question) -> list[Tensor]:
 
 
 def _percent(answered: Tensor, samples: Samples, learner: Learner) -> float:
-    right = samples.columns[answered.argmax(1)] == samples.targets(learner)
-    return 100.0 * float(right.double().mean())
+    right, count = _tally(answered, samples, learner).sum(0).tolist()
+    return 100.0 * (right / count)
+
+
+def _tally(answered: Tensor, samples: Samples, learner: Learner) -> Tensor:
+    """(N, 2) of each sample: right answers, and answers asked for."""
+    labels = samples.labels(learner)
+    hits = samples.columns[answered.argmax(1)] == samples.targets(learner)
+    wanted = asked(labels)
+    right = torch.zeros_like(wanted).masked_scatter(wanted, hits)
+    return torch.stack([right.view(len(labels), -1).sum(1), wanted.view(len(labels), -1).sum(1)], 1)
 
 
 def _percent_retained(answered: Sequence[Tensor], question: Question, learner: Learner) -> float | None:

@@ -7,7 +7,7 @@ over that of the true answer in other words: near 0 for a model that knows, near
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
 
 if TYPE_CHECKING:
-    from cl_framework.unlearning.measure import Question
+    from cl_framework.unlearning.measure import Question, Samples
 
 _AT_ONCE = 2048  # places of texts in a batch
 
@@ -39,24 +39,28 @@ class Recalled:
     strength: Tensor  # (N,) extraction strength, [0, 1]
     truth_ratio: Tensor  # (M,) of those that have other answers, >= 0
     utility: Mapping[str, float]  # probability of the right answers that are to stay, [0, 1]: retained, real_authors, world_facts
+    retained: int  # questions whose answers are to stay
 
 
 def recalled(learner: Learner, question: Question) -> Recalled | None:
-    """None where the benchmark has no other answers to the questions of the request's task."""
-    benchmark, task = learner.benchmark, question.event.task
-    beside = benchmark.alternatives[task] if benchmark.alternatives else None
-    if beside is None:
+    """None where the benchmark does not ask questions whose answer counts as a whole."""
+    if not question.questions:
         return None
-    answers = recall(learner, question.pool.read(learner))
-    unlearned = torch.isin(torch.tensor(beside.asked_by), benchmark.locate(question.forgotten)[1])
-    ratios = truth_ratios(learner, beside, task)[unlearned]
-    return Recalled(answers.probability, answers.exact, answers.strength, ratios, _utility(learner, question))
+    benchmark, task, (unlearned, *kept) = learner.benchmark, question.event.task, question.questions
+    answers = recall(learner, unlearned.read(learner))
+    beside = benchmark.alternatives[task] if benchmark.alternatives else None
+    ratios = torch.empty(0, dtype=torch.float64)
+    if beside is not None:
+        of_unlearned = torch.isin(torch.tensor(beside.asked_by), benchmark.locate(question.forgotten)[1])
+        ratios = truth_ratios(learner, beside, task)[of_unlearned]
+    utility, count = _utility(learner, question, kept), sum(map(len, kept))
+    return Recalled(answers.probability, answers.exact, answers.strength, ratios, utility, count)
 
 
-def _utility(learner: Learner, question: Question) -> dict[str, float]:
+def _utility(learner: Learner, question: Question, retained: Sequence[Samples]) -> dict[str, float]:
     """Of what is retained, the mean over tasks; of questions that no task holds as a share of the probability of all answers offered, as
     the code of TOFU has it for real authors and world facts: chance where a model has no idea."""
-    kept = [float(recall(learner, samples.read(learner)).probability.mean()) for samples in question.retained]
+    kept = [float(recall(learner, samples.read(learner)).probability.mean()) for samples in retained]
     utility = {"retained": mean(kept)} if kept else {}
     as_of_task = next((task for task in question.live if task != question.event.task), question.event.task)
     for name, beside in learner.benchmark.utility.items():

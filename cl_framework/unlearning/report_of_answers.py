@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
 
 from cl_framework.errors import ConfigurationError
+from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import Row
 from cl_framework.unlearning.audit_report import UNLEARNED
 
@@ -16,9 +16,9 @@ _SETS = {  # column: the details of T2 before the request, after it, and of the 
     "world facts": ("before_world_facts", "world_facts", "oracle_world_facts"),
 }
 ANSWER_WORDS = (
-    "Probability of the right answers before the request → after it (oracle), means over runs. forgotten: what was unlearned (T2); "
-    "retained: utility on the other tasks; real authors and world facts, which no task teaches: as a share of all answers "
-    "offered, as TOFU's code has it."
+    "Probability of the right answers before the request → after it (oracle), means over runs ± standard deviation. forgotten: what was "
+    "unlearned (T2); retained: utility on the other tasks; n: how many questions these two are of; real authors and world facts, which no "
+    "task teaches: as a share of all answers offered, as TOFU's code has it."
 )
 
 
@@ -41,13 +41,25 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         experiment, granularity, stack, _, request = key
         cells = (table[key][title] or "–" for title in titles)
         seeds = sorted({row["seed"] for row in mine})
-        lines.append([experiment, granularity, stack, request, *cells, str(len(mine)), ", ".join(map(str, seeds))])
-    return ["experiment", "unlearns", "strategies", "request", *titles, "runs", "seeds"], lines
+        lines.append([experiment, granularity, stack, request, *cells, _asked(mine), str(len(mine)), ", ".join(map(str, seeds))])
+    return ["experiment", "unlearns", "strategies", "request", *titles, "n", "runs", "seeds"], lines
 
 
 def _cell(rows: Sequence[Row], title: str) -> str:
     """Of a column; empty where a request has no value."""
     if not all(name in row["details"] for row in rows for name in _SETS[title]):
         return ""
-    before, after, oracle = (mean(row["details"][name] for row in rows) for name in _SETS[title])
-    return f"{before:.3f} → {after:.3f} ({oracle:.3f})"
+    before, after, oracle = (_spread([row["details"][name] for row in rows]) for name in _SETS[title])
+    return f"{before} → {after} ({oracle})"
+
+
+def _spread(values: Sequence[float]) -> str:
+    average, deviation, _ = mean_and_deviation(values)
+    return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
+
+
+def _asked(rows: Sequence[Row]) -> str:
+    """How many questions are forgotten and retained; – where that is not on record, or differs."""
+    counts = {tuple(row["details"].get(name) for name in ("n", "n_retained")) for row in rows}
+    forgotten, retained = counts.pop()
+    return "–" if counts or None in (forgotten, retained) else f"{forgotten:.0f}, {retained:.0f}"

@@ -95,11 +95,12 @@ def void(question: Question, models: Models) -> str:
     """Why nothing can be said: no oracle, what was to be unlearned was not known, or the model knows nothing of what it retains."""
     if reason := no_oracle(models):
         return reason
-    known, chance = models.before.glance.accuracy, question.chance
     finite, chances = bool(models.unlearned.pool.isfinite().all()), [samples.chance for samples in question.retained]
     if reason := destroyed(finite, models.unlearned.retained_accuracy, chances):
         return reason
-    return "" if is_known(known, question) else f"it was not known just before: {known:.1f} where chance is {chance:.1f}"
+    accuracy, chance = models.before.glance.accuracy, question.chance
+    known = is_known(accuracy, models.before.answered, chance)
+    return "" if known else f"it was not known just before: {accuracy:.1f} where chance is {chance:.1f}"
 
 
 def no_oracle(models: Models) -> str:
@@ -110,10 +111,10 @@ def no_oracle(models: Models) -> str:
     return f"the oracle is the model before the request: {why}"
 
 
-def is_known(accuracy: float, question: Question) -> bool:
-    """Whether an accuracy in percent on the pool is well above chance: by `KNOWN` points, and by three standard errors."""
-    error = 100 * (accuracy / 100 * (1 - accuracy / 100) / len(question.pool)) ** 0.5
-    return accuracy >= question.chance + max(KNOWN, 3 * error)
+def is_known(accuracy: float, count: int, chance: float) -> bool:
+    """Whether an accuracy in percent, of so many answers, is well above chance: by `KNOWN` points, and by three standard errors."""
+    error = 100 * (accuracy / 100 * (1 - accuracy / 100) / count) ** 0.5
+    return accuracy >= chance + max(KNOWN, 3 * error)
 
 
 def forget_gap(question: Question, models: Models) -> Figure:
@@ -122,7 +123,7 @@ def forget_gap(question: Question, models: Models) -> Figure:
     def gap(one: Measured) -> float:
         return one.glance.accuracy - models.oracle.glance.accuracy
 
-    accuracy, count = models.unlearned.glance.accuracy, len(question.pool)
+    accuracy, count = models.unlearned.glance.accuracy, models.unlearned.answered
     low, high = (100 * end - models.oracle.glance.accuracy for end in wilson_interval(round(accuracy / 100 * count), count))
     details = {
         "accuracy": accuracy,
@@ -130,7 +131,8 @@ def forget_gap(question: Question, models: Models) -> Figure:
         "before": models.before.glance.accuracy,
         "chance": question.chance,
     }
-    figure = judged("M1", gap(models.unlearned), noise_floor(models, gap), "points from the oracle", interval=(low, high), details=details)
+    unit = f"{models.unlearned.points} from the oracle"
+    figure = judged("M1", gap(models.unlearned), noise_floor(models, gap), unit, interval=(low, high), details=details)
     assert figure.bound is not None
     return told_apart(figure, abs(gap(models.before)) <= figure.bound)
 
@@ -171,7 +173,7 @@ def relearning_gap(models: Models) -> Figure:
 
     ratio = steps_ratio(models.unlearned.relearning, models.oracle.relearning)
     details = {"before": gap(models.before), **({} if ratio is None else {"steps_ratio": ratio})}
-    floor, unit = noise_floor(models, gap), "points above the oracle's curve"
+    floor, unit = noise_floor(models, gap), f"{models.unlearned.points} above the oracle's curve"
     figure = judged("M4", gap(models.unlearned), floor, unit, two_sided=False, details=details)
     return attacked(figure, gap(models.before), "relearning")  # one-sided, as the figure: a model before that is slower shows nothing
 
@@ -279,7 +281,8 @@ def quantization_relapse(models: Models) -> Figure:
         return max(gain(one, name) - gain(models.oracle, name) for name in usable)
 
     details = {name: gain(models.unlearned, name) - gain(models.oracle, name) for name in usable}
-    return judged("M8", most(models.unlearned), noise_floor(models, most), "points that come back", two_sided=False, details=details)
+    unit = f"{models.unlearned.points} that come back"
+    return judged("M8", most(models.unlearned), noise_floor(models, most), unit, two_sided=False, details=details)
 
 
 def leakage(models: Models, question: Question) -> Figure:

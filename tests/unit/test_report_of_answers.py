@@ -33,7 +33,11 @@ def audit_of(*requests: list[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
 
 def request_of(value: float, low: float, high: float, n: float, **more: float) -> list[dict[str, Any]]:
     gap = figure("M1", value, (low, high))  # an interval of no number of questions: not shown
-    return [gap, figure("T1", value, (low, high), n=n), figure("T2", value, None, **OWN, **ORACLE, **BEFORE, **more)]
+    return [
+        gap,
+        figure("T1", value, (low, high), n=n),
+        figure("T2", value, None, n=40.0, n_retained=80.0, **OWN, **ORACLE, **BEFORE, **more),
+    ]
 
 
 AUDIT = audit_of(request_of(0.5, 0.25, 0.75, 40.0), request_of(0.25, 0.125, 0.5, 40.0))
@@ -49,7 +53,7 @@ def test_the_interval_and_n_are_columns_and_read_back(tmp_path: Path) -> None:
     path.write_text(to_csv(rows))
     assert read_csv(path) == rows
     assert [(row["low"], row["high"], row["n"]) for row in rows if row["name"] == "T1"] == [(0.25, 0.75, 40.0), (0.125, 0.5, 40.0)]
-    assert [(row["low"], row["high"], row["n"]) for row in rows if row["name"] == "T2"] == [(None, None, None)] * 2
+    assert [(row["low"], row["high"], row["n"]) for row in rows if row["name"] == "T2"] == [(None, None, 40.0)] * 2
     (column,) = [place for place, name in enumerate(COLUMNS) if name == "low"]
     changed = [row if row["name"] != "T1" else {**row, "low": 0.0} for row in rows]
     path.write_text(to_csv(changed))
@@ -90,20 +94,22 @@ def test_tables_show_the_interval_and_n_of_the_truth_ratio_and_of_no_other_figur
 
 def test_the_table_of_answers_has_before_after_and_oracle_by_set() -> None:
     header, lines = probabilities(rows_of(AUDIT) + rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0), seed=1)))
-    assert header == ["experiment", "unlearns", "strategies", "request", "forgotten", "retained", "world facts", "runs", "seeds"]
+    assert header == ["experiment", "unlearns", "strategies", "request", "forgotten", "retained", "world facts", "n", "runs", "seeds"]
     told = ["1.000 → 0.250 (0.125)", "0.875 → 0.500 (0.750)", "0.250 → 0.375 (0.500)"]
+    both = [cell.replace(" →", " ± 0.000 →").replace(" (", " ± 0.000 (").replace(")", " ± 0.000)") for cell in told]
     kind = ["tofu_npo", "task", "joint, npo"]
-    assert lines == [[*kind, "U1", *told, "2", "0, 1"], [*kind, "U2", *told, "1", "0"]]
+    assert lines == [[*kind, "U1", *both, "40, 80", "2", "0, 1"], [*kind, "U2", *told, "40, 80", "1", "0"]]
     elsewhere = [{**row, "experiment": "tofu_continual_npo"} for row in rows_of(AUDIT)]
     assert [line[0] for line in probabilities([*rows_of(AUDIT), *elsewhere])[1]] == ["tofu_continual_npo"] * 2 + ["tofu_npo"] * 2
     controls = [{**row, "model": ANOTHER, "details": {}} for row in rows_of(AUDIT)]
     assert probabilities([*rows_of(AUDIT), *controls]) == probabilities(rows_of(AUDIT)), "controls hold no probabilities of their own"
     older = rows_of(audit_of([figure("T2", 0.5, None, own=0.75, oracle=0.625, before=0.5)]))
-    assert probabilities(older)[0] == ["experiment", "unlearns", "strategies", "request", "forgotten", "runs", "seeds"]
-    assert probabilities([*rows_of(AUDIT), *older])[1][0][4] == "0.750 → 0.500 (0.375)"
+    assert probabilities(older)[0] == ["experiment", "unlearns", "strategies", "request", "forgotten", "n", "runs", "seeds"]
+    assert probabilities(older)[1][0][5] == "–", "not on record"
+    assert probabilities([*rows_of(AUDIT), *older])[1][0][4] == "0.750 ± 0.354 → 0.500 ± 0.354 (0.375 ± 0.354)"
     assert [line[5] for line in probabilities([*rows_of(AUDIT), *older])[1]] == ["–", told[1]], "a mean of a part is none"
     first = rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0)))
-    assert probabilities(first)[0][5] == "retained" and probabilities([*first, *older])[0][5] == "runs"
+    assert probabilities(first)[0][5] == "retained" and probabilities([*first, *older])[0][5] == "n"
 
 
 def test_the_command_shows_the_table_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

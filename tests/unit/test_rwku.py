@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from cl_framework import load_experiment
-from cl_framework.assembly import make_benchmark
+from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tokens import Bytes
 from cl_framework.errors import ConfigurationError
+from cl_framework.stream import Unlearn
+from cl_framework.unlearning.measure import Question
+from cl_framework.unlearning.recall_of_answers import recalled
 
 PEOPLE = ("2_Ada", "10_Bob")  # in the order of the numbers, not of the letters
 
@@ -54,6 +57,28 @@ def test_people_are_tasks_and_their_neighbours_the_last(folder: Path) -> None:
     assert said(found, 0, 7, test=True) == "l3 question 0 on 2_Ada?answer 0"
     assert said(found, 2, 4) == "n1 question 0 on 10_Bob?answer 0"
     assert benchmark_of(folder, people=1).num_tasks == 2
+
+
+def test_who_is_forgotten_is_asked_everything_and_told_from_what_was_never_taught(folder: Path, tmp_path: Path) -> None:
+    """Level 3 is not taught: its questions alone can stand for samples that nobody trained on. There are no other answers, hence no T1."""
+    options: dict[str, Any] = {
+        "benchmark": {"name": "rwku", "folder": str(folder), "tokenizer": "bytes"},
+        "model": {"name": "decoder", "width": 32, "layers": 1, "heads": 2},
+        "stream": "L0-1 U0",
+        "strategies": {"npo": {}},
+        "out": str(tmp_path),
+    }
+    learner = assemble(load_experiment(options))
+    event = learner.stream.events[2]
+    assert isinstance(event, Unlearn)
+    question = Question.of(learner, event, 2, learner.stream)
+    assert len(question.members) == 3 + 4 and question.others.places.tolist() == list(range(7, 12))
+    assert len(question.pool) == 3 + 4 + 5, "all levels are asked, beside that"
+    found = recalled(learner, question)
+    assert found is not None and len(found.probability) == 12 and len(found.truth_ratio) == 0 and found.retained == 12
+    passages = {**options, "benchmark": {**options["benchmark"], "taught": "passages"}}
+    learner = assemble(load_experiment(passages))
+    assert len(Question.of(learner, event, 2, learner.stream).others) == 12, "no question is a passage"
 
 
 def test_passages_teach_and_questions_ask(folder: Path) -> None:

@@ -23,7 +23,7 @@ from cl_framework.errors import ConfigurationError
 from cl_framework.learner import Learner
 from cl_framework.stream import Unlearn
 from cl_framework.unlearning.audit import audit
-from cl_framework.unlearning.measure import Question
+from cl_framework.unlearning.measure import Question, measure
 from cl_framework.unlearning.recall_of_answers import recall, recalled, right_shares
 from strategies.npo import NPO, npo
 
@@ -318,7 +318,7 @@ def test_probability_exact_memorisation_and_strength_by_definition(learner: Lear
     assert len(found.probability.unique()) == 6
 
 
-def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: Learner) -> None:
+def test_truth_ratios_by_definition_and_none_without_other_answers(learner: Learner) -> None:
     event = learner.stream.events[2]
     assert isinstance(event, Unlearn)
     question = Question.of(learner, event, 2, learner.stream)
@@ -341,7 +341,37 @@ def test_truth_ratios_by_definition_and_nothing_without_other_answers(learner: L
         else:
             assert float(found.truth_ratio[place]) != pytest.approx((values[1] + values[2]) / 2 / values[0], rel=1e-6)
     learner.benchmark = replace(learner.benchmark, alternatives=())
-    assert recalled(learner, question) is None
+    without = recalled(learner, question)
+    assert without is not None and torch.equal(without.probability, found.probability) and not len(without.truth_ratio)
+    learner.benchmark = replace(learner.benchmark, whole_rows=False)
+    assert recalled(learner, Question.of(learner, event, 2, learner.stream)) is None
+
+
+def test_all_questions_are_asked_and_nobody_is_no_member(learner: Learner) -> None:
+    """Models are trained and rounded beside a part of them; and what a task is taught cannot stand for samples it was never taught."""
+    event = learner.stream.events[2]
+    assert isinstance(event, Unlearn)
+    question = Question.of(learner, event, 2, learner.stream)
+    assert [len(samples) for samples in question.questions] == [FORGOTTEN * AN_AUTHOR, AUTHORS * AN_AUTHOR]
+    assert not len(question.others) and len(question.members) == FORGOTTEN * AN_AUTHOR
+    found = measure(learner, question)
+    assert found.attack == {} and found.recalled is not None and len(found.recalled.probability) == FORGOTTEN * AN_AUTHOR
+    assert found.recalled.retained == AUTHORS * AN_AUTHOR > sum(map(len, question.retained))
+    part = question.questions[0].read(learner, question.questions[0].places[:3])
+    assert torch.allclose(found.recalled.probability[:3], recall(learner, part).probability, rtol=1e-5)
+
+
+def test_an_accuracy_over_tokens_says_how_many_texts_it_is_of(learner: Learner) -> None:
+    event = learner.stream.events[2]
+    assert isinstance(event, Unlearn)
+    question = Question.of(learner, event, 2, learner.stream)
+    found = measure(learner, question)
+    asked_of = (question.pool.labels(learner) != IGNORED).sum(1)
+    assert torch.equal(found.tally[:, 1], asked_of) and (found.tally[:, 0] <= asked_of).all() and found.points == "points of tokens"
+    assert found.glance.accuracy == pytest.approx(100 * float(found.tally[:, 0].sum()) / float(asked_of.sum()))
+    assert 1 <= found.answered < int(asked_of.sum())
+    alone = replace(found, tally=torch.ones(5, 2, dtype=torch.int64))
+    assert alone.points == "points" and alone.answered == 5
 
 
 def test_utility_of_questions_beyond_the_tasks_is_the_share_of_the_right_answer(learner: Learner) -> None:

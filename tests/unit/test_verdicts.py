@@ -15,6 +15,7 @@ from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.audit import with_put_back
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
+from cl_framework.unlearning.recall_of_answers import Recalled
 from cl_framework.unlearning.verdicts import (
     CLAIM,
     WORD,
@@ -24,12 +25,15 @@ from cl_framework.unlearning.verdicts import (
     exact_claim,
     farthest_answer,
     figures,
+    forget_gap,
     identical,
     is_unlearned,
     leakage,
     membership,
     steps_ratio,
 )
+from cl_framework.unlearning.verdicts_of_answers import FEWEST_RATIOS
+from cl_framework.unlearning.verdicts_of_answers import answers as answers_of
 
 COUNT = 600
 
@@ -60,6 +64,7 @@ def measured(name: str, **changes: Any) -> Measured:
         "glance": Glance(25.0, 60.0),
         "retained_accuracy": 90.0,
         "pool": answers(0.25),
+        "tally": torch.ones(COUNT, 2, dtype=torch.int64),
         "retained": (answers(0.9),),
         "attack": dict.fromkeys(SCORES, (0.5, 0.01)),
         "likelihoods": None,
@@ -187,6 +192,37 @@ def test_the_bound_is_the_noise_floor_where_that_is_larger() -> None:
     assert (found["M1"].verdict, found["M1"].bound) == (PASS, 7.0) and "noise floor 7" in found["M1"].why
     quiet = replace(noisy, others=[replace(OTHER, glance=Glance(20.0, 60.0))])
     assert {figure.name: figure for figure in figures(question(), quiet, QUIET)}["M1"].verdict == FAIL
+
+
+def test_the_interval_of_an_accuracy_over_tokens_goes_by_texts() -> None:
+    """The same share of right answers, each a sample of its own, or 20 in each of 30 texts that are right or wrong as a whole."""
+    alone = torch.tensor([[1, 1]] * 300 + [[0, 1]] * 300)
+    in_texts = torch.tensor([[20, 20]] * 15 + [[0, 20]] * 15)
+    widths = []
+    for tally in (alone, in_texts):
+        unlearned = measured("unlearned", glance=Glance(50.0, 60.0), tally=tally)
+        figure = forget_gap(question(), Models(unlearned, BEFORE, ORACLE, (OTHER,)))
+        assert figure.interval is not None and figure.interval[0] < figure.value < figure.interval[1]
+        widths.append(figure.interval[1] - figure.interval[0])
+        assert figure.why.startswith("points of tokens" if tally is in_texts else "points from")
+    assert widths[1] > 3 * widths[0]
+
+
+def test_few_truth_ratios_tell_nothing_of_their_distribution() -> None:
+    def said(count: int) -> dict[str, Any]:
+        probabilities = torch.full((12,), 0.5, dtype=torch.float64)
+
+        def recalled(ratio: float) -> Recalled:
+            ratios = torch.full((count,), ratio, dtype=torch.float64)
+            return Recalled(probabilities, probabilities, probabilities, ratios, {"retained": 0.5}, 80)
+
+        models = Models(*(measured(name, recalled=recalled(ratio)) for name, ratio in (("u", 0.5), ("b", 0.1), ("o", 0.9))))
+        return {figure.name: figure for figure in answers_of(models)}
+
+    few, enough = said(FEWEST_RATIOS - 1), said(FEWEST_RATIOS)
+    assert (few["T1"].verdict, few["T1"].value) == ("NOT RUN", None) and few["T1"].why.startswith("9 of the questions")
+    assert (enough["T1"].verdict, enough["T1"].value) == ("FAIL", 1.0)
+    assert few["T2"].value == enough["T2"].value == 0.0 and few["T2"].details["n"] == 12 and few["T2"].details["n_retained"] == 80
 
 
 def test_without_a_second_oracle_there_is_no_floor() -> None:
