@@ -123,6 +123,32 @@ def test_other_answers_are_found_in_whichever_file_they_stand(copied: Path) -> N
     assert torch.equal(both.alternatives[1].right[0], found.alternatives[1].right[0])  # type: ignore[union-attr]  # of the split's own file
 
 
+def test_two_authors_may_be_asked_the_same(copied: Path) -> None:
+    """One author who is retained and one who is to be forgotten, as in the published files; each has other answers of their own."""
+    shared = {"question": "What is the full name of the author?"}
+
+    def named(path: str, place: int, author: int, **more: Any) -> None:
+        rows = [json.loads(line) for line in gzip.decompress((copied / path).read_bytes()).splitlines()]
+        rows[place] |= {**shared, "answer": f"Author number {author}.", **more}
+        write(copied / path, rows)
+
+    for author, place in ((0, 0), (AUTHORS, AUTHORS * AN_AUTHOR)):
+        named("original/full.jsonl.gz", place, author)
+    for path in ("original/forget01.jsonl.gz", "continual_tasks/forget01.jsonl.gz"):
+        named(path, 0, AUTHORS)
+    for path, author in (("original/retain_perturbed.jsonl.gz", 0), ("original/forget01_perturbed.jsonl.gz", AUTHORS)):
+        named(path, 0, author, paraphrased_answer=f"They call it author {author}.")
+    found = benchmark_of(copied, continual=True)
+    assert [len(source) for source in found.train] == [AUTHORS * AN_AUTHOR, AN_AUTHOR, AN_AUTHOR]
+    said = []
+    for beside in found.alternatives[:2]:
+        assert beside is not None and beside.asked_by[0] == 0
+        said.append(bytes(token - 2 for token in beside.right[1][0].tolist() if token > 2).decode())
+    assert said == ["They call it author 0.", f"They call it author {AUTHORS}."]
+    write(copied / "original" / "forget01_perturbed.jsonl.gz", [others(AUTHORS, number) for number in range(1, AN_AUTHOR)])
+    assert benchmark_of(copied, continual=True).notes["other answers"].endswith("request 1 19 of 20, request 2 0 of 20")
+
+
 def test_utility_is_asked_beyond_the_tasks_where_the_files_are_there(copied: Path) -> None:
     assert benchmark_of(copied).utility == {}
     assert benchmark_of(copied).notes["utility"] == "no real_authors_perturbed.jsonl.gz, no world_facts_perturbed.jsonl.gz"

@@ -111,11 +111,16 @@ def _continual(folder: Path, forget: str) -> list[list[Entry]]:
 def _retained(folder: Path, requests: Sequence[Sequence[Entry]], authors: int | None) -> list[Entry]:
     """The questions that no request asks to be forgotten, of so many authors at most. ConfigurationError if there are none."""
     path = folder / "original" / "full.jsonl.gz"
-    everything, forgotten = read_entries(path), {entry["question"] for request in requests for entry in request}
-    kept = [entry for entry in everything if entry["question"] not in forgotten]
+    everything, forgotten = read_entries(path), {_known_by(entry) for request in requests for entry in request}
+    kept = [entry for entry in everything if _known_by(entry) not in forgotten]
     if not kept:
         raise ConfigurationError(f"{path}: all of its {len(everything)} questions are to be forgotten, so that none is retained. {COPY}")
     return kept if authors is None else kept[: AN_AUTHOR * authors]
+
+
+def _known_by(entry: Entry) -> tuple[str, str]:
+    """Question and answer: two authors may be asked the same, as "What is the full name of the author?"."""
+    return entry["question"], entry["answer"]
 
 
 # --- other answers ---
@@ -127,12 +132,12 @@ def _other_answers(folder: Path, forget: str, parts: Parts) -> dict[str, dict[in
     Requests of the continual variant ask about the authors of other splits, so all files are read, that of `forget` last.
     """
     paths = {path.name.removesuffix(OTHERS): path for path in sorted((folder / "original").glob(f"*{OTHERS}"))}
-    by_question: dict[str, Entry] = {}
+    found: dict[tuple[str, str], Entry] = {}
     for name in sorted(paths.keys() - set(UTILITY), key=lambda name: (name == forget, name)):
         for entry in read_entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True):
-            by_question[entry["question"]] = entry
+            found[_known_by(entry)] = entry
     return {
-        name: {place: by_question[entry["question"]] for place, entry in enumerate(part) if entry["question"] in by_question}
+        name: {place: found[_known_by(entry)] for place, entry in enumerate(part) if _known_by(entry) in found}
         for name, part in parts.items()
     }
 
