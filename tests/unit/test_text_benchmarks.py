@@ -20,6 +20,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.corpora import CORPORA, news20, trec
 from cl_framework.benchmarks.text.docstrings import MODULES, TEST, TRAIN, docstrings
 from cl_framework.benchmarks.text.files import json_of, text_of
+from cl_framework.benchmarks.text.language import stream_of
 from cl_framework.benchmarks.text.questions import question_rows
 from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, Loaded, TokenInputs, Trained, encode, folder_of, make_tokens
 from cl_framework.cli import main
@@ -152,11 +153,45 @@ def test_questions_in_the_tokens_of_a_pretrained_model(
 
 def test_questions_need_a_token_that_ends_them(tmp_path: Path) -> None:
     tokens = Loaded(write_words(tmp_path, WORDS))
-    text = (
-        r"tokenizer.json has none of \[CLS\], <s>, .*, one of which must stand around a question and its answer. Name another tokenizer, or"
-    )
+    text = r"tokenizer.json has none of \[CLS\], <s>, .*, one of which must stand where a text begins or ends. Name another tokenizer, or"
     with pytest.raises(ConfigurationError, match=text):
         question_rows(tokens, [("what ?", "sat")], None, "")
+    with pytest.raises(ConfigurationError, match=text):
+        stream_of(tokens, ["what ?", "sat"])
+
+
+@pytest.mark.parametrize(
+    ("space", "around", "stream", "row"),
+    [
+        (False, None, "It ended here.#Next one begins.#", "#Who is the author? Hsiao Yun"),  # as GPT-2
+        (True, None, " It ended here.# Next one begins.#", "# Who is the author? Hsiao Yun"),  # as RoBERTa: no second space
+        (False, "<|endoftext|> $A", "#It ended here.#Next one begins.", "#Who is the author? Hsiao Yun"),  # it divides texts by itself
+    ],
+)
+def test_texts_of_a_byte_level_tokenizer_stay_apart(space: bool, around: str | None, stream: str, row: str, tmp_path: Path) -> None:
+    """What is read is one text, token by token, as a pretrained model has seen it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    end, said = "<|endoftext|>", ["It ended here.", "Next one begins.", "Who is the author? Hsiao Yun"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=space), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(said * 3, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=[end]))
+    if around is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(around, special_tokens=[(end, tokenizer.token_to_id(end))])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokens = Loaded(tmp_path)
+
+    def read(ids: Tensor) -> str:
+        return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False)).replace(end, "#")
+
+    assert read(stream_of(tokens, said[:2])) == stream
+    items, targets = question_rows(tokens, [("Who is the author?", "Hsiao Yun")], None, "")
+    assert read(items[0]) == row and items[0, 1:].tolist() == tokens.plain(said[2:])[0]
+    assert read(targets[targets != IGNORED]) == " Hsiao Yun#"
+    for question in ("", "Who is the author?\n"):  # the control: no word stands right before these answers
+        _, targets = question_rows(tokens, [(question, "Hsiao")], None, "")
+        assert read(targets[targets != IGNORED]) == (" Hsiao#" if space else "Hsiao#")
 
 
 # --- corpora ---

@@ -133,8 +133,12 @@ def _asked(source: TensorSource) -> int:
 
 
 def stream_of(tokens: Tokens, paragraphs: Sequence[str]) -> Tensor:
-    """All paragraphs as one stream of token ids, (N,) int32, each begun, and ended, as the tokenizer does."""
-    return torch.tensor([token for row in tokens.ids(paragraphs) for token in row], dtype=torch.int32)
+    """All paragraphs as one stream of token ids, (N,) int32, each begun, and ended, as the tokenizer does.
+
+    Where it puts nothing around a text, as GPT-2's, what ends a text stands behind each. ConfigurationError if it has no such token.
+    """
+    behind = [] if tokens.ids([""])[0] else [tokens.bounds[1]]
+    return torch.tensor([token for row in tokens.ids(paragraphs) for token in row + behind], dtype=torch.int32)
 
 
 def packed(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,14 @@ Pairs = Sequence[tuple[str, str]]  # of question and answer
 def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens (N, L) int32 and what each place asks for (N, L) int64: the tokens of the answer and the one that ends it, nothing else.
 
-    A row is what begins a text, a question, its answer and what ends a text: a row that is right at every place asked is one that greedy
-    decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError, naming `where` and the row,
-    for a row that is longer; with `cut` its answer ends at L, without its end.
+    A row is what begins a text, a question, its answer behind the tokenizer's `gap`, and what ends a text: a row that is right at every
+    place asked is one that greedy decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError,
+    naming `where` and the row, for a row that is longer; with `cut` its answer ends at L, without its end.
     """
     start, end = tokens.bounds
     questions = [[start, *row] for row in tokens.plain([question for question, _ in pairs])]
-    answers = tokens.plain([answer for _, answer in pairs])
+    gap = tokens.gap
+    answers = tokens.plain([f"{gap if question and not question[-1].isspace() else ''}{answer}" for question, answer in pairs])
     rows = [[*question, *answer, end] for question, answer in zip(questions, answers, strict=True)]
     if cut and length is not None:
         for number, question in enumerate(questions):

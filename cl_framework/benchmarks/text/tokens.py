@@ -39,6 +39,9 @@ class Tokens(Protocol):
     @property
     def bounds(self) -> tuple[int, int]: ...  # what begins a question and what ends its answer; ConfigurationError if it has none
 
+    @property
+    def gap(self) -> str: ...  # stands between a question and its answer, so that its last word and the first one do not run together
+
     def ids(self, texts: Sequence[str]) -> list[list[int]]: ...  # of each text, with what begins and ends it, without padding
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]: ...  # of each text alone
@@ -50,6 +53,7 @@ class Bytes:
     size = 256 + _RESERVED
     padding = PAD
     bounds = (START, START)  # the next text's beginning ends one
+    gap = ""  # questions say themselves what stands before an answer: none does in "1+1=2"
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [[START, *row] for row in self.plain(texts)]
@@ -63,6 +67,7 @@ class Trained:
 
     padding = PAD
     bounds = (START, START)
+    gap = ""  # it begins every text with a space
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -109,6 +114,12 @@ class Loaded:
     def bounds(self) -> tuple[int, int]:
         return self._first_of(_STARTS), self._first_of(_ENDS)
 
+    @property
+    def gap(self) -> str:
+        """Asked of the tokenizer: others than byte-level ones, as GPT-2's, mark where a word begins by themselves."""
+        (letter,) = self.plain(["a"])
+        return " " if self._tokenizer.decode(letter + letter) == "aa" else ""
+
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
@@ -120,8 +131,8 @@ class Loaded:
         found: int | None = next((token for token in known if token is not None), None)
         if found is None:
             raise ConfigurationError(
-                f"benchmark.tokenizer: {self._file} has none of {', '.join(names)}, one of which must stand around a question and its "
-                "answer. Name another tokenizer, or set benchmark.tokenizer=bpe."
+                f"benchmark.tokenizer: {self._file} has none of {', '.join(names)}, one of which must stand where a text "
+                "begins or ends. Name another tokenizer, or set benchmark.tokenizer=bpe."
             )
         return found
 
