@@ -259,6 +259,25 @@ def test_the_embedded_corpus() -> None:
     assert docstrings() == corpus
 
 
+def test_docstrings_are_found_wherever_their_packages_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below a folder called tests, as well; the tests of a package itself are left out."""
+    modules = ("made_up_sources.one", "made_up_sources.two")
+    root = tmp_path / "tests" / "made_up_sources"
+    for place in ("", "one", "two", "two/tests"):
+        folder = root / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").write_text("")
+        for number in range(20):
+            said = f"What file {number} of {place} says, in a paragraph that is not too short to count."
+            (folder / f"file{number}.py").write_text(f'"""{said}"""')
+    monkeypatch.syspath_prepend(str(tmp_path / "tests"))
+    monkeypatch.setattr("cl_framework.benchmarks.text.docstrings.MODULES", modules)
+    found = docstrings()
+    texts = [text for text, _ in (*found.train, *found.test)]
+    assert found.train and found.test and len(texts) == 40
+    assert {text.partition(", ")[0].rpartition(" of ")[2] for text in texts} == {"one says", "two says"}
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -60,8 +60,9 @@ def _paragraphs(module: str) -> Iterator[tuple[str, str]]:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ConfigurationError(f"benchmark docstrings reads the sources of {package}, which is not installed: pip install {package}.")
-    for path in sorted((Path(spec.origin).parent / below).rglob("*.py")):
-        if {"tests", "test"} & set(path.parts):
+    root = Path(spec.origin).parent
+    for path in sorted((root / below).rglob("*.py")):
+        if {"tests", "test"} & set(path.relative_to(root).parts):  # Python itself may lie below a folder of that name
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
