@@ -57,10 +57,14 @@ def random_direction(width: int, generator: torch.Generator) -> Tensor:
 def mean_square(features: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
     """Mean of the squared difference of features, (B, D) or (B, L, D), and what they shall be, in their shape or (D,).
 
-    Of texts only places that ask for an answer count, targets (B, L): neither what a prompt says nor padding.
+    Of texts only places that ask for an answer count, targets (B, L): neither what a prompt says nor padding; 0 where none asks.
     """
     differences = features - wanted
-    return (differences[asked(targets)] if features.ndim == 3 else differences).square().mean()
+    if features.ndim == 2:
+        return differences.square().mean()
+    places = asked(targets)  # picked by index, an accelerator would stop to count them
+    squares = differences.masked_fill(~places.unsqueeze(2), 0.0).square().sum()
+    return squares / (places.sum().clamp(min=1) * features.shape[2])
 
 
 @dataclass(frozen=True)

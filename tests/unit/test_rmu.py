@@ -69,6 +69,21 @@ def test_prompt_and_padding_contribute_nothing() -> None:
     assert torch.equal(mean_square(changed, direction, targets), mean_square(features, direction, targets))
 
 
+def test_of_texts_it_is_the_mean_over_the_places_that_ask_picked_by_index() -> None:
+    features = torch.randn(3, 5, 4, generator=generator()).requires_grad_()
+    wanted, targets = torch.randn(3, 5, 4, generator=generator(1)), torch.randint(2, (3, 5), generator=generator(2))
+    targets[torch.rand(3, 5, generator=generator(3)) < 0.4] = IGNORED
+    places = targets != IGNORED
+    assert 0 < int(places.sum()) < 15
+    picked = (features - wanted)[places].square().mean()
+    masked = mean_square(features, wanted, targets)
+    assert torch.allclose(masked, picked)
+    slopes = [torch.autograd.grad(value, features, retain_graph=True)[0] for value in (masked, picked)]
+    assert torch.allclose(*slopes) and float(slopes[0][~places].abs().max()) == 0.0
+    assert not torch.allclose((features - wanted).square().mean(), picked)  # the control: over all places it is another value
+    assert float(mean_square(features.detach(), wanted, torch.full((3, 5), IGNORED))) == 0.0
+
+
 # --- in a run ---
 
 
