@@ -20,7 +20,9 @@ from cl_framework.learner import Learner
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.testing import Subject
 from cl_framework.testing.laboratory import ROUGH, assert_equal_outcomes, augmented, experiment_of, finish, finish_in_pieces
+from tests.unit import text_stacks
 from tests.unit.elsewhere import ELSEWHERE, Apart, Elsewhere, Waits, a_device_elsewhere, nothing_waits
+from tests.unit.text_stacks import experiment_on_texts, rmu_under_watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*to a meta parameter in the current model")  # which is no no-op here
 
@@ -83,6 +85,22 @@ def test_who_reads_lent_rows_waits_in_unlearning(name: str, tmp_path: Path, else
     experiment = experiment_of_subject(name, tmp_path)
     with pytest.raises(Waits, match="how many places a mask has"):
         finish(experiment, moved(make_benchmark(experiment)))
+
+
+@pytest.mark.parametrize("stack", text_stacks.STACKS)
+def test_no_step_on_texts_waits(stack: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    expected = finish(experiment_on_texts(stack, tmp_path))
+    there = experiment_on_texts(stack, tmp_path, out=str(tmp_path / "there"))
+    data, steps = make_benchmark(there), request.getfixturevalue("watched")
+    request.getfixturevalue("elsewhere")
+    assert_equal_outcomes(expected, finish(there, moved(data)), "on another device it ends elsewhere")
+    assert steps[0] == expected.summary["steps"] > 0
+
+
+def test_the_terms_of_rmu_on_texts_do_not_wait(tmp_path: Path, elsewhere: None) -> None:
+    experiment, counted = rmu_under_watch(tmp_path, nothing_waits)
+    finish(experiment, moved(make_benchmark(experiment)))
+    assert counted[0] > 3  # of what is forgotten in each of three steps, and of what is lent where there is any
 
 
 def test_a_run_stopped_there_ends_as_one_that_was_not(tmp_path: Path, elsewhere: None) -> None:

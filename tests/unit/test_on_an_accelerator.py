@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from cl_framework.testing.laboratory import (
     finish,
     finish_in_pieces,
 )
+from tests.unit import text_stacks
+from tests.unit.text_stacks import experiment_on_texts, rmu_under_watch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -62,28 +66,47 @@ def test_the_same_bits_again_and_after_a_stop(stack: str, model: str, tmp_path: 
     assert_different_weights(outcome, finish(experiment(stack, model, tmp_path / "seed", seed=1), data), "another seed")
 
 
-@pytest.mark.parametrize("stack", STACKS)
-def test_no_step_waits(stack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps refuse to wait; the list counts them."""
     step, steps = Learner.step, [0]
 
-    def watched(learner: Learner, batch: Batch) -> Evaluation:
+    def watching(learner: Learner, batch: Batch) -> Evaluation:
         steps[0] += 1
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with nothing_waits():
             return step(learner, batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Learner, "step", watched)
+    monkeypatch.setattr(Learner, "step", watching)
+    return steps
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_no_step_waits(stack: str, tmp_path: Path, watched: list[int]) -> None:
     chosen = experiment(stack, "mlp", tmp_path)
-    assert finish(chosen, augmented(chosen)).summary["steps"] == steps[0] > 0
+    assert finish(chosen, augmented(chosen)).summary["steps"] == watched[0] > 0
+
+
+@pytest.mark.parametrize("stack", text_stacks.STACKS)
+def test_no_step_on_texts_waits(stack: str, tmp_path: Path, watched: list[int]) -> None:
+    assert finish(experiment_on_texts(stack, tmp_path, device="cuda")).summary["steps"] == watched[0] > 0
+
+
+def test_the_terms_of_rmu_on_texts_do_not_wait(tmp_path: Path) -> None:
+    chosen, counted = rmu_under_watch(tmp_path, nothing_waits, device="cuda")
+    finish(chosen)
+    assert counted[0] > 3  # of what is forgotten in each of three steps, and of what is lent where there is any
 
 
 def test_a_step_that_waits_would_be_seen() -> None:
     there = torch.ones(2, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with pytest.raises(RuntimeError, match="synchroniz"):
-            float(there.sum())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(RuntimeError, match="synchroniz"), nothing_waits():
+        float(there.sum())

@@ -201,7 +201,7 @@ class TokenInputs:
     def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
         """Some tokens after the first are not attended to."""
         assert isinstance(items, Tensor)
-        kept = torch.rand(items.shape, generator=generator).to(items.device) >= self.dropped
+        kept = torch.rand(items.shape, generator=generator).to(items.device, non_blocking=True) >= self.dropped
         kept[:, 0] = True
         return {"input_ids": _known(items), "attention_mask": self._text(items) & kept}
 
