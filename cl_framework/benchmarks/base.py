@@ -104,6 +104,12 @@ class Benchmark:
         modelled = self.objective == "language_modelling"
         return self.input_shape[0] if modelled and all(bool(asked(source.targets).all()) for source in self.train) else None
 
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest row of text that a model is asked: other answers may be longer than any row that is trained on."""
+        beside = (*(one for one in self.alternatives if one is not None), *self.utility.values())
+        return max(self.input_shape[0], *(items.shape[1] for one in beside for items, _ in (one.right, one.wrong)), 0)
+
     def ids_of(self, task: int) -> Tensor:
         """Global training sample ids of a task, ascending."""
         first, end = self.offsets[task : task + 2].tolist()

@@ -25,8 +25,11 @@ def load_pretrained(auto: Any, source: str, **options: Any) -> Any:
     try:
         try:
             return auto.from_pretrained(place, **options)
-        except TypeError:  # models without a pooling layer know no such option
-            return auto.from_pretrained(place)
+        except TypeError as error:  # names what it does not know: models without a pooling layer have no option for it
+            known = {name: value for name, value in options.items() if f"'{name}'" not in str(error)}
+            if len(known) == len(options):
+                raise
+            return auto.from_pretrained(place, **known)
     except Exception as error:  # of a damaged file each package raises its own
         damaged = _damaged_weights(Path(place))
         if damaged is not None:
@@ -55,10 +58,9 @@ def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None
         raise ConfigurationError(
             f"the benchmark's tokenizer has {ids} token ids, but {source} knows {own or known}. Set benchmark.tokenizer{remedy}."
         )
-    length = benchmark.input_shape[0]
-    if longest is not None and length > longest:
+    if longest is not None and benchmark.longest_row > longest:
         raise ConfigurationError(
-            f"benchmark.length={length} is longer than the {longest} tokens that {source} reads. "
+            f"{_what_is_longest(benchmark)} is longer than the {longest} tokens that {source} reads. "
             f"Set benchmark.length={longest} or lower, or take a model that reads more."
         )
 
@@ -67,7 +69,7 @@ def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None
 def check_same(
     own_and_ours: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], benchmark: Benchmark, source: str, padding: int | None, fault: str
 ) -> None:
-    """Refuse a pretrained model that does not answer alike by itself and as it is used here, at the benchmark's length; `fault` says so.
+    """Refuse a pretrained model that does not answer alike by itself and as it is used here, on the longest row; `fault` says so.
 
     It is asked about two rows, of which the second ends early, without the id that its configuration keeps for `padding`. An error is no
     answer: a table of positions may be shorter than its configuration says, and each architecture reads masks in its own way.
@@ -81,16 +83,22 @@ def check_same(
         tolerance = max(_TOLERANCE, 4 * torch.finfo(own.dtype).eps)
         return bool((own - ours).abs().max() <= tolerance * own.abs().max())
 
-    length = benchmark.input_shape[0]
+    length = benchmark.longest_row
     if alike(length):
         return
     if not alike(min(length, _FEW)):
         raise ConfigurationError(f"model.source={source}: {fault}. Choose another model.")
     longest = bisect_left(range(length), True, lo=_FEW + 1, key=lambda tokens: not alike(tokens)) - 1
     raise ConfigurationError(
-        f"benchmark.length={length} is longer than the {longest} tokens that {source} reads whole: its positions or a window of its "
+        f"{_what_is_longest(benchmark)} is longer than the {longest} tokens that {source} reads whole: its positions or a window of its "
         f"attention end there. Set benchmark.length={longest} or lower, or choose another model."
     )
+
+
+def _what_is_longest(benchmark: Benchmark) -> str:
+    """Rows of tasks, or of answers beside them, which are asked in an audit, after all training."""
+    length, longest = benchmark.input_shape[0], benchmark.longest_row
+    return f"benchmark.length={length}" if longest == length else f"a row of {longest} tokens, with another answer than the tasks',"
 
 
 def _two_rows(benchmark: Benchmark, padding: int | None, length: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from cl_framework.benchmarks.base import Alternatives, Benchmark
+from cl_framework.benchmarks.sources import TensorSource
+from cl_framework.benchmarks.text.tokens import TokenInputs
 from cl_framework.cli import main
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.decoder import Decoder, PretrainedDecoderOptions, pretrained_decoder
@@ -42,7 +46,7 @@ def write_of(folder: Path, kind: str, name: str = "pretrained_decoder", **settin
 def made_of(folder: Path, name: str, length: int, vocabulary: int = 258) -> nn.Module:
     """The model that a benchmark of some length gets."""
     benchmark: Any = SimpleNamespace(
-        vocabulary=vocabulary, input_shape=(length,), num_classes=4, objective="language_modelling", name="made up"
+        vocabulary=vocabulary, input_shape=(length,), longest_row=length, num_classes=4, objective="language_modelling", name="made up"
     )
     if name == "pretrained_decoder":
         return pretrained_decoder(PretrainedDecoderOptions(str(folder)), benchmark)
@@ -107,7 +111,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: p
 
 
 def test_tokens_that_are_not_the_models_own_are_refused_with_a_remedy_that_can_be_had(tmp_path: Path) -> None:
-    benchmark: Any = SimpleNamespace(vocabulary=300, input_shape=(12,))
+    benchmark: Any = SimpleNamespace(vocabulary=300, input_shape=(12,), longest_row=12)
     for source in ("no/such-model", str(tmp_path)):  # of the second there is no tokenizer either
         text = rf"the benchmark's tokenizer has 300 token ids, but {source} knows 258\. Set benchmark.tokenizer to a folder that holds its"
         with pytest.raises(ConfigurationError, match=text + r" tokenizer\.json\."):
@@ -127,6 +131,40 @@ def test_tokens_that_are_not_the_models_own_are_refused_with_a_remedy_that_can_b
         check_fit(benchmark, str(tmp_path), 300, 11)
     for known in (300, 320, 700):
         check_fit(benchmark, str(tmp_path), known, 12)
+
+
+def test_other_answers_that_a_model_cannot_read_are_refused_before_it_is_trained(tmp_path: Path) -> None:
+    row = torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 8, dtype=torch.int64)
+    false = tuple(values.repeat(1, 3) for values in row)
+    source = TensorSource(*row)
+    benchmark = Benchmark("made up", 258, ((0,),), [source], [source], TokenInputs(), (8,), ("domain_il",), "text", 258)
+    beside = Alternatives(row, (false[0], false[1]), (0,), (0,))
+    assert benchmark.longest_row == 8
+    check_fit(benchmark, "no/such-model", 258, 16)
+    text = r"a row of 24 tokens, with another answer than the tasks', is longer than the 16 tokens that .* reads( whole: .*)?\. "
+    model = write_of(tmp_path, "Mistral", num_key_value_heads=1, sliding_window=16)
+    for longer in (replace(benchmark, alternatives=(None, beside)), replace(benchmark, utility={"world_facts": beside})):
+        assert longer.longest_row == 24
+        with pytest.raises(ConfigurationError, match=text + r"Set benchmark.length=16 or lower"):
+            check_fit(longer, "no/such-model", 258, 16)
+        modelled = replace(longer, objective="language_modelling")
+        with pytest.raises(ConfigurationError, match=text + r"Set benchmark.length=16 or lower"):  # and so is a model that says nothing
+            pretrained_decoder(PretrainedDecoderOptions(str(model)), modelled)
+    pretrained_decoder(PretrainedDecoderOptions(str(model)), replace(benchmark, objective="language_modelling"))
+
+
+def test_only_an_option_that_a_model_does_not_know_is_left_out(tmp_path: Path) -> None:
+    class Auto:
+        @staticmethod
+        def from_pretrained(place: str, *, attn_implementation: str = "sdpa") -> str:
+            assert place == str(tmp_path)
+            if attn_implementation == "none":
+                raise TypeError("no such kernel")
+            return attn_implementation
+
+    assert load_pretrained(Auto, str(tmp_path), add_pooling_layer=False, attn_implementation="eager") == "eager"
+    with pytest.raises(ConfigurationError, match=r"cannot be loaded: no such kernel"):  # it was not the option's name
+        load_pretrained(Auto, str(tmp_path), attn_implementation="none")
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,22 @@ def test_how_many_answers_are_cut_is_said(folder: Path) -> None:
     assert cut.notes["cut answers"] == f"{told}; set benchmark.length higher"
 
 
+def test_how_many_other_answers_are_longer_than_what_is_trained_on_is_said(copied: Path) -> None:
+    whole = benchmark_of(copied)
+    (trained,) = whole.input_shape
+    assert "longer answers" not in whole.notes and whole.longest_row == trained
+    rows = [others(AUTHORS, number) for number in range(AN_AUTHOR)]
+    for row in rows[:3]:
+        row["perturbed_answer"][0] += " As all the world is said to know."
+    write(copied / "original" / "forget01_perturbed.jsonl.gz", rows)
+    found = benchmark_of(copied)
+    assert found.notes["longer answers"] == (
+        f"request 1 false 3 of 40; rows that are trained on have {trained} tokens at most, so no place behind is"
+    )
+    assert found.input_shape == (trained,) and found.longest_row > trained
+    assert "longer answers" not in benchmark_of(copied, length=40).notes  # all are cut there
+
+
 def test_what_is_longer_is_cut_where_a_length_is_given(folder: Path) -> None:
     whole, cut = benchmark_of(folder), benchmark_of(folder, length=40)
     (width,) = whole.input_shape

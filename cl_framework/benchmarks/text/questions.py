@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.sources import TensorSource
 from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens
-from cl_framework.criterion import IGNORED
+from cl_framework.criterion import IGNORED, last_asked
 from cl_framework.errors import ConfigurationError
 
 Pairs = Sequence[tuple[str, str]]  # of question and answer
@@ -63,6 +63,14 @@ def cut_notes(targets: Mapping[str, Tensor], tokens: Tokens) -> dict[str, str]:
     cut = {name: cut_answers(values, end) for name, values in targets.items()}
     counts = ", ".join(f"{name} {count:,} of {len(targets[name]):,}" for name, count in cut.items() if count)
     return {"cut answers": f"{counts}; set benchmark.length higher"} if counts else {}
+
+
+def length_notes(targets: Mapping[str, Tensor], trained: Sequence[Tensor]) -> dict[str, str]:
+    """How many of these rows (N, L) end behind every row (M, L') that is trained on, by the name of the rows; nothing where none does."""
+    longest = 1 + max(int(last_asked(values).max()) for values in trained)
+    longer = {name: int((last_asked(values) >= longest).sum()) for name, values in targets.items()}
+    counts = ", ".join(f"{name} {count:,} of {len(targets[name]):,}" for name, count in longer.items() if count)
+    return {"longer answers": f"{counts}; rows that are trained on have {longest} tokens at most, so no place behind is"} if counts else {}
 
 
 def question_benchmark(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
-from cl_framework.benchmarks.text.questions import Pairs, cut_notes, question_benchmark, question_rows
+from cl_framework.benchmarks.text.questions import Pairs, cut_notes, length_notes, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
@@ -68,8 +68,9 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     answered = _other_answers(folder, options.forget, parts)
     others = {name: _alternatives(entries, "paraphrased_answer", rows) for name, entries in answered.items() if entries}
     utility = {name: _alternatives(dict(enumerate(entries)), "answer", rows, of_task=False) for name, entries in _utility(folder).items()}
-    targets = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)} | _targets(others, utility)
-    notes = {**benchmark.notes, **_notes(parts, others, utility), **cut_notes(targets, tokens)}
+    own, beside = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)}, _targets(others, utility)
+    lengths = {**cut_notes(own | beside, tokens), **length_notes(beside, list(own.values()))}
+    notes = {**benchmark.notes, **_notes(parts, others, utility), **lengths}
     return replace(benchmark, alternatives=tuple(others.get(name) for name in parts), utility=utility, notes=notes)
 
 
