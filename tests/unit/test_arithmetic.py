@@ -111,6 +111,19 @@ def test_additions_are_balanced_by_carries_and_differ(digits: int, full: bool) -
     assert not torch.equal(pairs, number_pairs("add", full, options, seed=1))
 
 
+def test_additions_are_balanced_whatever_the_seed_and_the_sizes() -> None:
+    """A test part that ends within a round of kinds leaves the rest of that round to the training part."""
+    uneven = 0
+    for seed in (*range(10), 28):
+        for digits, train, test in ((2, 2000, 2), (2, 2000, 500), (2, 101, 1), (3, 999, 7), (3, 50, 6)):
+            pairs = number_pairs("add", False, ArithmeticOptions(digits=digits, train=train, test=test), seed)
+            assert len(pairs.unique(dim=0)) == len(pairs) == train + test
+            counts = [carries(part).bincount(minlength=digits + 1) for part in (pairs[:test], pairs[test:])]
+            assert all(int(count.max() - count.min()) <= 1 for count in counts), (seed, digits, train, test)
+            uneven += int(counts[0].max() - counts[0].min()) * int(counts[1].max() - counts[1].min())
+    assert uneven > 30  # the control: neither part divides evenly, so that it matters who gets what is over
+
+
 def test_formats_of_an_operation_share_their_pairs_and_no_training_pair_is_tested() -> None:
     benchmark = arithmetic(skills=["add_plain", "add_reverse2", "multiply_plain"], digits=2, train=300, test=60)
     assert (

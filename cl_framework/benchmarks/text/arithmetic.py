@@ -96,7 +96,10 @@ def number_pairs(operation: str, full: bool, options: ArithmeticOptions, seed: i
         codes = drawn[torch.randperm(len(drawn), generator=generator)]
     pairs = torch.stack([codes // numbers, codes % numbers], 1) + first
     kinds = carries(pairs) if operation == "add" else torch.zeros(len(pairs), dtype=torch.int64)
-    return pairs[rank_within(kinds).argsort(stable=True)[:wanted]]
+    order = rank_within(kinds).argsort(stable=True)  # one of each kind, then again one of each
+    rest = order[options.test :]  # may begin within such a round: of its own last one those are taken that it has fewer of
+    trained = rank_within(kinds[rest]).argsort(stable=True)[: options.train].sort().values
+    return pairs[torch.cat([order[: options.test], rest[trained]])]
 
 
 def arguments(function: str, options: ArithmeticOptions, seed: int) -> list[int]:
