@@ -56,7 +56,12 @@ def test_people_are_tasks_and_their_neighbours_the_last(folder: Path) -> None:
     assert said(found, 0, 0) == "l1 question 0 on 2_Ada?answer 0" and said(found, 1, 3) == "l2 question 0 on 10_Bob?answer 0"
     assert said(found, 0, 7, test=True) == "l3 question 0 on 2_Ada?answer 0"
     assert said(found, 2, 4) == "n1 question 0 on 10_Bob?answer 0"
-    assert benchmark_of(folder, people=1).num_tasks == 2
+    assert benchmark_of(folder, people=1).num_tasks == 2 and benchmark_of(folder, people=2).num_tasks == 3
+
+
+def test_more_people_than_there_are_is_an_error(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r" holds 2 people, fewer than benchmark.people=50\. Set benchmark.people=2\."):
+        benchmark_of(folder, people=50)
 
 
 def test_who_is_forgotten_is_asked_everything_and_told_from_what_was_never_taught(folder: Path, tmp_path: Path) -> None:

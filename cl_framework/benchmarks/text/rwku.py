@@ -48,6 +48,10 @@ def rwku(options: RwkuOptions, context: BenchmarkContext) -> Benchmark:
     """Questions about real people, a task each, and about their neighbours; asked at three levels."""
     folder = Path(options.folder).expanduser() if options.folder else context.root / "rwku_sample"
     people = _people(folder)
+    if options.people is not None and options.people > len(people):
+        raise ConfigurationError(
+            f"{folder} holds {len(people)} people, fewer than benchmark.people={options.people}. Set benchmark.people={len(people)}."
+        )
     names = list(people)[: options.people]
     tasks = []
     for name in names:
