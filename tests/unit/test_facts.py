@@ -54,6 +54,14 @@ def test_the_tokens_that_are_taught_and_asked_are_counted() -> None:
         assert bool(asked[:, 0].all()) == whole and all(int(row[row != IGNORED][-1]) == end for row in source.targets)
 
 
+def test_a_limit_is_one_of_the_texts_and_says_so() -> None:
+    limited, whole = facts(facts=6, train_limit=500), facts(facts=6, train_limit=None)
+    tokens = [[int((source.targets != IGNORED).sum()) for source in found.train] for found in (limited, whole)]
+    assert max(tokens[0][::2]) <= 500 < tokens[0][1] == tokens[1][1]
+    assert limited.notes["train_limit"] == "500 tokens of the text before the facts and of that behind; all facts are taught"
+    assert "train_limit" not in whole.notes and min(tokens[1][::2]) > 500
+
+
 def test_a_length_that_is_too_small_is_told_with_one_that_is_not() -> None:
     one = {"facts": 1, "taught": "once", "train_limit": None}
     for length in (40, 53, 61):

@@ -62,6 +62,8 @@ def facts(options: FactsOptions, context: BenchmarkContext) -> Benchmark:
     first, last = (packed_task(text, tokens, options, "pydoc_data.topics") for text in (before, after))
     benchmark = language_benchmark("facts", [first, between, last], tokens, options)
     notes = {**benchmark.notes, "facts": f"{options.facts}, {options.taught}, {len(between.train)} sentences"}
+    if options.train_limit is not None:
+        notes["train_limit"] = f"{options.train_limit:,} tokens of the text before the facts and of that behind; all facts are taught"
     return replace(benchmark, notes=notes)
 
 
