@@ -135,6 +135,23 @@ def test_no_place_is_asked_twice_and_each_asks_for_the_next_token() -> None:
     assert len(packed(stream[:21], 5)[0]) == 4 and len(packed(stream[:20], 5)[0]) == 3  # the last token of a row needs one after it
 
 
+def test_a_share_that_is_held_out_leaves_something_to_learn_or_is_named(tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("\n".join(ENGLISH[:3]))
+    assert len(benchmark_of(tmp_path, length=8, held_out=0.8).train[0]) == 2  # one paragraph of three
+    text = r"benchmark.held_out=0\.9 leaves none of the 3 paragraphs of few to learn\. Set benchmark.held_out lower\."
+    with pytest.raises(ConfigurationError, match=text):
+        benchmark_of(tmp_path, length=8, held_out=0.9)
+
+
+def test_no_share_is_held_out_where_each_text_has_a_test_split() -> None:
+    prose = {"name": "language_modelling", "corpus": "prose", "held_out": 0.2}
+    with pytest.raises(ConfigurationError, match=r"held_out is for texts without a test split; wikitext2 has its own\. Leave it out"):
+        load_experiment({"benchmark": {**prose, "texts": ["wikitext2"]}})
+    for texts in ([], ["tinyshakespeare", "wikitext2"]):
+        load_experiment({"benchmark": {**prose, "texts": texts}})
+    load_experiment({"benchmark": {**prose, "texts": ["wikitext2"], "held_out": 0.1}})
+
+
 def test_texts_are_tasks_in_order_with_their_ends_held_out(tmp_path: Path) -> None:
     benchmark = benchmark_of(write_texts(tmp_path))
     assert benchmark.num_tasks == 3 and benchmark.scenarios == ("domain_il",) and benchmark.objective == "language_modelling"

@@ -532,6 +532,17 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert text in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["docstrings", "text_classification", "topics", "facts", "language_modelling", "tofu", "rwku"])
+def test_a_vocabulary_is_for_a_tokenizer_that_is_trained(name: str) -> None:
+    """Elsewhere it would be ignored."""
+    load_experiment({"benchmark": {"name": name, "vocabulary": 500}})
+    for tokenizer in ("bytes", "some/folder", "package:some_model"):
+        load_experiment({"benchmark": {"name": name, "tokenizer": tokenizer}})
+        text = rf"vocabulary=500 is for tokenizer=bpe, which is trained; {tokenizer} has token ids of its own\. Leave it out, or set"
+        with pytest.raises(ConfigurationError, match=text + r" benchmark.vocabulary=2000, its default"):
+            load_experiment({"benchmark": {"name": name, "tokenizer": tokenizer, "vocabulary": 500}})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published files do not lie beside the checkout")
 @pytest.mark.parametrize(

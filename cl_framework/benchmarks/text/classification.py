@@ -14,7 +14,7 @@ from cl_framework.benchmarks.sources import TensorSource, divide_classes, split_
 from cl_framework.benchmarks.split_images import check_limit, stratified
 from cl_framework.benchmarks.text.corpora import CORPORA, FOLDERS, Corpus
 from cl_framework.benchmarks.text.docstrings import docstrings as docstring_corpus
-from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens, encode, make_tokens
+from cl_framework.benchmarks.text.tokens import VOCABULARY, TokenInputs, Tokens, check_vocabulary, encode, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -28,12 +28,12 @@ class TextOptions:
     class_order: tuple[int, ...] | None = None  # default: 0, 1, 2, ...
     length: int = 32  # tokens a text at most, >= 2; longer texts are cut
     tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
-    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     train_limit: int | None = None  # training texts in all, stratified; default: all
 
     def __post_init__(self) -> None:
         check_range("length", self.length, low=2)
-        check_range("vocabulary", self.vocabulary, low=300)
+        check_vocabulary(self.tokenizer, self.vocabulary)
         check_limit(self.train_limit)
 
 

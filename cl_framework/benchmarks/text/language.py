@@ -16,7 +16,7 @@ from torch import Tensor
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.sources import TensorSource
 from cl_framework.benchmarks.text.files import bytes_of, lines_of, text_of
-from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens, make_tokens
+from cl_framework.benchmarks.text.tokens import VOCABULARY, TokenInputs, Tokens, check_vocabulary, make_tokens
 from cl_framework.benchmarks.text.topics import topics as manual
 from cl_framework.checks import check_choice, check_range
 from cl_framework.criterion import asked
@@ -46,18 +46,19 @@ class Task:
 class LanguageOptions:
     length: int = 64  # tokens a row, >= 2
     tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
-    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     train_limit: int | None = None  # tokens of each text at most, its first ones, >= 2 (facts are no text); default: all
 
     def __post_init__(self) -> None:
         check_range("length", self.length, low=2)
-        check_range("vocabulary", self.vocabulary, low=300)
+        check_vocabulary(self.tokenizer, self.vocabulary)
         if self.train_limit is not None:
             check_range("train_limit", self.train_limit, low=2)
 
 
 HANDBOOK = "multilingual_handbook"  # folder of a book in twelve languages, a file a language, a paragraph a line
 PROSE = {"wikitext2": ("wikitext2_valid", "wikitext2_test"), "tinyshakespeare": ("tinyshakespeare", None)}
+HELD_OUT = 0.1  # by default
 CORPORA = {"handbook": (HANDBOOK, ("en-US", "de-DE", "fr-FR")), "prose": ("lm_text", tuple(PROSE)), "folder": (None, ())}
 
 
@@ -66,7 +67,7 @@ class CorpusOptions(LanguageOptions):
     corpus: str = "handbook"  # handbook (a book in twelve languages), prose (WikiText-2, then Shakespeare) or folder (a text file a task)
     texts: tuple[str, ...] = ()  # which of its texts, in the order of tasks; default: en-US, de-DE, fr-FR of the handbook, else all
     folder: str | None = None  # where the texts lie; default: in data.root, for corpus=folder to be given
-    held_out: float = 0.1  # share of a text, its end, that is its test split, (0, 1)
+    held_out: float = HELD_OUT  # share of a text, its end, that is its test split, (0, 1); WikiText-2 has one of its own
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +77,9 @@ class CorpusOptions(LanguageOptions):
             raise ValueError(f"texts must differ, got {', '.join(self.texts)}")
         if self.corpus == "folder" and self.folder is None:
             raise ValueError("corpus=folder needs folder, the place of its text files")
+        published = [name for name, (_, test) in PROSE.items() if test is not None]
+        if self.corpus == "prose" and self.texts and set(self.texts) <= set(published) and self.held_out != HELD_OUT:
+            raise ValueError(f"held_out is for texts without a test split; {', '.join(self.texts)} has its own. Leave it out")
 
 
 @register_benchmark("topics", LanguageOptions)
@@ -93,7 +97,7 @@ def corpus(options: CorpusOptions, context: BenchmarkContext) -> Benchmark:
     if options.corpus == "prose":
         texts = [_prose(folder, name, options.held_out) for name in options.texts or names]
     else:
-        texts = [Text(name, *_held_out(_lines(folder, name), options.held_out)) for name in options.texts or names or _files(folder)]
+        texts = [_ended(folder, name, name, options.held_out) for name in options.texts or names or _files(folder)]
     return language_modelling(options.corpus, texts, options, str(folder))
 
 
@@ -156,10 +160,16 @@ def _source(ids: Tensor, name: str, split: str, length: int, where: str) -> Tens
     return TensorSource(items, targets)
 
 
-def _held_out(paragraphs: Sequence[str], share: float) -> tuple[Sequence[str], Sequence[str]]:
-    """The paragraphs in order without their end, and that end."""
+def _ended(folder: Path, name: str, file: str, share: float) -> Text:
+    """The paragraphs of a file in order without their end, and that end. ConfigurationError if nothing is left to learn."""
+    paragraphs = _lines(folder, file)
     first = len(paragraphs) - max(1, round(share * len(paragraphs)))
-    return paragraphs[:first], paragraphs[first:]
+    if not first:
+        raise ConfigurationError(
+            f"{folder}: benchmark.held_out={share:g} leaves none of the {len(paragraphs)} paragraphs of {file} to learn. "
+            "Set benchmark.held_out lower."
+        )
+    return Text(name, paragraphs[:first], paragraphs[first:])
 
 
 def _prose(folder: Path, name: str, share: float) -> Text:
@@ -167,7 +177,7 @@ def _prose(folder: Path, name: str, share: float) -> Text:
         raise ConfigurationError(f"benchmark.texts: prose has no text {name!r}; it has {', '.join(PROSE)}.")
     first, other = PROSE[name]
     if other is None:
-        return Text(name, *_held_out(_lines(folder, first), share))
+        return _ended(folder, name, first, share)
     return Text(name, _lines(folder, first), _lines(folder, other))
 
 

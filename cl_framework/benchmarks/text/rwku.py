@@ -14,7 +14,7 @@ from typing import Any
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, is_text, json_members
 from cl_framework.benchmarks.text.questions import question_benchmark
-from cl_framework.benchmarks.text.tokens import make_tokens
+from cl_framework.benchmarks.text.tokens import VOCABULARY, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -31,13 +31,13 @@ class RwkuOptions:
     taught: str = "questions"  # questions (of levels 1 and 2) or passages: what a person's task trains on; neighbours always by questions
     people: int | None = None  # how many, the first ones; default: all that are there
     tokenizer: str = "bpe"  # bpe (trained on the first person), bytes, the path of a tokenizer.json, or package:NAME
-    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int = 192  # tokens of a row; a passage or an answer is cut there
     folder: str | None = None  # default: rwku_sample in data.root
 
     def __post_init__(self) -> None:
         check_choice("taught", self.taught, ("questions", "passages"))
-        check_range("vocabulary", self.vocabulary, low=300)
+        check_vocabulary(self.tokenizer, self.vocabulary)
         check_range("length", self.length, low=8)
         if self.people is not None:
             check_range("people", self.people, low=1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
 from cl_framework.benchmarks.text.questions import Pairs, cut_notes, length_notes, question_benchmark, question_rows
-from cl_framework.benchmarks.text.tokens import make_tokens
+from cl_framework.benchmarks.text.tokens import VOCABULARY, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -41,14 +41,14 @@ class TofuOptions:
     continual: bool = False  # instead: the requests of the continual variant (40, 200 or 400 questions each), as published
     authors: int | None = None  # retained ones at most, for a small model; default: all
     tokenizer: str = "bpe"  # bpe (trained on the retained authors), bytes, the path of a tokenizer.json, or package:NAME
-    vocabulary: int = 2000  # token ids of a trained tokenizer at most, >= 300
+    vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int | None = None  # tokens of a question with its answer; what is longer is cut there; default: of the longest
     folder: str | None = None  # default: tofu in data.root
 
     def __post_init__(self) -> None:
         check_choice("forget", self.forget, FORGET)
         check_range("requests", self.requests, low=1, high=FORGET[self.forget] // AN_AUTHOR)
-        check_range("vocabulary", self.vocabulary, low=300)
+        check_vocabulary(self.tokenizer, self.vocabulary)
         if self.authors is not None:
             check_range("authors", self.authors, low=1)
         if self.continual and self.requests > 1:

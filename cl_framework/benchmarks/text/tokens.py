@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.inputs import Inputs
 
@@ -24,6 +25,7 @@ START = 1  # begins every row of our own tokenizers
 _RESERVED = 2
 _STARTS = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")  # of pretrained models, by name
 _ENDS = ("[SEP]", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+VOCABULARY = 2000  # token ids of a trained tokenizer at most, by default
 PACKAGE = "package:"  # package:NAME is the folder of an installed package
 
 
@@ -135,6 +137,16 @@ class Loaded:
                 "begins or ends. Name another tokenizer, or set benchmark.tokenizer=bpe."
             )
         return found
+
+
+def check_vocabulary(tokenizer: str, vocabulary: int) -> None:
+    """ValueError for a vocabulary that is too small to train, or that is set although nothing is trained."""
+    check_range("vocabulary", vocabulary, low=300)
+    if tokenizer != "bpe" and vocabulary != VOCABULARY:
+        raise ValueError(
+            f"vocabulary={vocabulary} is for tokenizer=bpe, which is trained; {tokenizer} has token ids of its own. Leave it out, or set "
+            f"benchmark.vocabulary={VOCABULARY}, its default"
+        )
 
 
 def make_tokens(name: str, size: int, first_task: Iterable[str]) -> Tokens:
