@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cl_framework.calls import evaluation_mode, run_model
 from cl_framework.criterion import last_asked
-from cl_framework.evaluation import held_out_batches
+from cl_framework.evaluation import evenly, held_out_batches
 from cl_framework.learner import Learner
 from cl_framework.rng import global_randomness_kept
 from cl_framework.stream import TaskId
 
-SAMPLES = 512  # of a task's test split at most, its first ones: the measures depend on how many there are
+SAMPLES = 512  # of a task's test split at most, evenly chosen, since splits may be sorted: the measures depend on how many there are
 _EPSILON = 1e-7
 
 
@@ -82,7 +82,7 @@ def probed(learner: Learner, tasks: Sequence[TaskId], probes: Sequence[str]) -> 
 
 def _features(learner: Learner, task: TaskId) -> Tensor:
     parts = []
-    places = torch.arange(min(SAMPLES, len(learner.benchmark.test[task])))
+    places = evenly(len(learner.benchmark.test[task]), SAMPLES)
     with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
         for rows in held_out_batches(learner, task, places):
             features, _ = run_model(learner.model, rows)

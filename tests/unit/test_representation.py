@@ -16,6 +16,7 @@ from cl_framework.assembly import assemble
 from cl_framework.config import Named
 from cl_framework.criterion import IGNORED, last_asked
 from cl_framework.errors import ConfigurationError
+from cl_framework.evaluation import evenly
 from cl_framework.metrics import PROBES as NAMES
 from cl_framework.records import RunDirectory
 from cl_framework.report import figures_line, markdown_of_run
@@ -115,6 +116,18 @@ def test_probes_are_rows_like_any_other_and_move_no_number(tmp_path: Path) -> No
     assert f"| L1 | {last[0]:.2f} | {last[1]:.2f} |" in markdown_of_run(looked.summary) and "RankMe:" in markdown_of_run(looked.summary)
     assert {"rankme", "alpha_req_matrix"} <= set(looked.summary) and not {"rankme", "alpha_req_matrix"} & set(plain.summary)
     assert own["value"] != pytest.approx(next(row for row in rows[::-1] if row["metric"] == "rankme")["value"], rel=1e-3)
+
+
+def test_a_large_test_split_is_looked_at_from_first_to_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first samples may be all of one class."""
+    learner = assemble(load_experiment({**SETTINGS, "out": str(tmp_path)}))
+    source = learner.benchmark.test[1]
+    with torch.no_grad():
+        features = learner.model.features(learner.benchmark.transform(source.read(torch.arange(len(source))), None))  # type: ignore[operator]
+    monkeypatch.setattr(representation, "SAMPLES", 7)
+    ((_, _, value, count),) = probed(learner, [1], ["rankme"])
+    assert count == 7 < len(source) and value == pytest.approx(rankme(features[evenly(len(source), 7)]), rel=1e-6)
+    assert value != pytest.approx(rankme(features[:7]), rel=1e-6)
 
 
 @pytest.mark.parametrize("gone", [0.0, math.nan])
