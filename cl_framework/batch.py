@@ -19,7 +19,7 @@ class Rows:
     """
 
     items: Inputs  # (B, ...)
-    targets: Tensor  # (B,) int64
+    targets: Tensor  # (B,) int64; (B, L) of texts of L places, see `criterion`
     ids: Tensor  # (B,) int64, global sample ids
     task_of_row: Tensor  # (B,) int64; strategies read `tasks`
     inputs: Inputs | None = None  # (B, ...)

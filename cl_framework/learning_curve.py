@@ -42,7 +42,7 @@ class LearningCurve:
         return step % self._spacing < self._width
 
     def note(self, step: int, logits: Tensor, targets: Tensor, own: Tensor) -> None:
-        """What the step answered: logits (B, C), targets (B,), and which rows (B,) are of the event's own task; see `criterion`."""
+        """What the step answered: logits (B, C) and targets (B,), or (B, C, L) and (B, L); own (B,): rows of the event's own task."""
         own = own.unsqueeze(1) if targets.ndim == 2 else own
         counts = torch.stack([(right(logits, targets) & own).sum(), (asked(targets) & own).sum()])
         self._unread.append((step - step % self._spacing, counts))

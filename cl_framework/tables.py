@@ -62,7 +62,7 @@ def spread(values: Sequence[float]) -> str:
     return number(mean) if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-# --- committed records: one row a run ---
+# --- blocks of a Markdown file ---
 
 
 def replace_block(path: Path, name: str, text: str) -> None:

@@ -22,7 +22,7 @@ class TensorSource:
 
     def __init__(self, items: Tensor, targets: Tensor) -> None:
         self.items = items  # (N, ...)
-        self.targets = targets.to(torch.int64)  # (N,)
+        self.targets = targets.to(torch.int64)  # (N,); (N, L) of texts of L places
 
     def __len__(self) -> int:
         return self.targets.shape[0]
