@@ -206,10 +206,12 @@ def test_how_many_other_answers_are_longer_than_what_is_trained_on_is_said(copie
     write(copied / "original" / "forget01_perturbed.jsonl.gz", rows)
     found = benchmark_of(copied)
     assert found.notes["longer answers"] == (
-        f"request 1 false 3 of 40; rows that are trained on have {trained} tokens at most, so no place behind is"
+        f"request 1 false 3 of 40 have more tokens than was ever trained: rows that are trained on have {trained} at most, "
+        f"and benchmark.length={trained} cuts the others there"
     )
     assert found.input_shape == (trained,) and found.longest_row > trained
-    assert "longer answers" not in benchmark_of(copied, length=40).notes  # all are cut there
+    cut = benchmark_of(copied, length=trained)
+    assert "longer answers" not in cut.notes and cut.longest_row == trained
 
 
 def test_what_is_longer_is_cut_where_a_length_is_given(folder: Path) -> None:

@@ -70,7 +70,8 @@ def length_notes(targets: Mapping[str, Tensor], trained: Sequence[Tensor]) -> di
     longest = 1 + max(int(last_asked(values).max()) for values in trained)
     longer = {name: int((last_asked(values) >= longest).sum()) for name, values in targets.items()}
     counts = ", ".join(f"{name} {count:,} of {len(targets[name]):,}" for name, count in longer.items() if count)
-    return {"longer answers": f"{counts}; rows that are trained on have {longest} tokens at most, so no place behind is"} if counts else {}
+    remedy = f"rows that are trained on have {longest} at most, and benchmark.length={longest} cuts the others there"
+    return {"longer answers": f"{counts} have more tokens than was ever trained: {remedy}"} if counts else {}
 
 
 def question_benchmark(
