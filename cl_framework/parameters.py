@@ -9,6 +9,8 @@ Read from types and names of modules alone, so that it works for models that kno
 - **Feed-forward** is what is named so, experts included, and what else a layer with attention holds of linear modules.
 - **Head** is what is called so outside of all layers, with all it contains; else the last linear module of a model without attention.
 - **Embedding** is a table, and what is named so outside of all layers: patches, positions, class tokens.
+- **Low-rank factors** of one layer, by the names that peft gives them, are one matrix: while one rests at zero, where it starts, the other
+  learns nothing.
 - **Other** is what fits none: norms outside of layers, parameters that no known module owns, routers of experts.
 """
 
@@ -31,6 +33,7 @@ _FEED_FORWARD = re.compile(
 )
 _ROUTER = re.compile(r"(^|\.)(gate|router)$", re.IGNORECASE)
 _EMBEDDING = re.compile(r"(embed|token|^position|^wte$|^wpe$|^conv_proj$)", re.IGNORECASE)
+_FACTOR = re.compile(r"\.lora_[AB](\.|$)")
 _HEADS = ("head", "heads", "lm_head", "classifier", "score", "fc")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -38,9 +41,9 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 @dataclass(frozen=True)
 class Matrix:
-    """The parameters of one module: a weight, and the bias that goes with it. A fused projection is one matrix."""
+    """The parameters of one module: a weight, and the bias that goes with it. A fused projection is one matrix, a low-rank pair too."""
 
-    module: str  # its path in the model
+    module: str  # its path in the model; of a low-rank pair that of the layer it adapts
     parameters: tuple[str, ...]
     size: int  # entries
     category: str  # one of SELECTABLE, embedding, head or other
@@ -66,7 +69,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
             names = tuple(f"{place.path}.{name}" if place.path else name for name, _ in own)
             size = sum(parameter.numel() for _, parameter in own)
             found.append(Matrix(place.path, names, size, category_of(place), place.layer))
-    return _with_a_head(_beside_attention(found))
+    return _with_a_head(_beside_attention(_paired(found)))
 
 
 def trained_share(model: nn.Module, frozen: Iterable[str]) -> float:
@@ -137,6 +140,21 @@ def category_of(place: _Place) -> str:
 
 
 # --- what only the whole model shows ---
+
+
+def _paired(found: list[Matrix]) -> list[Matrix]:
+    """Low-rank factors of the same layer as one matrix, in the place of the first."""
+    whole: dict[str, Matrix] = {}
+    for matrix in found:
+        factor = _FACTOR.search(matrix.module)
+        module = matrix.module[: factor.start()] if factor else matrix.module
+        if factor and module in whole:
+            first = whole[module]
+            matrix = replace(first, parameters=first.parameters + matrix.parameters, size=first.size + matrix.size)
+        elif factor:
+            matrix = replace(matrix, module=module, layer=module if _FACTOR.search(matrix.layer) else matrix.layer)
+        whole[module] = matrix
+    return list(whole.values())
 
 
 def _beside_attention(found: list[Matrix]) -> list[Matrix]:

@@ -12,7 +12,8 @@ Differs: a bias goes with its matrix, a fused projection counts as one. Norms ou
     balance=params halves entries, not matrices: each matrix learns at `share` of the tasks, the largest are drawn first and smaller ones
     make up for them.
 Interacts: whatever else acts, a frozen tensor is bit-identical after the event. With optimizer.reset=never the moments of a tensor wait
-    until it learns again. Phases that others ask for (Fisher, a classifier's training) are theirs and not halved. On a hypernetwork
+    until it learns again. Beside lora the two factors of a layer are one matrix: with one of them at rest, which starts at zero, the layer
+    would not change. Phases that others ask for (Fisher, a classifier's training) are theirs and not halved. On a hypernetwork
     the output layer is its head: it always learns, and with it most of the parameters.
 """
 

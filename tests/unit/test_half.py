@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from cl_framework import ConfigurationError, Matrix, matrices, trained_share
+from cl_framework import AdaptedModel, ConfigurationError, Matrix, matrices, trained_share
 from cl_framework.assembly import assemble
 from cl_framework.models.mlp import MLP
 from cl_framework.models.resnet import ResNet18
@@ -215,6 +215,68 @@ def test_the_share_that_learns() -> None:
     assert trained_share(nn.Identity(), []) == 1.0
 
 
+# --- low-rank factors ---
+
+
+def adapted() -> nn.Module:
+    """Two layers of attention, feed-forward and norms of which adapters and head can learn."""
+    pytest.importorskip("peft")
+
+    class WithHead(Llama):
+        @property
+        def head(self) -> nn.Module:
+            return self.lm_head
+
+    return AdaptedModel(WithHead(2), rank=2, train_head=False)
+
+
+def split(names: set[str]) -> set[str]:
+    """The layers of which one factor is among the names and the other is not."""
+    layers = [{name.partition(f".lora_{factor}.")[0] for name in names if f".lora_{factor}." in name} for factor in "AB"]
+    return layers[0] ^ layers[1]
+
+
+def test_low_rank_factors_of_a_layer_are_one_matrix() -> None:
+    model = adapted()
+    found = matrices(model)
+    assert sorted(name for matrix in found for name in matrix.parameters) == sorted(name for name, _ in model.named_parameters())
+    assert Counter(matrix.category for matrix in found) == {"attention": 8, "feed_forward": 6}
+    by_module = {matrix.module: matrix for matrix in found}
+    gate = by_module["base.layers.1.mlp.gate_proj"]
+    assert (gate.size, gate.layer) == (2 * (16 + 48), "base.layers.1")
+    assert gate.parameters == tuple(f"{gate.module}.lora_{factor}.default.weight" for factor in "AB")
+    alone = matrices(AdaptedModel(MLPOfOne(), rank=2))  # its layer is in no list and so one of its own, not one a factor
+    assert [(matrix.category, matrix.layer, len(matrix.parameters)) for matrix in alone] == [("linear", "base.hidden", 2), ("head", "", 2)]
+
+
+class MLPOfOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+
+@pytest.mark.parametrize("balance", ["count", "params"])
+@pytest.mark.parametrize("granularity", ["category", "layer", "model"])
+def test_either_both_factors_of_a_layer_learn_or_none(granularity: str, balance: str) -> None:
+    model = adapted()
+    found = matrices(model)
+    apart = [Matrix(name, (name,), one.size // 2, one.category, one.layer) for one in found for name in one.parameters]
+    broken = 0
+    for seed in range(10):
+        picked = chosen(model, granularity, balance=balance, seed=seed)
+        names = {name for matrix in picked for name in matrix.parameters}
+        assert not split(names)
+        if balance == "count":
+            assert len(picked) == 7  # of fourteen
+        if (granularity, balance) == ("category", "count"):
+            counts = Counter((matrix.layer, matrix.category) for matrix in picked)
+            assert all(counts[f"base.layers.{layer}", "attention"] == 2 for layer in (0, 1))
+            assert sorted(counts[f"base.layers.{layer}", "feed_forward"] for layer in (0, 1)) == [1, 2]
+        taken_apart = select(apart, granularity, 0.5, balance, generator(seed))
+        broken += len(split({name for matrix in taken_apart for name in matrix.parameters}))
+    assert (broken > 10) == (granularity != "layer")  # the control: drawn by themselves, factors part
+
+
 # --- in a run ---
 
 
@@ -253,6 +315,16 @@ def test_what_is_frozen_leaves_the_optimizer_and_stays(tmp_path: Path) -> None:
     for *_, moments, trained in (*journal, *whole):
         assert moments == 2 * trained  # two moments of each entry that learns, none of the others
     assert journal[0][3] < whole[0][3]
+
+
+def test_every_adapted_layer_that_learns_changes_in_the_first_task(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    looking, model = slot(Looking), {"name": "mlp", "hidden": [16, 16, 16, 16]}
+    finish(beside(experiment_of({"lora": {"rank": 2}, "half": {}}, tmp_path, model=model), after=[looking]))
+    last = {index: (in_play, moved) for index, in_play, moved, *_ in looking.strategy_class.journal}
+    assert set(last) == {0, 1}
+    for in_play, moved in last.values():
+        assert moved == in_play and len(in_play) == 2 + 2 * 2 and not split(in_play)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
