@@ -78,6 +78,20 @@ class InfiniteRateConfig:
         check_range("tau", self.tau, above=0)
         check_choice("cooldown_form", self.cooldown_form, ("cosine", "rsqrt"))
         check_range("steepness", self.steepness, above=0)
+        annealing = ("anneal above 0", bool(self.anneal))
+        cooling = ("cooldown above 0", bool(self.cooldown))
+        read_with = {  # option -> what must hold, or it would change nothing
+            "minimum": (annealing,),
+            "form": (annealing,),
+            "tau": (("form=exp_tau", self.form == "exp_tau"), annealing),
+            "cooldown_form": (cooling,),
+            "steepness": (("cooldown_form=rsqrt", self.cooldown_form == "rsqrt"), cooling),
+        }
+        for name, needed in read_with.items():
+            value = getattr(self, name)
+            missing = [what for what, holds in needed if not holds]
+            if missing and value != getattr(type(self), name):
+                raise ValueError(f"{name}={value} would change nothing without {missing[0]}; leave it out, or set that")
 
 
 @register("infinite_rate")

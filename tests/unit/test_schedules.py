@@ -156,9 +156,11 @@ def test_annealing_waits_for_the_end_of_the_warm_up_and_never_rises(
     form: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the only task is the last one, a long annealing reaches back into its warm-up."""
-    whole = {"warmup": 0.2, "form": form, "cooldown_form": "rsqrt", **options}
+    cooldown = {} if options.get("cooldown") == 0.0 else {"cooldown_form": "rsqrt"}
+    whole = {"warmup": 0.2, "form": form, **cooldown, **options}
+    never = {"warmup": whole["warmup"], **cooldown, **{name: options[name] for name in ("cooldown",) if name in options}, "anneal": 0.0}
     found = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": whole}, stream="L0"))
-    plain = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": {**whole, "anneal": 0.0}}, stream="L0"))
+    plain = rates(monkeypatch, experiment(tmp_path, {"infinite_rate": never}, stream="L0"))
     warm = math.floor(whole["warmup"] * len(found)) + 1
     assert len(found) > warm > 2 and found[:warm] == plain[:warm] and found[0] == 0.0
     assert all(one < two for one, two in pairwise(found[: warm - 1]))
@@ -272,6 +274,15 @@ def test_an_arrangement_that_it_would_break_is_refused(tmp_path: Path) -> None:
         ({"infinite_rate": {"tau": 0.0}}, "strategies.infinite_rate.tau must be > 0, got 0.0"),
         ({"infinite_rate": {"steepness": -1.0}}, "strategies.infinite_rate.steepness must be > 0, got -1.0"),
         ({"infinite_rate": {"cooldown_form": "exp"}}, "strategies.infinite_rate.cooldown_form must be one of cosine, rsqrt, got 'exp'"),
+        ({"infinite_rate": {"tau": 0.3}}, "infinite_rate.tau=0.3 would change nothing without form=exp_tau; leave it out, or set that"),
+        ({"infinite_rate": {"tau": 0.3, "form": "exp_tau", "anneal": 0.0}}, "form=exp_tau would change nothing without anneal above 0"),
+        ({"infinite_rate": {"form": "linear", "anneal": 0.0}}, "form=linear would change nothing without anneal above 0; leave it out"),
+        ({"infinite_rate": {"minimum": 0.2, "anneal": 0.0}}, "minimum=0.2 would change nothing without anneal above 0; leave it out"),
+        (
+            {"infinite_rate": {"steepness": 5.0}},
+            "steepness=5.0 would change nothing without cooldown_form=rsqrt; leave it out",
+        ),
+        ({"infinite_rate": {"cooldown_form": "rsqrt", "cooldown": 0.0}}, "rsqrt would change nothing without cooldown above 0; leave it"),
         ({"milestones": {"epochs": [0, 5]}}, "strategies.milestones.epochs must be >= 1, got 0"),
         ({"milestones": {"epochs": [5, 5]}}, "strategies.milestones.epochs must rise from one milestone to the next, got 5, 5"),
         ({"milestones": {"factor": 0.0}}, "strategies.milestones.factor must be > 0, got 0.0"),
@@ -286,4 +297,15 @@ def test_options_out_of_range_are_refused(strategies: dict[str, Any], text: str,
 
 def test_a_plateau_below_the_minimum_is_one_where_nothing_is_annealed(tmp_path: Path) -> None:
     for options in ({"constant": 0.05, "anneal": 0.0}, {"constant": 0.1, "minimum": 0.1}):
+        experiment(tmp_path, {"infinite_rate": options})
+
+
+def test_options_that_are_read_are_taken(tmp_path: Path) -> None:
+    read = (
+        {"tau": 0.3, "form": "exp_tau", "minimum": 0.2},
+        {"steepness": 5.0, "cooldown_form": "rsqrt"},
+        {"anneal": 0.0},
+        {"cooldown": 0.0},
+    )
+    for options in read:
         experiment(tmp_path, {"infinite_rate": options})
