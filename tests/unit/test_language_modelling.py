@@ -413,9 +413,15 @@ STACKS: dict[str, dict[str, Any]] = {
     "half": {"half": {}, "er": {"capacity": 8}},
     "joint": {"joint": {}},
     "cumulative": {"cumulative": {}},
-    "replay_share": {"replay_share": {}, "rewarm": {}},
+    "replay_share": {"replay_share": {"share": 0.5}, "rewarm": {}},
     "lora": {"lora": {}, "er": {"capacity": 8}, "infinite_rate": {}},
 }
+EPOCHS = {"der": 4, "replay_share": 6, "lora": 8}  # of these; the others learn in two
+REPLAYING = ("er", "derpp", "mir", "power_law", "joint", "cumulative", "replay_share")
+# Stacks that know the first language better at the end than the same stack without what replays, at seeds 0 to 2; joint, cumulative and
+# power_law take more steps for it. The others do not on so few texts: der, agem, lwf, ewc and si here stay where fine-tuning is or do
+# worse, and er beside lora gains too little to tell.
+KEEPS = ("er", "derpp", "mir", "refresh", "view_batch", "power_law", "half", "joint", "cumulative", "replay_share")
 UNLEARNERS: dict[str, dict[str, Any]] = {
     "rewind": {},
     "rmu": {},
@@ -430,11 +436,27 @@ UNLEARNERS: dict[str, dict[str, Any]] = {
 }
 
 
+def losses_at_the_end(folder: Path, strategies: dict[str, Any], epochs: int) -> list[float]:
+    """Of both texts, in nats."""
+    summary = run(experiment(folder, strategies, epochs=epochs)).summary
+    assert summary is not None
+    losses: list[float] = summary["loss_matrix"][-1]
+    return losses
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
-    result = run(experiment(tmp_path, STACKS[name], epochs=2))
-    assert result.summary is not None and result.summary["average_loss"] < math.log(258)  # better than all tokens alike
+    epochs = EPOCHS.get(name, 2)
+    old, new = losses_at_the_end(tmp_path, STACKS[name], epochs)
+    benchmark = make_benchmark(experiment(tmp_path, {}))
+    counts = benchmark.train[1].targets.flatten().bincount(minlength=benchmark.num_classes) + 0.1
+    by_frequency = -(counts / counts.sum()).log()[benchmark.test[1].targets.flatten()].mean()
+    assert new < by_frequency < 0.6 * math.log(258)  # more than how often each token comes is known; untrained it is ln 258
+    if name in KEEPS:
+        without = {slot: options for slot, options in STACKS[name].items() if slot not in REPLAYING}
+        forgetting, _ = losses_at_the_end(tmp_path, without, epochs)
+        assert without != STACKS[name] and old < forgetting - 0.15
 
 
 @pytest.mark.slow
@@ -457,8 +479,8 @@ def test_a_language_that_was_unlearned_is_audited(name: str, tmp_path: Path) -> 
     figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}
     assert figures["M9"]["verdict"] == figures["M10"]["verdict"] == "NOT RUN"
     assert (figures["M1"]["value"] == 0.0) == (figures["M6"]["value"] == 0.0) == (name == "rewind")
-    assert (figures["M1"]["verdict"] == "PASS") == (name == "rewind")
-    assert (figures["M4"]["verdict"] == figures["M5"]["verdict"] == "PASS") or name == "do_nothing"
+    found = {figures[figure]["verdict"] for figure in ("M1", "M4", "M5", "M8")}
+    assert found == ({"PASS"} if name == "rewind" else {"FAIL"})
 
 
 @pytest.mark.parametrize(

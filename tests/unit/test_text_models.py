@@ -74,10 +74,13 @@ STACKS: dict[str, dict[str, Any]] = {
     "half": {"half": {}, "er": {"capacity": 8}},
     "joint": {"joint": {}},
     "cumulative": {"cumulative": {}},
-    "replay_share": {"replay_share": {}, "rewarm": {}},
+    "replay_share": {"replay_share": {"share": 0.5}, "rewarm": {}},
     "lora": {"lora": {}, "er": {"capacity": 8}, "infinite_rate": {}},
 }
 NOT_IN_SO_FEW_STEPS = ("lora",)  # 36 of them, and its encoder stays as it was drawn
+# Stacks that at the end know the first task, which fine-tuning never names again, at seeds 0 to 2. The others do not, or not at each: agem,
+# lwf, ewc and si of so few texts, and power_law, which shows a tenth as many of the old task.
+KEEPS = ("der", "derpp", "er_ace", "mir", "gdumb", "icarl", "refresh", "view_batch", "half", "joint", "cumulative", "replay_share")
 UNLEARNERS: dict[str, dict[str, Any]] = {
     "rewind": {},
     "rmu": {},
@@ -93,12 +96,28 @@ UNLEARNERS: dict[str, dict[str, Any]] = {
 }
 
 
+def accuracies(folder: Path, strategies: dict[str, Any]) -> list[list[float]]:
+    """In percent, after each event of each task."""
+    summary = run(experiment(folder, strategies, epochs=6)).summary
+    assert summary is not None
+    matrix: list[list[float]] = summary["accuracy_matrix"]
+    return matrix
+
+
 @pytest.mark.parametrize("name", STACKS)
 def test_strategies_learn_texts(name: str, tmp_path: Path) -> None:
-    summary = run(experiment(tmp_path, STACKS[name], epochs=6)).summary
-    assert summary is not None
-    best = [max(row[task] for row in summary["accuracy_matrix"][task:]) for task in (0, 1)]
-    assert (min(best) > 50) == (name not in NOT_IN_SO_FEW_STEPS)  # of two classes a task
+    (first, _), (old, new) = accuracies(tmp_path, STACKS[name])
+    learned = new if name == "joint" else min(first, new)  # joint learns at the end
+    assert (learned > 50) == (name not in NOT_IN_SO_FEW_STEPS)  # of two classes a task
+    assert old >= 50 or name not in KEEPS
+
+
+@pytest.mark.parametrize("beside", ["", "refresh", "view_batch", "half", "rewarm"])
+def test_what_replays_is_what_keeps_a_task_of_texts(beside: str, tmp_path: Path) -> None:
+    """The control of what keeps: without replay the first task is never named again."""
+    options = {"view_batch": {"views": 2}}.get(beside, {})
+    (first, _), (old, new) = accuracies(tmp_path, {beside: options} if beside else {})
+    assert (first, old, new) == (100, 0, 100)
 
 
 @pytest.mark.parametrize("name", UNLEARNERS)
