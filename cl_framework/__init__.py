@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
     from cl_framework.exemplars import herding
     from cl_framework.fisher import FisherPass
+    from cl_framework.forgetting import forget_phase
     from cl_framework.lending import lent, retained_terms
     from cl_framework.memory import Memory
     from cl_framework.models.freezing import give_up_training
@@ -61,6 +62,7 @@ _HOMES = {
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
     "exemplars": ("herding",),
     "fisher": ("FisherPass",),
+    "forgetting": ("forget_phase",),
     "parameters": ("Matrix", "matrices", "trained_share"),
     "penalty": ("WeightedSquares", "bregman_divergence", "weighted_squares"),
     "lending": ("lent", "retained_terms"),
@@ -145,6 +147,7 @@ __all__ = [
     "check_range",
     "decay_exponent",
     "first_rows",
+    "forget_phase",
     "from_datasets",
     "from_task_datasets",
     "give_up_training",

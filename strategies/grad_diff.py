@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cl_framework import Batch, Context, Output, Phase, Plan, Strategy, Term, Traits, Unlearn, check_range, register, retained_terms
+from cl_framework import Batch, Context, Output, Phase, Strategy, Term, Traits, Unlearn, check_range, forget_phase, register, retained_terms
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ class GradDiff(Strategy):
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         options = self.config
-        plan = Plan.over(context.requested_ids, context.batch_size, options.epochs, context.random("shuffle").generator())
-        sgd = {"name": "sgd", "lr": options.lr, "momentum": 0.0, "weight_decay": 0.0}
-        return [Phase("difference", plan.head(options.steps), optimizer=sgd, task_term=False)]
+        return [forget_phase("difference", context, lr=options.lr, steps=options.steps, epochs=options.epochs)]
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if not isinstance(context.position.event, Unlearn):

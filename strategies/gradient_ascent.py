@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cl_framework import Batch, Context, Output, Phase, Plan, Strategy, Term, Traits, Unlearn, check_range, register
+from cl_framework import Batch, Context, Output, Phase, Strategy, Term, Traits, Unlearn, check_range, forget_phase, register
 
 
 def ascent(log_likelihoods: Tensor) -> Tensor:
@@ -46,9 +46,7 @@ class GradientAscent(Strategy):
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         options = self.config
-        plan = Plan.over(context.requested_ids, context.batch_size, options.epochs, context.random("shuffle").generator())
-        sgd = {"name": "sgd", "lr": options.lr, "momentum": 0.0, "weight_decay": 0.0}
-        return [Phase("ascent", plan.head(options.steps), optimizer=sgd, task_term=False)]
+        return [forget_phase("ascent", context, lr=options.lr, steps=options.steps, epochs=options.epochs)]
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if not isinstance(context.position.event, Unlearn):

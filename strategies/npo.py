@@ -25,13 +25,13 @@ from cl_framework import (
     Forgotten,
     Output,
     Phase,
-    Plan,
     Strategy,
     Term,
     Traits,
     Unlearn,
     answers_asked,
     check_range,
+    forget_phase,
     register,
 )
 
@@ -69,9 +69,7 @@ class NPO(Strategy):
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         options = self.config
         self._reference = context.snapshot()
-        plan = Plan.over(context.requested_ids, context.batch_size, options.epochs, context.random("shuffle").generator())
-        sgd = {"name": "sgd", "lr": options.lr, "momentum": 0.0, "weight_decay": 0.0}
-        return [Phase("npo", plan.head(options.steps), optimizer=sgd, task_term=False)]
+        return [forget_phase("npo", context, lr=options.lr, steps=options.steps, epochs=options.epochs)]
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if not isinstance(context.position.event, Unlearn):

@@ -34,7 +34,6 @@ from cl_framework import (
     Forgotten,
     Output,
     Phase,
-    Plan,
     Setting,
     Strategy,
     Term,
@@ -42,6 +41,7 @@ from cl_framework import (
     Unlearn,
     asked,
     check_range,
+    forget_phase,
     has_features,
     lent,
     register,
@@ -104,13 +104,11 @@ class RMU(Strategy):
             )
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
-        options, ids = self.config, context.requested_ids
-        width = context.features(context.read(ids[:1])).shape[-1]
+        options = self.config
+        width = context.features(context.read(context.requested_ids[:1])).shape[-1]
         self._direction = random_direction(width, context.random("direction").generator()).to(context.device)
         self._reference = context.snapshot()
-        plan = Plan.over(ids, context.batch_size, options.epochs, context.random("shuffle").generator())
-        sgd = {"name": "sgd", "lr": options.lr, "momentum": 0.0, "weight_decay": 0.0}
-        return [Phase("rmu", plan.head(options.steps), optimizer=sgd, task_term=False)]
+        return [forget_phase("rmu", context, lr=options.lr, steps=options.steps, epochs=options.epochs)]
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         direction = self._direction

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from cl_framework import Batch, Context, Output, Phase, Plan, Strategy, Term, Traits, Unlearn, check_range, register, retained_terms
+from cl_framework import Batch, Context, Output, Phase, Strategy, Term, Traits, Unlearn, check_range, forget_phase, register, retained_terms
 
 
 def simnpo(mean_nll: Tensor, beta: float, delta: float) -> Tensor:
@@ -55,9 +55,7 @@ class SimNPO(Strategy):
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         options = self.config
-        plan = Plan.over(context.requested_ids, context.batch_size, options.epochs, context.random("shuffle").generator())
-        sgd = {"name": "sgd", "lr": options.lr, "momentum": 0.0, "weight_decay": 0.0}
-        return [Phase("simnpo", plan.head(options.steps), optimizer=sgd, task_term=False)]
+        return [forget_phase("simnpo", context, lr=options.lr, steps=options.steps, epochs=options.epochs)]
 
     def loss(self, batch: Batch, output: Output, context: Context) -> Mapping[str, Term]:
         if not isinstance(context.position.event, Unlearn):

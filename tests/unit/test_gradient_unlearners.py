@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cl_framework import Batch, ConfigurationError, Context, Output, Term, Unlearn, retained_terms
+from cl_framework import Batch, ConfigurationError, Context, Output, Plan, Term, Unlearn, forget_phase, retained_terms
 from cl_framework.assembly import assemble
 from cl_framework.records import RunDirectory
+from cl_framework.rng import RandomStream
 from cl_framework.testing.laboratory import Outcome, assert_different_weights, experiment_of, finish, first_difference, in_place_of
 from strategies.grad_diff import GradDiff
 from strategies.gradient_ascent import ascent
@@ -34,6 +36,17 @@ def gradient(of: Any, at: Tensor) -> Tensor:
     point = at.clone().requires_grad_()
     (found,) = torch.autograd.grad(of(point), point)
     return found
+
+
+def test_the_phase_shows_what_is_asked_for_and_nothing_else() -> None:
+    ids = torch.arange(10, 20)
+    context: Any = SimpleNamespace(requested_ids=ids, batch_size=4, random=lambda purpose: RandomStream(0, purpose))
+    phase = forget_phase("npo", context, lr=0.5, steps=5, epochs=2)
+    assert isinstance(phase.plan, Plan) and (phase.name, phase.plan.steps, phase.task_term) == ("npo", 5, False)
+    assert phase.optimizer == {"name": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+    whole = Plan.over(ids, 4, 2, RandomStream(0, "shuffle").generator())  # six steps
+    assert torch.equal(phase.plan.ids, whole.ids[:18]) and torch.equal(phase.plan.ids[:10].sort().values, ids)
+    assert not torch.equal(phase.plan.ids[:8], phase.plan.ids[10:18])  # shuffled anew
 
 
 LIKELIHOODS = torch.tensor([-0.1, -2.0, -7.5])
