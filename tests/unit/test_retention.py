@@ -157,6 +157,20 @@ def test_what_taught_nothing_is_left_out_and_what_is_learned_again_counts_anew()
     assert kept_figures([], stream) == {}
 
 
+def test_the_mean_share_is_the_same_however_often_a_run_looks() -> None:
+    """The second task is best before the end of its event, the first halfway through the second: neither is what is asked."""
+    stream = Stream.parse("L0 L1")
+    ends: list[tuple[int, int, int, float | None]] = [(-1, 0, 0, 5.0), (-1, 1, 0, 5.0), (0, 0, 10, 3.0), (0, 1, 10, 4.9)]
+    ends += [(1, 0, 20, 4.0), (1, 1, 20, 3.5)]
+    within: list[tuple[int, int, int, float | None]] = [(0, 0, 5, 2.0), (1, 0, 15, 3.5), (1, 1, 15, 3.0)]
+    often = sorted([*ends, *within], key=lambda look: (look[0], look[2]))
+    assert kept_figures(often, stream)["retained_share"] == kept_figures(ends, stream)["retained_share"] == 0.5
+    assert len(kept_figures(often, stream)["retained_shares"]) == 2 and len(kept_figures(ends, stream)["retained_shares"]) == 1
+    better = [look if look != (1, 0, 20, 4.0) else (1, 0, 20, 2.0) for look in ends]
+    assert kept_figures(better, stream)["retained_share"] == 1.5
+    assert kept_figures([look for look in often if look[1] == 1], stream)["retained_share"] is None, "the last Learn alone"
+
+
 def test_a_loss_that_is_no_number_leaves_no_share_to_be_told() -> None:
     stream = Stream.parse("L0 L1 L2 L3")
     told: list[tuple[int, int, int, float | None]] = [(0, 1, 10, 5.0), (1, 1, 20, 4.0), (2, 1, 30, 4.5), (3, 1, 40, 4.75)]
