@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tokens import Loaded, folder_of
@@ -16,28 +17,60 @@ from cl_framework.errors import ConfigurationError
 
 _PATIENCE = 10  # seconds in which the hub must answer
 _FEW = 8  # tokens: a model that differs on so few is of another kind, not too short
+_WEIGHTS = (".safetensors", ".bin")  # how files of weights end
+_NAMED = 3  # of tensors that are missing
 _TOLERANCE = 1e-3  # share of the largest value by which two answers may differ; more where numbers are coarser
 
 
 def load_pretrained(auto: Any, source: str, **options: Any) -> Any:
-    """The model of `source` by an `Auto…` class; `options` where it knows them. ConfigurationError says why it cannot be loaded."""
+    """The model of `source` by an `Auto…` class; `options` where it knows them.
+
+    ConfigurationError says why it cannot be loaded, or which of its weights are missing, of another shape or not finite: transformers
+    draws what is missing at random.
+    """
     place = _place_of(source)
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # of other shapes it raises an error that does not name them
     try:
         try:
-            return auto.from_pretrained(place, **options)
+            model, report = auto.from_pretrained(place, **told, **options)
         except TypeError as error:  # names what it does not know: models without a pooling layer have no option for it
             known = {name: value for name, value in options.items() if f"'{name}'" not in str(error)}
             if len(known) == len(options):
                 raise
-            return auto.from_pretrained(place, **known)
+            model, report = auto.from_pretrained(place, **told, **known)
     except Exception as error:  # of a damaged file each package raises its own
-        damaged = _damaged_weights(Path(place))
-        if damaged is not None:
+        raise ConfigurationError(f"model.source={source}{_why_not(Path(place), error)}") from error
+    _check_weights(model, report, source)
+    return model
+
+
+def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> None:
+    """Refuse weights that no file holds, that have another shape or that are not finite; `report` is transformers' own.
+
+    It leaves out what is tied to another tensor. Buffers are computed, and no model here has a use for a pooling layer.
+    """
+
+    def used(name: str) -> bool:
+        return "pooler" not in name.split(".")
+
+    buffers = {name for name, _ in model.named_buffers()}
+    missing = sorted(name for name in report["missing_keys"] if used(name) and name not in buffers)
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ConfigurationError(
+            f"model.source={source}: none of its files holds {', '.join(missing[:_NAMED])}{more} of a {type(model).__name__}. "
+            "Copy them again, or name another model."
+        )
+    for name, there, needed in sorted(report["mismatched_keys"]):
+        raise ConfigurationError(
+            f"model.source={source}: {name} has shape {tuple(there)}, but config.json asks for {tuple(needed)}. "
+            "Copy both again, or name another model."
+        )
+    for name, weight in model.named_parameters():
+        if used(name) and not weight.isfinite().all():
             raise ConfigurationError(
-                f"model.source={source}: {damaged} is damaged ({error}). Copy it again, or name another folder."
-            ) from error
-        first = str(error).strip().partition("\n")[0]
-        raise ConfigurationError(f"model.source={source} cannot be loaded: {first} Name a local folder or package:NAME.") from error
+                f"model.source={source}: {name} has values that are not finite (NaN or infinite). Copy it again, or name another model."
+            )
 
 
 def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None) -> None:
@@ -139,6 +172,28 @@ def _fetched_before(source: str) -> str:
             f"model.source={source} cannot be loaded: there is no such folder, it was never fetched from the hub, and "
             f"{huggingface_hub.constants.ENDPOINT} does not answer. Name a local folder or package:NAME."
         ) from error
+
+
+def _why_not(place: Path, error: Exception) -> str:
+    """What keeps a model from being loaded, and the remedy; `error` is what its reader raised, of which the first line is told."""
+    first = f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
+    if not place.exists():
+        return f" cannot be loaded: {first} Name a local folder or package:NAME."
+    config, remedy = place / "config.json", "Copy it again, or name another folder."
+    if not place.is_dir():
+        return " is a file. Name the folder that holds it and config.json."
+    if not config.is_file():
+        return f" holds no config.json. {remedy}"
+    try:
+        json.loads(config.read_bytes())
+    except ValueError as fault:
+        return f": {config} is no valid JSON ({fault}). {remedy}"
+    if not any(file.suffix in _WEIGHTS for file in place.iterdir()):
+        return f" holds no weights, such as model.safetensors. {remedy}"
+    damaged = _damaged_weights(place)
+    if damaged is not None:
+        return f": {damaged} is damaged ({error}). {remedy}"
+    return f" cannot be loaded: {first} Copy it again, or name another model."
 
 
 def _damaged_weights(folder: Path) -> Path | None:

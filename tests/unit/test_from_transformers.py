@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark
 from cl_framework.benchmarks.sources import TensorSource
@@ -24,6 +25,7 @@ from tests.unit.test_language_modelling import write_texts
 from tests.unit.test_text_benchmarks import write_clinc, write_words
 
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 SIZES = {"vocab_size": 258, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -76,19 +78,94 @@ def test_damaged_weights_are_named_and_nothing_is_written(
     assert main([*command, "stream=L0", "batch_size=512"]) == 0
 
 
-def test_other_files_that_are_wrong_are_told_by_their_reader(tmp_path: Path) -> None:
-    config = write_model(tmp_path) / "config.json"
+def test_what_is_missing_or_wrong_in_a_folder_is_named(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    config, weights = folder / "config.json", folder / "model.safetensors"
     whole = config.read_text()
-    for text in (
-        whole[:50],
-        whole.replace('"hidden_size": 16', '"hidden_size": 32'),
-        whole.replace('"hidden_size": 16', '"hidden_size": "x"'),
+    for text, message in (
+        (whole[:50], r": \S+/config\.json is no valid JSON \(.*\)\. Copy it again, or name another folder\.$"),
+        (
+            whole.replace('"hidden_size": 16', '"hidden_size": 32'),
+            r": \S+ has shape \(258, 16\), but config\.json asks for \(258, 32\)\. Copy both again, or name another model\.$",
+        ),
+        (whole.replace('"hidden_size": 16', '"hidden_size": "x"'), r" cannot be loaded: .* Copy it again, or name another model\.$"),
+        (whole.replace('"llama"', '"nonsense"'), r" cannot be loaded: .*`nonsense`.* Copy it again, or name another model\.$"),
     ):
         config.write_text(text)
-        with pytest.raises(ConfigurationError, match=r"model.source=.* cannot be loaded: .* Name a local folder or package:NAME\."):
-            load_pretrained(transformers.AutoModel, str(tmp_path))
+        with pytest.raises(ConfigurationError, match=rf"^model.source={folder}{message}"):
+            load_pretrained(transformers.AutoModel, str(folder))
     config.write_text(whole)
-    assert isinstance(load_pretrained(transformers.AutoModel, str(tmp_path), add_pooling_layer=False), nn.Module)  # it knows no such option
+    assert isinstance(load_pretrained(transformers.AutoModel, str(folder), add_pooling_layer=False), nn.Module)  # it knows no such option
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors is a file\. Name the folder that holds it and config\.json\.$"):
+        load_pretrained(transformers.AutoModel, str(weights))
+    for file, message in ((weights, "no weights, such as model.safetensors"), (config, "no config.json")):
+        file.unlink()
+        with pytest.raises(ConfigurationError, match=rf"^model.source={folder} holds {message}\. Copy it again, or name another folder\.$"):
+            load_pretrained(transformers.AutoModel, str(folder))
+
+
+def changed(weights: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """A file of weights with other tensors in it."""
+    state = safetensors.load_file(weights)
+    change(state)
+    safetensors.save_file(state, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["pretrained_decoder", "pretrained_encoder"])
+def test_weights_that_would_be_drawn_at_random_are_refused(name: str, tmp_path: Path) -> None:
+    weights = write_model(tmp_path, name) / "model.safetensors"
+    whole, kind = weights.read_bytes(), "LlamaForCausalLM" if name == "pretrained_decoder" else "BertModel"
+    assert isinstance(made_of(tmp_path, name, 12), nn.Module)
+    unused = {key for key in safetensors.load_file(weights) if "pooler" in key}
+    key = max(safetensors.load_file(weights).keys() - unused)
+    infinite = rf"{key} has values that are not finite \(NaN or infinite\)\. Copy it again, or name another model\.$"
+    for change, text in (
+        (lambda state: state.pop(key), rf"none of its files holds {key} of a {kind}\. Copy them again, or name another model\.$"),
+        (
+            lambda state: (state.clear(), state.update(other=torch.zeros(1))),
+            rf"none of its files holds \S+, \S+, \S+ and \d+ more of a {kind}\. Copy them again, or name another model\.$",
+        ),
+        (
+            lambda state: state.update({key: torch.zeros(3, 5)}),
+            rf"{key} has shape \(3, 5\), but config\.json asks for \(\d+,.*\)\. Copy both",
+        ),
+        (lambda state: state[key].view(-1)[:1].fill_(float("nan")), infinite),
+        (
+            lambda state: state[key].view(-1)[:1].fill_(-float("inf")),
+            rf"{key} has values that are not finite \(NaN or infinite\)\. Copy it",
+        ),
+    ):
+        weights.write_bytes(whole)
+        changed(weights, change)
+        with pytest.raises(ConfigurationError, match=rf"^model.source={tmp_path}: {text}"):
+            made_of(tmp_path, name, 12)
+    weights.write_bytes(whole)
+    changed(weights, lambda state: [state.pop(key) for key in unused] + [state.update({"other.weight": torch.zeros(1)})])
+    assert isinstance(made_of(tmp_path, name, 12), nn.Module)  # what a pooling layer needs, or another head, is not
+
+
+def test_what_a_model_makes_of_other_weights_is_not_missed(tmp_path: Path) -> None:
+    """A tied head is one matrix with the embedding, under either name; a body alone has no head of its own."""
+    for tied in (True, False):
+        folder = write_of(tmp_path / str(tied), "Llama", tie_word_embeddings=tied)
+        weights, embedding = folder / "model.safetensors", "model.embed_tokens.weight"
+        assert (embedding in safetensors.load_file(weights), "lm_head.weight" in safetensors.load_file(weights)) == (True, not tied)
+        whole = made_of(folder, "pretrained_decoder", 12)
+        changed(weights, lambda state: state.update({"lm_head.weight": state.pop("model.embed_tokens.weight")}))
+        if not tied:
+            with pytest.raises(ConfigurationError, match=rf"none of its files holds {embedding} of a LlamaForCausalLM"):
+                made_of(folder, "pretrained_decoder", 12)
+            continue
+        renamed = made_of(folder, "pretrained_decoder", 12)
+        assert torch.equal(renamed.head.weight, whole.head.weight)  # type: ignore[union-attr, arg-type]
+        changed(weights, lambda state: state.pop("lm_head.weight"))
+        with pytest.raises(ConfigurationError, match=rf"none of its files holds lm_head.weight, {embedding} of a LlamaForCausalLM"):
+            made_of(folder, "pretrained_decoder", 12)
+    sizes = {"embedding_size": 16, "num_attention_heads": 4, **{f"{part}_groups": 1 for part in ("q", "k", "v", "intermediate", "output")}}
+    config = transformers.SqueezeBertConfig(**{**SIZES, **sizes, "post_attention_groups": 1})
+    transformers.SqueezeBertForMaskedLM(config).save_pretrained(tmp_path / "pooled")
+    pooled = load_pretrained(transformers.AutoModel, str(tmp_path / "pooled"), add_pooling_layer=False)
+    assert hasattr(pooled, "pooler")  # it has one whatever it is told, of which the file holds nothing
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,13 +233,18 @@ def test_other_answers_that_a_model_cannot_read_are_refused_before_it_is_trained
 def test_only_an_option_that_a_model_does_not_know_is_left_out(tmp_path: Path) -> None:
     class Auto:
         @staticmethod
-        def from_pretrained(place: str, *, attn_implementation: str = "sdpa") -> str:
-            assert place == str(tmp_path)
+        def from_pretrained(place: str, *, attn_implementation: str = "sdpa", **told: bool) -> tuple[nn.Module, dict[str, set[Any]]]:
+            assert place == str(tmp_path) and "output_loading_info" in told
+            if "add_pooling_layer" in told:
+                raise TypeError("got an unexpected keyword argument 'add_pooling_layer'")
             if attn_implementation == "none":
                 raise TypeError("no such kernel")
-            return attn_implementation
+            model = nn.Module()
+            model.kernel = attn_implementation  # type: ignore[assignment]
+            return model, {"missing_keys": set(), "mismatched_keys": set()}
 
-    assert load_pretrained(Auto, str(tmp_path), add_pooling_layer=False, attn_implementation="eager") == "eager"
+    write_model(tmp_path)
+    assert load_pretrained(Auto, str(tmp_path), add_pooling_layer=False, attn_implementation="eager").kernel == "eager"
     with pytest.raises(ConfigurationError, match=r"cannot be loaded: no such kernel"):  # it was not the option's name
         load_pretrained(Auto, str(tmp_path), attn_implementation="none")
 
