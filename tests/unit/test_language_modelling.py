@@ -172,17 +172,35 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "short.txt").write_text("a line alone\n\n")
     (tmp_path / "broken.txt.gz").write_bytes(b"no archive")
     (tmp_path / "damaged.txt.gz").write_bytes(damaged(gzip.compress("\n".join(ENGLISH + GERMAN).encode())))
+    (tmp_path / "wide.txt").write_bytes("one\ntwo\n".encode("utf-16-le"))
     (tmp_path / "empty").mkdir()
     for options, text in (
         ({"texts": ("latin",)}, r"latin.txt is not written in utf-8: byte 11 in line 3\. Convert it to utf-8\."),
-        ({"texts": ("short",)}, r"short.txt has 1 paragraphs; two are needed, one to learn and one held out. Add text, or leave it out."),
+        (
+            {"texts": ("short",)},
+            r"short.txt has 1 of the two paragraphs that are needed, one to learn and one held out: a line is a paragraph\. Break it into",
+        ),
+        (
+            {"texts": ("wide",)},
+            r"wide.txt is no text: line 1 has the character NUL\. Remove it, or if the file is UTF-16, convert it to utf-8",
+        ),
         ({"texts": ("broken",)}, r"broken.txt.gz cannot be read \(.*\)\. Copy it from where the data came from\."),
         ({"texts": ("damaged",)}, r"damaged.txt.gz cannot be read \(Error -3 .*\)\. Copy it from where the data came from\."),
         ({"texts": ("nowhere",)}, r"there is no nowhere.txt or nowhere.txt.gz in .*. Set benchmark.folder or data.root=DIR"),
         (
             {"texts": ("a",), "length": 200},
-            r"the held-out part of a has \d+ tokens, which do not fill one row of 200. Set",
+            r"held-out part of a has \d+ tokens, which do .* one row of 200\. Set benchmark.length lower, or benchmark.held_out higher\.",
         ),
+        (
+            {"texts": ("a",), "length": 60, "held_out": 0.95},
+            r"training part of a has \d+ tokens, which do not fill one row of 60\. Set benchmark.length lower, or benchmark.held_out lower",
+        ),
+        (
+            {"texts": ("a",), "train_limit": 7},
+            r"training part of a has 7 tokens, which do not fill one row of 12\. Set benchmark.length lower, or benchmark.train_limit hi",
+        ),
+        ({"folder": str(tmp_path / "nowhere")}, r"benchmark.folder=.*/nowhere does not exist\. Set it to where the text files lie\."),
+        ({"folder": str(tmp_path / "short.txt")}, r"benchmark.folder=.*/short.txt is no folder\. Set it to where the text files lie\."),
         ({"folder": str(tmp_path / "empty")}, r"empty holds no text files \(\*.txt or \*.txt.gz\). Set benchmark.folder"),
         ({"corpus": "prose", "texts": ("bible",)}, r"benchmark.texts: prose has no text 'bible'; it has wikitext2, tinyshakespeare."),
     ):

@@ -88,7 +88,10 @@ def test_a_tokenizer_is_loaded_from_its_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=text):
             make_tokens(str(name), 300, [])
-    with pytest.raises(ConfigurationError, match=r"there is no installed package 'no_such_package'. Install it, or name a folder"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"no installed package 'no_such_package'\. Install it \(pip install --no-deps no-such-package\), or name a folder\.$",
+    ):
         folder_of("package:no_such_package")
 
 
@@ -311,6 +314,10 @@ def test_docstrings_are_found_wherever_their_packages_lie(tmp_path: Path, monkey
             lambda folder: (folder / "domains.json").write_text('{"travel": "visa"}'),
             r"""domains.json: 'travel' is no list of intents. Write it as \["intent", ...\].""",
         ),
+        (
+            lambda folder: (folder / "domains.json").write_text("{}"),
+            r"clinc150/domains.json holds no domains\. Copy it from where the data",
+        ),
         (lambda folder: (folder / "domains.json").write_text('{"travel": 5}'), "domains.json: 'travel' is no list of intents"),
         (
             lambda folder: (folder / "domains.json").write_text(json.dumps({**DOMAINS, "space": ["orbit"]})),
@@ -362,6 +369,23 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         trec(tmp_path)
 
 
+def test_an_archive_that_lacks_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"train.txt does not exist\. Set data.root"):
+        trec(tmp_path)
+    for split in ("train", "test"):
+        text = rf"qc.zip holds no {split}.txt, and there is none beside it\. Copy it from where the data came from\."
+        with zipfile.ZipFile(tmp_path / "qc.zip", "a") as archive:
+            archive.writestr(f"qc/{split}.csv", "DESC:manner How ?\n")
+        with pytest.raises(ConfigurationError, match=text):
+            trec(tmp_path)
+        with zipfile.ZipFile(tmp_path / "qc.zip", "a") as archive:
+            archive.writestr(f"qc/{split}.txt", "DESC:manner How ?\nDESC\n" if split == "test" else "DESC:manner How ?\n")
+    with pytest.raises(ConfigurationError, match=r"test.txt, line 2: this is no 'CLASS:fine question'\."):
+        trec(tmp_path)
+    (tmp_path / "test.txt").write_text("DESC:manner How ?\n")  # what lies beside it is read first
+    assert trec(tmp_path).test == [("How ?", "DESC")]
+
+
 def test_a_packed_file_is_named_as_it_lies_there(tmp_path: Path) -> None:
     folder = write_clinc(tmp_path / "clinc150", {"train": [["please balance", "visa"], ["", "visa"]], "test": TEXTS}, packed=True)
     with pytest.raises(ConfigurationError, match=r"clinc150/data_full.json.gz: row 1 of 'train': the text is empty\."):
@@ -383,6 +407,16 @@ def test_what_is_wrong_in_json_is_named_with_its_place() -> None:
             json_of(text, "x")
 
 
+def test_a_nul_is_named_with_its_line() -> None:
+    remedy = r"Remove it, or if the file is UTF-16, convert it to utf-8\.$"
+    for content, line in ((b"one\ntw\0o\nthree\0", 2), ("one\ntwo".encode("utf-16-le"), 1), (b"\0", 1), (b"one\n\0", 2)):
+        with pytest.raises(ConfigurationError, match=rf"^x is no text: line {line} has the character NUL\. {remedy}"):
+            text_of(content, "x")
+    with pytest.raises(ConfigurationError, match=r"^x is no text: line 1 .* convert it to latin-1\."):
+        text_of(b"caf\xe9\0", "x", "latin-1")
+    assert text_of(b"one\n\1two\t", "x") == "one\n\1two\t"  # other control characters are left as they are
+
+
 def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "banking77").mkdir()
     (tmp_path / "banking77" / "train.csv").write_text("text,kind\na,b\n")
@@ -393,6 +427,7 @@ def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     for content, text in (
         ("text,category\na,z\n", "test.csv, line 2: no training text has the label 'z'. Correct it, or remove that row."),
         ('text,category\n"a\nb",b\nc\n', "test.csv, line 4: the category is missing. Correct it, or remove that row."),
+        ("text,category\na,b\nc\0,d\n", "test.csv is no text: line 3 has the character NUL."),
         ("text,category\na,b\n,b\n", "test.csv, line 3: the text is empty. Correct it, or remove that row."),
         ("text,category\na, b,b\n", "test.csv, line 2: there are more columns than names. Put a text with commas in quotes."),
         ("text,category\n", "test.csv holds no labelled texts. Copy it from where the data came from."),
@@ -495,6 +530,13 @@ def test_messages_without_a_text_are_counted(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=text):
             news20(tmp_path)
     archive.unlink()
+    message = tmp_path / "sci.space" / "1"
+    message.write_bytes(b"From: x\r\n\r\nbody\xe9 1\r\n")  # lines may end as on another system
+    assert ("body\xe9 1", "sci.space") in news20(tmp_path).train
+    message.write_bytes(b"From: x\n\nbody \0\n")
+    with pytest.raises(ConfigurationError, match=r"sci.space/1 is no text: line 3 has the character NUL\. .* convert it to latin-1\."):
+        news20(tmp_path)
+    message.write_text("From: x\n\nbody 1\n")
     (tmp_path / "alt.atheism").mkdir()
     (tmp_path / "alt.atheism" / "1").write_text("From: x\n\nbody\n")
     with pytest.raises(ConfigurationError, match=r"alt.atheism/1: no training text has the label 'alt.atheism'"):

@@ -96,6 +96,8 @@ def clinc150(folder: Path) -> Corpus:
 
 def _domains(folder: Path) -> dict[str, tuple[str, ...]]:
     path, domains = _lying(folder / "domains.json"), _json(folder, "domains.json")
+    if not domains:
+        raise ConfigurationError(f"{path} holds no domains. {COPY}")
     for name, labels in domains.items():
         if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
             raise ConfigurationError(f'{path}: {name!r} is no list of intents. Write it as ["intent", ...].')
@@ -183,10 +185,15 @@ FOLDERS = {"hwu64": "intents_hwu64_snips_atis"}  # where a corpus does not lie u
 def _text(folder: Path, name: str, archives: Sequence[str] = (), encoding: str = "utf-8") -> str:
     """A file, or name.gz, or a member of one of the zip archives beside it."""
     path = _lying(folder / name)
-    content = bytes_of(path) if path.is_file() else next(_zipped(folder, archives, name), b"")
-    if not (path.is_file() or content):
-        raise absent(path)
-    return text_of(content, path, encoding)
+    if path.is_file():
+        return text_of(bytes_of(path), path, encoding)
+    lying = [folder / archive for archive in archives if (folder / archive).is_file()]
+    for archive in lying:
+        for content in _zipped(archive, name):
+            return text_of(content, f"{archive}: {name}", encoding)
+    if lying:
+        raise ConfigurationError(f"{lying[0]} holds no {name}, and there is none beside it. {COPY}")
+    raise absent(path)
 
 
 def _lying(path: Path) -> Path:
@@ -195,11 +202,9 @@ def _lying(path: Path) -> Path:
     return packed if packed.is_file() and not path.is_file() else path
 
 
-def _zipped(folder: Path, archives: Sequence[str], name: str) -> Iterator[bytes]:
-    for archive in archives:
-        if (folder / archive).is_file():
-            with readable(folder / archive, COPY), zipfile.ZipFile(folder / archive) as file:
-                yield from (file.read(member) for member in sorted(file.namelist()) if member.split("/")[-1] == name)
+def _zipped(archive: Path, name: str) -> Iterator[bytes]:
+    with readable(archive, COPY), zipfile.ZipFile(archive) as file:
+        yield from (file.read(member) for member in sorted(file.namelist()) if member.split("/")[-1] == name)
 
 
 def _json(folder: Path, name: str) -> dict[str, list[Any]]:
@@ -244,10 +249,11 @@ def _messages(folder: Path) -> Iterator[tuple[str, str, str]]:
     archive = folder / "20_newsgroups.tar.xz"
     if archive.is_file():
         for name, raw in sorted(archived(archive, lambda name: "/" in name)):
-            yield f"{archive}: {name}", name.split("/")[-2], raw.decode("latin-1")
+            place = f"{archive}: {name}"
+            yield place, name.split("/")[-2], text_of(raw, place, "latin-1")
         return
     if not folder.is_dir():
         raise absent(folder)
     for path in sorted(folder.glob("*/*")):
         if path.is_file():
-            yield str(path), path.parent.name, path.read_text(encoding="latin-1")
+            yield str(path), path.parent.name, text_of(bytes_of(path), path, "latin-1").replace("\r\n", "\n")

@@ -31,13 +31,23 @@ def bytes_of(path: Path) -> bytes:
 
 
 def text_of(content: bytes, where: object, encoding: str = "utf-8") -> str:
-    """A text without the mark that some editors begin a file with. ConfigurationError names the byte that is none of `encoding`."""
+    """A text without the mark that some editors begin a file with.
+
+    ConfigurationError names the byte that is none of `encoding`, and the line of a NUL: UTF-16 without a mark is valid UTF-8 full of them.
+    """
     try:
-        return content.decode(encoding).removeprefix("\ufeff")
+        text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = 1 + content[: error.start].count(b"\n")
         place = f"byte {error.start} in line {line}"
         raise ConfigurationError(f"{where} is not written in {encoding}: {place}. Convert it to {encoding}.") from error
+    before, nul, _ = text.partition("\0")
+    if nul:
+        line = 1 + before.count("\n")
+        raise ConfigurationError(
+            f"{where} is no text: line {line} has the character NUL. Remove it, or if the file is UTF-16, convert it to {encoding}."
+        )
+    return text
 
 
 def lines_of(text: str) -> list[str]:

