@@ -227,6 +227,14 @@ def test_tokens_are_those_of_task_0_wherever_the_stream_begins(tmp_path: Path) -
     assert not torch.equal(rows("L0-2"), rows("L0-2", class_order=[4, 5, 2, 3, 0, 1]))
 
 
+def test_texts_that_are_cut_are_counted_among_those_that_are_used(tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150")  # of half of the six intents the texts are longer than 24 bytes
+    for options, cut in (({}, 18), ({"train_limit": 6}, 3)):
+        benchmark = benchmark_of(tmp_path, tokenizer="bytes", length=24, **options)
+        assert benchmark.notes["tokens"] == f"bytes, 258 ids; {cut} training and 6 test texts are longer than 24 and cut there"
+        assert sum(map(len, benchmark.train)) == 2 * cut and sum(map(len, benchmark.test)) == 12
+
+
 def test_other_formats(tmp_path: Path) -> None:
     (tmp_path / "banking77").mkdir()
     for split in ("train", "test"):

@@ -78,14 +78,15 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
     texts, targets = parts["train"]
     shown_first = [text for text, label in zip(texts, targets.tolist(), strict=True) if label in first]
     tokens = make_tokens(options.tokenizer, options.vocabulary, shown_first)
-    train, train_cut = _source(tokens, *parts["train"], options.length)
+    if options.train_limit is not None:
+        rows = stratified(targets, options.train_limit, RandomStream("train_limit", name, context.seed).generator())
+        texts, targets = [texts[row] for row in rows.tolist()], targets[rows]
+    train, train_cut = _source(tokens, texts, targets, options.length)
     test, test_cut = _source(tokens, *parts["test"], options.length)
     notes = {"classes": " | ".join(", ".join(labels[label] for label in held) for held in classes)}
     cut = f"{train_cut} training and {test_cut} test texts are longer than {options.length} and cut there"
     notes["tokens"] = f"{options.tokenizer}, {tokens.size} ids; {cut}"
     if options.train_limit is not None:
-        generator = RandomStream("train_limit", name, context.seed).generator()
-        train = train.select(stratified(train.targets, options.train_limit, generator))
         notes["train_limit"] = f"{len(train):,} training texts in all, stratified, seed {context.seed}"
     notes.update(corpus.notes)
     return Benchmark(
