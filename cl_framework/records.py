@@ -4,7 +4,7 @@
       config.yaml  command.txt  env.json  events.jsonl  records.jsonl  summary.json  ckpt/  plots/  DONE or FAILED
 
 `records.jsonl` is the only truth about figures: one row a value (null: no finite number), no times in it. Lines are appended whole; a
-checkpoint notes the lengths of the files, and a resume cuts them back to it.
+checkpoint notes lengths and digests of the files, and a resume cuts them back to it (rows.py).
 """
 
 from __future__ import annotations
@@ -219,12 +219,6 @@ class RunDirectory:
 
     # --- rows ---
 
-    def append_records(self, rows: Iterable[Row]) -> None:
-        append_rows(self.path / RECORDS, rows)
-
-    def append_events(self, rows: Iterable[Row]) -> None:
-        append_rows(self.path / EVENTS, rows)
-
     def records(self) -> list[Row]:
         return read_rows(self.path / RECORDS, _COLUMNS[RECORDS])
 
@@ -232,39 +226,25 @@ class RunDirectory:
         """`whole`: every row must have all that figures are made of, not only its place in the stream."""
         return read_rows(self.path / EVENTS, _COLUMNS[EVENTS] if whole else _PLACE)
 
-    def lengths(self) -> dict[str, int]:
-        """Bytes of each file of rows."""
-        return {name: _size(self.path / name) for name in (EVENTS, RECORDS)}
 
-    def cut_back(self, lengths: Mapping[str, int]) -> None:
-        """Cut the files of rows back to these lengths (0 where none is given). FrameworkError if one is shorter: rows are lost."""
-        for name in (EVENTS, RECORDS):
-            path, wanted = self.path / name, lengths.get(name, 0)
-            have = _size(path)
-            if have < wanted:
-                raise FrameworkError(
-                    f"{path} has {have} bytes, but the checkpoint counts on {wanted}: rows are lost. Start anew with again=true."
-                )
-            if have > wanted:
-                _truncate(path, wanted)
-
-
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows as JSON lines in one write, flushed to disk. If it fails, what was half-written is cut away again."""
+def append_rows(path: Path, rows: Iterable[Row]) -> bytes:
+    """Append rows as JSON lines in one write, flushed to disk; what was written. If it fails, what was half-written is cut away again."""
     data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-    before = _size(path)
+    before = size_of(path)
     try:
         with open(path, "ab") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if _size(path) > before:
-            _truncate(path, before)
+        if size_of(path) > before:
+            cut_to(path, before)
         raise cannot_write(path, error) from error
+    return data
 
 
-def _truncate(path: Path, length: int) -> None:
+def cut_to(path: Path, length: int) -> None:
+    """Keep the first `length` bytes of a file."""
     try:
         os.truncate(path, length)
     except OSError as error:
@@ -314,7 +294,8 @@ def _read(path: Path) -> bytes:
         raise FrameworkError(f"{path} cannot be read: {error.strerror}. Restore it, or start the run anew with again=true.") from error
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes in a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 

@@ -28,8 +28,9 @@ from cl_framework.learner import Learner
 from cl_framework.learning_curve import points
 from cl_framework.listeners import Listener, Progress, RunInfo, warn_listeners
 from cl_framework.metrics import within
-from cl_framework.records import Row, RunDirectory, differences, environment
+from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, differences, environment
 from cl_framework.representation import probed
+from cl_framework.rows import RowsWriter
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.summary import rebuild_summary
@@ -77,7 +78,7 @@ def run(
             directory.clear()
             env = {**_environment_of(learner), "benchmark": learner.benchmark.notes}
             directory.write_start(experiment.to_yaml(), command, env)
-            return Runner(experiment, directory, learner, listeners, stop_requested).walk(None)
+            return Runner(experiment, directory, RowsWriter(directory.path), learner, listeners, stop_requested).walk(None)
 
 
 def _finished(directory: RunDirectory, again: bool) -> RunResult | None:
@@ -125,10 +126,11 @@ def resume(
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
             check_complete(directory, _begun(state, learner.stream), {} if state is None else state["lengths"])
+            rows = RowsWriter(directory.path, state)
             for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
             directory.unmark_failed()
-            return Runner(experiment, directory, learner, listeners, stop_requested).walk(state)
+            return Runner(experiment, directory, rows, learner, listeners, stop_requested).walk(state)
 
 
 def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
@@ -175,12 +177,14 @@ class Runner:
         self,
         experiment: Experiment,
         directory: RunDirectory,
+        rows: RowsWriter,
         learner: Learner,
         listeners: Sequence[Listener],
         stop_requested: Callable[[int], bool],
     ) -> None:
         self.experiment = experiment
         self.directory = directory
+        self.rows = rows
         self.learner = learner
         self.listeners = listeners
         self.store = CheckpointStore(directory.checkpoints)
@@ -216,15 +220,14 @@ class Runner:
 
     def _walk(self, state: dict[str, Any] | None) -> None:
         first = 0
+        self.rows.cut_back()
         if state is None:
-            self.directory.cut_back({})
             self.certifier.begin_again()
             self.certifier.note(-1)
             self._record(-1, "init", self.learner.stream.tasks, ())
             if self.history is not None:
                 self.history.keep(self.learner.stream, 0, self.learner, self.learner.state_dict())
         else:
-            self.directory.cut_back(state["lengths"])
             self.certifier.ancestry = Ancestry(state.get("ancestry"))
             self.certifier.movements = Movements(state.get("movements"))
             self.certifier.values = Values(state.get("values"))
@@ -266,7 +269,8 @@ class Runner:
         seconds = self._record(index, str(event), tasks, learner.stream.learned_after[index])
         with self._auditing:
             self.certifier.note(index)
-        self.directory.append_events(
+        self.rows.append(
+            EVENTS,
             [
                 {
                     "event_index": index,
@@ -284,7 +288,7 @@ class Runner:
                     "finite": finite,
                     "status": "done",
                 }
-            ]
+            ],
         )
         if self.history is not None:
             self.history.keep(*learner.stream.without_unlearned(index), learner, learner.state_dict())
@@ -324,7 +328,7 @@ class Runner:
             with self._auditing:
                 found = rounded_accuracies(self.learner, unlearned.task, live)
                 rows += [self._row(index, event, one, f"{ROUNDED_METRIC}{name}", one.percent) for name, one in found]
-        self.directory.append_records(rows)
+        self.rows.append(RECORDS, rows)
         self._tell("on_evaluation", index, event, rows, self.learner.run.scenario)
         return seconds
 
@@ -352,7 +356,7 @@ class Runner:
             "position": {"event_index": index, "stream_step": position.stream_step},
             "inside": inside,
             "learner": self.learner.state_dict(),
-            "lengths": self.directory.lengths(),
+            **self.rows.noted(),
             "ancestry": self.certifier.ancestry.born,
             "movements": self.certifier.movements.state_dict(),
             "values": self.certifier.values.born,
@@ -383,7 +387,7 @@ class Runner:
             found = evaluate(self.learner, self._seen(self._index), live)
             rows = [self._row(self._index, str(position.event), one, within("accuracy"), one.percent) for one in found]
             rows += [self._row(self._index, str(position.event), one, within("loss"), one.loss) for one in found if one.loss is not None]
-            self.directory.append_records(rows)
+            self.rows.append(RECORDS, rows)
             self._walked.rest_the_clock()
 
     def _tell(self, what: str, *news: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from cl_framework import ConfigurationError, FrameworkError, Traits, registry, resume, run
-from cl_framework.checkpoint import CheckpointStore
+from cl_framework.checkpoint import CheckpointStore, write_state
+from cl_framework.cli import main
 from cl_framework.config import Experiment
 from cl_framework.listeners import Listener, Progress
 from cl_framework.records import RunDirectory
@@ -198,6 +200,64 @@ def test_rows_that_a_checkpoint_counts_on_and_are_gone(tmp_path: Path) -> None:
     (path / "records.jsonl").write_text("")
     with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on \d+: rows are lost"):
         resume(path)
+
+
+def first_number_becomes(path: Path, key: str, longer: bool) -> tuple[bytes, bytes]:
+    """The first row of a file with another number under `key`, as many characters or more; the file before and after."""
+    before = path.read_bytes()
+    line, rest = before.split(b"\n", 1)
+    found = re.search(rf'"{key}": ([0-9.]+)'.encode(), line)
+    assert found is not None
+    number = found[1] + b"0" * 9 if longer else found[1][:-1] + (b"9" if found[1][-1:] != b"9" else b"8")
+    after = line[: found.start(1)] + number + line[found.end(1) :] + b"\n" + rest
+    path.write_bytes(after)
+    return before, after
+
+
+@pytest.mark.parametrize("longer", [False, True])
+@pytest.mark.parametrize(("name", "key"), [("records.jsonl", "value"), ("events.jsonl", "train_seconds")])
+def test_a_resume_refuses_rows_that_were_edited_since_the_checkpoint(
+    name: str, key: str, longer: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stopped(tmp_path)
+    before, after = first_number_becomes(path / name, key, longer)
+    assert before != after and (len(before) == len(after)) is not longer
+    files = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert main(["resume", str(path)]) == 1
+    remedy = "Restore it as it was, or start the run anew with again=true."
+    assert capsys.readouterr().err == f"clu: {path / name} was changed in what came before the checkpoint. {remedy}\n"
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == files, "nothing was trained, nothing cut"
+    (path / name).write_bytes(before)
+    assert main(["resume", str(path)]) == 0
+    whole = finish(experiment_of({"er": {}}, tmp_path / "whole", **{**SETTINGS, "epochs": 1}))
+    assert_equal_outcomes(whole, outcome_of(path), "after the rows were restored")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "events.jsonl"])
+def test_a_row_that_was_being_written_when_the_run_was_killed_is_written_anew(name: str, tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    file = path / name
+    half = file.read_bytes().split(b"\n", 1)[0][:40]
+    file.write_bytes(file.read_bytes() + half)
+    resume(path)
+    whole = finish(experiment_of({"er": {}}, tmp_path / "whole", **{**SETTINGS, "epochs": 1}))
+    assert_equal_outcomes(whole, outcome_of(path), f"after half a row in {name}")
+    assert len(RunDirectory(path).events()) == 4
+
+
+def test_a_checkpoint_that_notes_lengths_alone_is_resumed(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    path = stopped(tmp_path)
+    for checkpoint in CheckpointStore(path / "ckpt").paths():
+        state = torch.load(checkpoint, weights_only=True)
+        del state["digests"]
+        checkpoint.unlink()
+        write_state(path / "ckpt", checkpoint.stem.rpartition("-")[0], state)
+    resume(path)
+    whole = finish(experiment_of({"er": {}}, tmp_path / "whole", **{**SETTINGS, "epochs": 1}))
+    assert_equal_outcomes(whole, outcome_of(path), "without digests")
+    (newest,) = CheckpointStore(path / "ckpt").paths()[-1:]
+    assert torch.load(newest, weights_only=True)["digests"].keys() == {"records.jsonl", "events.jsonl"}
 
 
 def test_what_differs_in_the_environment_is_named(tmp_path: Path) -> None:

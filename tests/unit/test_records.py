@@ -1,8 +1,9 @@
-"""Run directories: whole files or none, exact rows, lengths that a resume cuts back to."""
+"""Run directories: whole files or none, exact rows, lengths and digests that a resume holds them against."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from cl_framework import ConfigurationError, FrameworkError
-from cl_framework.records import RunDirectory, append_rows, atomic_write, differences, environment, read_rows
+from cl_framework.records import EVENTS, RECORDS, RunDirectory, append_rows, atomic_write, differences, environment, read_rows
+from cl_framework.rows import RowsWriter
 
 
 def row(value: float = 0.5, index: int = 0) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def test_where_there_is_no_run_nothing_is_cleared(tmp_path: Path) -> None:
 def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run_directory(tmp_path)
     atomic_write(directory.checkpoints / "old.pt", b"weights")
-    directory.append_records([row()])
+    append_rows(directory.path / RECORDS, [row()])
     directory.mark_done()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", full_disk)
@@ -82,12 +84,12 @@ def test_clearing_that_stops_halfway_leaves_a_run_that_can_be_cleared(tmp_path: 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
     rows = [{**row(0.1 + 0.2), "task": None}, {**row(1e-300), "text": "ü"}, {**row(), "value": None}]
-    directory.append_records(rows[:1])
-    directory.append_records(rows[1:])
+    append_rows(directory.path / RECORDS, rows[:1])
+    append_rows(directory.path / RECORDS, rows[1:])
     assert directory.records() == rows
     assert directory.events() == []
     with pytest.raises(ValueError, match="JSON compliant"):
-        directory.append_records([{"value": float("nan")}])
+        append_rows(directory.path / RECORDS, [{"value": float("nan")}])
     assert directory.records() == rows
 
 
@@ -113,7 +115,7 @@ def test_a_half_written_last_row_is_left_out_and_other_damage_is_named(tmp_path:
 )
 def test_rows_of_a_run_have_all_that_figures_are_made_of(tmp_path: Path, damage: dict[str, Any], text: str) -> None:
     directory = run_directory(tmp_path)
-    directory.append_records([row(), {**row(), **damage}])
+    append_rows(directory.path / RECORDS, [row(), {**row(), **damage}])
     with pytest.raises(FrameworkError, match=rf"records.jsonl is damaged in line 2: {text}\. Restore it, or start anew with again=true"):
         directory.records()
 
@@ -123,9 +125,9 @@ def test_a_row_without_a_column_is_named(missing: str, tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
     whole = {"event_index": 0, "event": "L0", "kind": "learn", "stream_step": 8, "steps": 8, "samples": 64}
     whole |= {"train_seconds": 0.1, "eval_seconds": 0, "peak_rss_mib": 300.5}
-    directory.append_events([whole])
+    append_rows(directory.path / EVENTS, [whole])
     assert directory.events(whole=True) == [whole]
-    directory.append_events([{name: value for name, value in whole.items() if name != missing}])
+    append_rows(directory.path / EVENTS, [{name: value for name, value in whole.items() if name != missing}])
     with pytest.raises(FrameworkError, match=rf"events.jsonl is damaged in line 2: it has no {missing}\."):
         directory.events(whole=True)
 
@@ -143,24 +145,59 @@ def test_damaged_or_missing_notes_of_a_run_are_named(tmp_path: Path) -> None:
 
 def test_cut_back_to_what_a_checkpoint_counted_on(tmp_path: Path) -> None:
     directory = run_directory(tmp_path)
-    directory.append_records([row(1.0)])
-    lengths = directory.lengths()
-    directory.append_records([row(2.0)])
-    directory.append_events([{"event": "L0"}])
-    directory.cut_back(lengths)
+    writer = RowsWriter(directory.path)
+    writer.append(RECORDS, [row(1.0)])
+    noted = writer.noted()
+    writer.append(RECORDS, [row(2.0)])
+    writer.append(EVENTS, [{"event": "L0"}])
+    with (directory.path / RECORDS).open("a") as file:
+        file.write('{"half": ')
+    RowsWriter(directory.path, noted).cut_back()
     assert directory.records() == [row(1.0)]
     assert directory.events() == []
     (directory.path / "records.jsonl").write_text("")
     with pytest.raises(FrameworkError, match=r"records.jsonl has 0 bytes, but the checkpoint counts on \d+: rows are lost"):
-        directory.cut_back(lengths)
+        RowsWriter(directory.path, noted)
+
+
+def test_the_digest_that_runs_along_is_that_of_the_file_also_after_a_resume(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    writer = RowsWriter(directory.path)
+    writer.append(EVENTS, [{"event": "ü"}])
+    for value in (1.0, 2.0):
+        writer.append(RECORDS, [row(value)])
+        writer = RowsWriter(directory.path, writer.noted())
+    for name in (RECORDS, EVENTS):
+        data = (directory.path / name).read_bytes()
+        assert writer.noted()["lengths"][name] == len(data) > 0
+        assert writer.noted()["digests"][name] == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", [RECORDS, EVENTS])
+def test_rows_that_are_not_those_noted_are_refused_and_left_as_they_are(name: str, tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    writer = RowsWriter(directory.path)
+    writer.append(name, [row(0.5), row(0.5)])
+    noted, file = writer.noted(), directory.path / name
+    for value in ("0.7", "0.5000"):  # as long as it was, and longer
+        edited = file.read_bytes().replace(b'"value": 0.5', f'"value": {value}'.encode(), 1)
+        before = file.read_bytes()
+        file.write_bytes(edited)
+        text = f"{file} was changed in what came before the checkpoint. Restore it as it was, or start the run anew with again=true."
+        with pytest.raises(FrameworkError, match=f"^{re.escape(text)}$"):
+            RowsWriter(directory.path, noted)
+        assert file.read_bytes() == edited != before
+        RowsWriter(directory.path, {"lengths": noted["lengths"]})  # of a checkpoint that noted no digest
+        file.write_bytes(before)
+    RowsWriter(directory.path, noted)
 
 
 def test_a_file_that_cannot_be_cut_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run_directory(tmp_path)
-    directory.append_records([{"a": 1}])
+    append_rows(directory.path / RECORDS, [{"a": 1}])
     monkeypatch.setattr(os, "truncate", full_disk)
     with pytest.raises(FrameworkError, match=r"records.jsonl cannot be written: No space left on device"):
-        directory.cut_back({})
+        RowsWriter(directory.path).cut_back()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

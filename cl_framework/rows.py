@@ -1,0 +1,59 @@
+"""The rows that a run writes, with a digest that runs along: what a checkpoint notes of them, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cl_framework.errors import FrameworkError
+from cl_framework.records import EVENTS, RECORDS, Row, append_rows, cut_to, size_of
+
+_REMEDY = "Restore it as it was, or start the run anew with again=true."
+
+
+class RowsWriter:
+    """Appends to the two files of rows of a run, and knows their lengths in bytes and their SHA-256 without reading them again.
+
+    `noted` is what a checkpoint holds of them (see there): the writer goes on after it. None begins with the first row. Nothing on disk
+    is changed before `cut_back`. FrameworkError if the files do not begin with what was noted.
+    """
+
+    def __init__(self, folder: Path, noted: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        self._lengths: dict[str, int] = {}
+        self._hashes: dict[str, Any] = {}  # of hashlib, whose class has no public name
+        for name in (EVENTS, RECORDS):
+            self._lengths[name] = 0 if noted is None else noted["lengths"][name]
+            beginning = b"" if noted is None else _beginning(folder / name, self._lengths[name])
+            self._hashes[name] = hashlib.sha256(beginning)
+            digest = None if noted is None else noted.get("digests", {}).get(name)  # earlier checkpoints noted lengths alone
+            if digest not in (None, self._hashes[name].hexdigest()):
+                raise FrameworkError(f"{folder / name} was changed in what came before the checkpoint. {_REMEDY}")
+
+    def append(self, name: str, rows: Iterable[Row]) -> None:
+        """Append rows to the file of this name, flushed to disk."""
+        data = append_rows(self.folder / name, rows)
+        self._lengths[name] += len(data)
+        self._hashes[name].update(data)
+
+    def noted(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the rows: `lengths` in bytes and `digests`, by file."""
+        return {"lengths": dict(self._lengths), "digests": {name: found.hexdigest() for name, found in self._hashes.items()}}
+
+    def cut_back(self) -> None:
+        """Cut away what the files hold after the last row noted: a killed run has written it, and it is made again."""
+        for name, length in self._lengths.items():
+            if size_of(self.folder / name) > length:
+                cut_to(self.folder / name, length)
+
+
+def _beginning(path: Path, length: int) -> bytes:
+    """The first `length` bytes. FrameworkError if there are fewer."""
+    data = path.read_bytes() if path.exists() else b""
+    if len(data) < length:
+        raise FrameworkError(
+            f"{path} has {len(data)} bytes, but the checkpoint counts on {length}: rows are lost. Start anew with again=true."
+        )
+    return data[:length]
