@@ -4,7 +4,7 @@
       config.yaml  command.txt  env.json  events.jsonl  records.jsonl  summary.json  ckpt/  plots/  DONE or FAILED
 
 `records.jsonl` is the only truth about figures: one row a value (null: no finite number), no times in it. Lines are appended whole; a
-checkpoint notes lengths and digests of the files, and a resume cuts them back to it (rows.py).
+checkpoint notes lengths and digests of the files, and a resume cuts them back to it; DONE notes those at the end (rows.py).
 """
 
 from __future__ import annotations
@@ -138,6 +138,11 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def done(self) -> Path:
+        """The mark of a finished run; in it, what its rows were then."""
+        return self.path / "DONE"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
@@ -152,7 +157,7 @@ class RunDirectory:
         """`absent` (no run here), `unfinished`, `done` or `failed`."""
         if not self.config.exists():
             return "absent"
-        if (self.path / "DONE").exists():
+        if self.done.exists():
             return "done"
         return "failed" if (self.path / "FAILED").exists() else "unfinished"
 
@@ -165,9 +170,10 @@ class RunDirectory:
     def read_env(self) -> dict[str, Any]:
         return read_json(self.path / "env.json")
 
-    def mark_done(self) -> None:
-        self.unmark_failed()
-        atomic_write(self.path / "DONE", "")
+    def mark_done(self, noted: str = "") -> None:
+        """`noted`: what is kept of the rows that the run ended with."""
+        self.unmark()
+        atomic_write(self.done, noted)
 
     def mark_failed(self, reason: str) -> None:
         atomic_write(self.path / "FAILED", reason + "\n")
@@ -178,8 +184,10 @@ class RunDirectory:
         said = _read(self.path / "FAILED").decode(errors="replace").strip().partition("\n")[0]
         return said if said.endswith((".", "!", "?")) else f"{said}."
 
-    def unmark_failed(self) -> None:
-        (self.path / "FAILED").unlink(missing_ok=True)
+    def unmark(self) -> None:
+        """It goes on: neither failed nor done."""
+        for mark in (self.path / "FAILED", self.done):
+            mark.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove what a run wrote here, and nothing else; where there is no run, nothing. For whoever holds the lock."""

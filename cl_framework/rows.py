@@ -1,14 +1,15 @@
-"""The rows that a run writes, with a digest that runs along: what a checkpoint notes of them, and what is refused."""
+"""The rows that a run writes, with a digest that runs along: what a checkpoint and the end of a run note of them, and what is refused."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import EVENTS, RECORDS, Row, append_rows, cut_to, size_of
+from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, cut_to, read_json, size_of
 
 _REMEDY = "Restore it as it was, or start the run anew with again=true."
 
@@ -39,7 +40,7 @@ class RowsWriter:
         self._hashes[name].update(data)
 
     def noted(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the rows: `lengths` in bytes and `digests`, by file."""
+        """What a checkpoint, or the end of a run, keeps of the rows: `lengths` in bytes and `digests`, by file."""
         return {"lengths": dict(self._lengths), "digests": {name: found.hexdigest() for name, found in self._hashes.items()}}
 
     def cut_back(self) -> None:
@@ -57,3 +58,20 @@ def _beginning(path: Path, length: int) -> bytes:
             f"{path} has {len(data)} bytes, but the checkpoint counts on {length}: rows are lost. Start anew with again=true."
         )
     return data[:length]
+
+
+def check_ended(directory: RunDirectory) -> None:
+    """FrameworkError unless a finished run has the rows that it ended with. One of an earlier version noted none, and passes."""
+    if directory.status != "done" or not size_of(directory.done):
+        return
+    digests = read_json(directory.done).get("digests", {})
+    for name in (EVENTS, RECORDS):
+        path = directory.path / name
+        data = path.read_bytes() if path.exists() else b""
+        if digests.get(name) != hashlib.sha256(data).hexdigest():
+            raise FrameworkError(f"{path} was changed after the end of the run. {_REMEDY}")
+
+
+def text_of_noted(noted: Mapping[str, Any]) -> str:
+    """What the mark of a finished run holds."""
+    return json.dumps(noted, indent=2) + "\n"

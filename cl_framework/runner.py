@@ -30,7 +30,7 @@ from cl_framework.listeners import Listener, Progress, RunInfo, warn_listeners
 from cl_framework.metrics import within
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, differences, environment
 from cl_framework.representation import probed
-from cl_framework.rows import RowsWriter
+from cl_framework.rows import RowsWriter, text_of_noted
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.summary import rebuild_summary
@@ -129,7 +129,7 @@ def resume(
             rows = RowsWriter(directory.path, state)
             for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
-            directory.unmark_failed()
+            directory.unmark()
             return Runner(experiment, directory, rows, learner, listeners, stop_requested).walk(state)
 
 
@@ -214,7 +214,7 @@ class Runner:
             raise
         summary = rebuild_summary(self.directory.path)
         self.certifier.finished()
-        self.directory.mark_done()
+        self.directory.mark_done(text_of_noted(self.rows.noted()))
         self._tell("on_finish", summary)
         return RunResult(self.directory.path, "done", summary)
 

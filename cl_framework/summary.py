@@ -13,6 +13,7 @@ from cl_framework.errors import FrameworkError
 from cl_framework.metrics import looks_at_losses, stream_of, summarise
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import kept_figures, living_figures
+from cl_framework.rows import check_ended
 from cl_framework.unlearning.deletion import DeletionLog, check_complete
 from cl_framework.unlearning.fast import audit_seconds, unlearning_entries
 
@@ -38,6 +39,7 @@ def summary_of(directory: RunDirectory) -> dict[str, Any]:
     """
     config, events, records = read_config(directory), directory.events(whole=True), directory.records()
     check_complete(directory)
+    check_ended(directory)
     try:
         figures = summarise(config, events, records)
         stream = stream_of(events, records)

@@ -14,7 +14,7 @@ import pytest
 
 from cl_framework import ConfigurationError, FrameworkError
 from cl_framework.records import EVENTS, RECORDS, RunDirectory, append_rows, atomic_write, differences, environment, read_rows
-from cl_framework.rows import RowsWriter
+from cl_framework.rows import RowsWriter, check_ended, text_of_noted
 
 
 def row(value: float = 0.5, index: int = 0) -> dict[str, Any]:
@@ -198,6 +198,25 @@ def test_a_file_that_cannot_be_cut_back_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "truncate", full_disk)
     with pytest.raises(FrameworkError, match=r"records.jsonl cannot be written: No space left on device"):
         RowsWriter(directory.path).cut_back()
+
+
+@pytest.mark.parametrize("name", [RECORDS, EVENTS])
+def test_rows_of_a_finished_run_are_those_it_ended_with(name: str, tmp_path: Path) -> None:
+    directory = run_directory(tmp_path)
+    writer = RowsWriter(directory.path)
+    writer.append(name, [row()])
+    directory.mark_done(text_of_noted(writer.noted()))
+    check_ended(directory)
+    file = directory.path / name
+    whole = file.read_bytes()
+    for edited in (whole.replace(b"0.5", b"0.9"), whole * 2, b""):
+        file.write_bytes(edited)
+        with pytest.raises(
+            FrameworkError, match=rf"{name} was changed after the end of the run\. Restore it as it was, or start the run anew"
+        ):
+            check_ended(directory)
+    directory.mark_done()  # as earlier versions did
+    check_ended(directory)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
+from cl_framework.cli import main
 from cl_framework.collected import collect, comparison, read_csv, runs_in, to_csv
 from cl_framework.metrics import perplexity
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
@@ -89,7 +90,27 @@ def test_figures_come_from_the_rows_whatever_a_summary_says(runs: Path, tmp_path
     lines = (path / "records.jsonl").read_text().splitlines()
     changed = [json.dumps({**json.loads(line), "value": 1.0}) + "\n" for line in lines]
     (path / "records.jsonl").write_text("".join(changed))
+    (path / "DONE").write_text("")  # as earlier versions left it: what the rows were at the end is not known
     assert collect([path]).summaries[0]["average_accuracy"] == 1.0
+
+
+def test_a_finished_run_whose_rows_were_edited_is_refused_in_a_sentence(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / first_run(runs).name
+    shutil.copytree(first_run(runs), path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(path)]) == 0
+    capsys.readouterr()
+    file = path / "records.jsonl"
+    whole = file.read_text()
+    row, rest = whole.split("\n", 1)
+    file.write_text(json.dumps({**json.loads(row), "value": 999.0}) + "\n" + rest)
+    assert main(["report", str(path)]) == 1
+    remedy = "Restore it as it was, or start the run anew with again=true."
+    assert capsys.readouterr().err == f"clu: no finished run to report: {file} was changed after the end of the run. {remedy}\n"
+    file.write_text(whole)
+    assert main(["report", str(path)]) == 0
 
 
 def test_a_run_counts_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +146,7 @@ def test_a_damaged_run_is_named_and_hides_no_other(runs: Path, tmp_path: Path) -
     others = [config.parent for config in sorted(runs.rglob("config.yaml"))[1:]]
     for name, text, reason in (
         ("records.jsonl", "{\n", r"records.jsonl is damaged in line 1"),
-        ("events.jsonl", whole[0], r"the records end with event 1, but 1 events are done"),
+        ("events.jsonl", whole[0], r"events.jsonl was changed after the end of the run"),
         ("config.yaml", "a: [", r"config.yaml is damaged: it is no valid YAML. Restore it, or start the run anew with again=true\.$"),
         ("config.yaml", "", r"config.yaml is damaged: it holds no configuration"),
     ):
@@ -139,6 +160,10 @@ def test_a_damaged_run_is_named_and_hides_no_other(runs: Path, tmp_path: Path) -
             rebuild_summary(path)
         (path / name).write_text(before)
     assert collect([path, *others]).left_out == []
+    (path / "DONE").write_text("")  # as earlier versions left it
+    (path / "events.jsonl").write_text(whole[0])
+    with pytest.raises(FrameworkError, match="the records end with event 1, but 1 events are done"):
+        rebuild_summary(path)
 
 
 def test_settings_tell_rows_apart_that_would_look_alike(runs: Path, tmp_path: Path) -> None:
