@@ -23,13 +23,14 @@ TARGET = 0.95  # of the bare loop's speed, at least
 
 def compare(options: argparse.Namespace) -> int:
     """Both sides in turn for each batch size, as a table. Exit code 1 if they did not do the same work."""
-    from cl_framework.bench import LOSS_TOLERANCE, child, finish
+    from cl_framework.bench import LOSS_TOLERANCE, child, finish, tell
 
     results: list[dict[str, Any]] = []
     for batch in options.batch or DEFAULT_BATCHES:
         runs: dict[str, list[dict[str, Any]]] = {"text": [], "bare_text": [], "half_text": []}
-        for _ in range(options.repeats):
+        for repeat in range(options.repeats):
             for side, found in runs.items():
+                tell(side, f"batches of {batch}", repeat, options)
                 found.append(child(side, batch, options.steps or DEFAULT_STEPS, 1))
         speeds = {side: max(LENGTH * run["samples"] / run["seconds"] for run in found) for side, found in runs.items()}
         pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)

@@ -43,7 +43,8 @@ def test_ratios_and_the_check_of_equal_work(monkeypatch: pytest.MonkeyPatch, cap
     words = ["--batch", "10", "--repeats", "2", "--json", str(tmp_path / "bench.json")]
     monkeypatch.setattr(bench, "child", fake_child({}, {}))
     assert bench.main(words) == 0
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert told.splitlines() == [f"measuring {side}, batches of 10, {one} of 2" for one in (1, 2) for side in bench.SIDES]
     assert "0.50 (target 1.15)" in shown
     assert "0.25 (target 0.75)" in shown
     (row,) = json.loads((tmp_path / "bench.json").read_text())["results"]
@@ -140,7 +141,8 @@ def test_text_is_measured_beside_a_loop_that_does_the_same(monkeypatch: pytest.M
     monkeypatch.setattr(bench, "child", child)
     words = ["--text", "--batch", "2", "--steps", "3", "--repeats", "1"]
     assert bench.main(words) == 0 and asked == list(sides)
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert told.splitlines() == [f"measuring {side}, batches of 2, 1 of 1" for side in sides]
     assert "(target 0.95)" in shown and "0.70" in shown  # the share that half fine-tuning trains, embedding and head included
     sides["bare_text"] = lambda options: {**bench_text.bare(options), "losses": [9.0]}
     assert bench.main(words) == 1 and "the sides did not do the same work" in capsys.readouterr().err
