@@ -8,9 +8,13 @@ source scripts/environment.sh
 if [ "${1:-}" = text ]; then
   shift
   prepare_environment "[text]"
-  for text in docstrings topics; do
-    clu sweep "experiments/${text}_finetune.yaml" "experiments/${text}_er.yaml" "$@" --jobs 2
-  done
+  replayed="er trains on replayed rows beside the new ones in each step: about twice the rows (\"new samples\", \"replayed\")."
+  clu sweep experiments/docstrings_finetune.yaml experiments/docstrings_er.yaml "$@" --jobs 2
+  echo "\"forgetting\" is the points of accuracy that earlier tasks have lost: lower is better, and average accuracy higher. $replayed"
+  clu sweep experiments/topics_finetune.yaml experiments/topics_er.yaml "$@" --jobs 2
+  echo "\"loss rise\" is forgetting in nats a token: lower is better, as is \"loss, old tasks\". $replayed"
+  echo "Next: clu show experiments/topics_er.yaml, or clu run experiments/docstrings_er.yaml seed=1 strategies.er.capacity=50"
+  echo "To learn and unlearn: clu run experiments/docstrings_er.yaml strategies.rewind={} stream=\"L0 L1 U0 L2\""
   exit
 fi
 prepare_environment ""
