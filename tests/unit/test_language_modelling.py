@@ -491,14 +491,14 @@ def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
 def test_a_language_that_was_unlearned_is_audited(name: str, tmp_path: Path) -> None:
     model = {"name": "decoder", "width": 32, "layers": 1, "heads": 2}
     texts = {"name": "language_modelling", "corpus": "folder", "folder": str(write_texts(tmp_path / "texts")), "tokenizer": "bytes"}
-    settings: dict[str, Any] = {"benchmark": {**texts, "length": 4, "held_out": 0.4}, "model": model, "stream": "L0 L1 U0", "epochs": 12}
+    settings: dict[str, Any] = {"benchmark": {**texts, "length": 6, "held_out": 0.4}, "model": model, "stream": "L0 L1 U0", "epochs": 12}
     asked_for = experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, **settings)
     result = audit(run(asked_for).path, seeds=1)
     figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}
     assert figures["M9"]["verdict"] == figures["M10"]["verdict"] == "NOT RUN"
     assert (figures["M1"]["value"] == 0.0) == (figures["M6"]["value"] == 0.0) == (name == "rewind")
-    found = {figures[figure]["verdict"] for figure in ("M1", "M4", "M5", "M8")}
-    assert found == ({"PASS"} if name == "rewind" else {"FAIL"})
+    found = {figure: figures[figure]["verdict"] for figure in ("M1", "M4", "M5")}
+    assert set(found.values()) == ({"PASS"} if name == "rewind" else {"FAIL"}), found
 
 
 @pytest.mark.parametrize(
