@@ -240,6 +240,8 @@ APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  #
         ("cost_fashion_mnist", "audit_fashion_mnist", ["--costs"]),
         ("audit_tofu", "audit_tofu", []),
         ("answers_tofu", "audit_tofu", ["--answers"]),
+        ("audit_tofu_continual", "audit_tofu_continual", []),
+        ("answers_tofu_continual", "audit_tofu_continual", ["--answers"]),
     ],
 )
 def test_tables_of_audits_are_made_from_the_committed_rows(block: str, name: str, options: list[str], tmp_path: Path) -> None:
@@ -372,4 +374,6 @@ def test_tables_stand_between_markers() -> None:
         "language_shift_gap",
         "audit_tofu",
         "answers_tofu",
+        "audit_tofu_continual",
+        "answers_tofu_continual",
     ]

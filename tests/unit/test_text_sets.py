@@ -87,7 +87,7 @@ def test_what_is_wrong_in_a_file_is_named(folder: Path, tmp_path_factory: pytest
         (b'[{"sentence": ["a"], "label": "World"}]', r"row 0: the sentence is \['a'\], which is no string. Correct it"),
         (
             rb'[{"sentence": "half \ud83d", "label": "World"}]',
-            r"agnews/train.json: row 0: the sentence is 'half \\ud83d', which has half a character\. Correct it, or remove that row\.",
+            r"agnews/train.json: row 0: the sentence is 'half \\ud83d', which has NUL or half a character\. Correct it, or remove",
         ),
         (b'[{"sentence": "a", "label": 1}]', "row 0: the label is 1, which is no string. Correct it, or remove that row."),
         (b'[{"sentence": "a", "label": "News"}]', "agnews/train.json holds no labelled texts. Copy it from where the data came from."),

@@ -58,7 +58,7 @@ def _string(place: str, what: str, value: Any) -> str:
     if value is None:
         fault = "missing"
     elif isinstance(value, str):
-        fault = f"{value!r:.60}, which has half a character" if value.strip() else "empty"
+        fault = f"{value!r:.60}, which has NUL or half a character" if value.strip() else "empty"
     else:
         fault = f"{value!r:.60}, which is no string"
     raise ConfigurationError(f"{place}: the {what} is {fault}. Correct it, or remove that row.")

@@ -57,8 +57,8 @@ def lines_of(text: str) -> list[str]:
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a text that is not blank, and that utf-8 can write: JSON may escape half a character."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
+    """Whether a value is a text that is not blank, and that utf-8 can write: JSON may escape half a character, or NUL."""
+    return isinstance(value, str) and bool(value.strip()) and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
 
 
 def json_of(text: str, where: object) -> Any:

