@@ -13,13 +13,10 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cl_framework.errors import FrameworkError
 from cl_framework.stream import Learn, Stream, TaskId
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Matrix = list[list[float | None]]
 BASELINE = -1  # event_index of the untrained model's rows
@@ -219,8 +216,8 @@ def fwt(matrix: Matrix, untrained: Sequence[float | None], stream: Stream) -> fl
     return _mean([_gain(untrained[task], matrix[index - 1][task]) for task, index in first_learned.items() if index > 0])
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion, in [0, 1]; 95 % by default. n >= 1."""
+def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a proportion, in [0, 1]; 95 % by default. n >= 1; fractions, where answers are not independent."""
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"successes must lie between 0 and n >= 1, got {successes} of {n}")
     share = successes / n
@@ -228,17 +225,6 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
-
-
-def effective_number(right: Tensor, asked: Tensor) -> int:
-    """To how many independent answers the share of right ones amounts, where rows (N,) ask for several each, which are alike: so many have
-    the variance of the ratio of sums over rows (Taylor linearisation, as of cluster samples). N where each row asks for one. N >= 1."""
-    rows, total = len(asked), int(asked.sum())
-    share = float(right.sum()) / total
-    if rows == total or share in (0.0, 1.0) or rows < 2:
-        return rows
-    variance = float((right - share * asked).double().square().sum()) * rows / (rows - 1) / total**2
-    return min(total, max(1, round(share * (1 - share) / variance))) if variance else total
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None, int]:

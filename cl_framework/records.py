@@ -181,7 +181,7 @@ class RunDirectory:
     @property
     def why_failed(self) -> str:
         """The sentence that a failed run ended with."""
-        said = _read(self.path / "FAILED").decode(errors="replace").strip().partition("\n")[0]
+        said = read_file(self.path / "FAILED").decode(errors="replace").strip().partition("\n")[0]
         return said if said.endswith((".", "!", "?")) else f"{said}."
 
     def unmark(self) -> None:
@@ -266,7 +266,7 @@ def read_rows(path: Path, columns: Mapping[str, type | tuple[type, ...]] | None 
     """
     if not path.exists():
         return []
-    whole_lines = _read(path).split(b"\n")[:-1]
+    whole_lines = read_file(path).split(b"\n")[:-1]
     return [_parse_row(path, number, line, columns or {}) for number, line in enumerate(whole_lines, start=1)]
 
 
@@ -287,7 +287,7 @@ def _parse_row(path: Path, number: int, line: bytes, columns: Mapping[str, type 
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. FrameworkError if it cannot be read or is damaged."""
     try:
-        found = json.loads(_read(path))
+        found = json.loads(read_file(path))
     except ValueError as error:
         raise FrameworkError(f"{path} is damaged: {error}. Restore it, or start the run anew with again=true.") from error
     if not isinstance(found, dict):
@@ -295,7 +295,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """What a file of a run holds. FrameworkError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

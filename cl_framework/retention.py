@@ -113,15 +113,16 @@ def retained_shares(losses: Sequence[tuple[int, TaskId, int, float | None]], str
 def kept_figures(losses: Sequence[tuple[int, TaskId, int, float | None]], stream: Stream) -> dict[str, Any]:
     """What a summary says of it: every Learn event's, and the mean share left at the end; nothing without losses.
 
-    The mean goes by losses after events alone, so that runs are alike however often they look: it leaves out the last Learn event, and
-    rises above 1 where later ones lower an earlier task's loss.
+    The mean is of what is left before a task is learned again or unlearned, or at the end. It goes by losses after events alone, so that
+    runs are alike however often they look: it leaves out the last Learn event, and is above 1 where later ones lower an earlier loss.
     """
     found = [one for one in retained_shares(losses, stream) if one.points]
     if not found:
         return {}
     after_events = list({(index, task): (index, task, step, loss) for index, task, step, loss in losses}.values())
     left = [one.points[-1][1] for one in retained_shares(after_events, stream) if one.points]
-    return {"retained_share": _mean(left) if left else None, "retained_shares": [asdict(one) for one in found]}
+    shares = {"retained_shares": [asdict(one) for one in found]}
+    return {"retained_share": _mean(left), **shares} if left else shares
 
 
 def steps_to_criterion(curve: Sequence[Sequence[float]], criterion: float, window: int = 3) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, cut_to, read_json, size_of
+from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, cut_to, read_file, read_json, size_of
 
 _REMEDY = "Restore it as it was, or start the run anew with again=true."
 
@@ -43,6 +43,13 @@ class RowsWriter:
         """What a checkpoint, or the end of a run, keeps of the rows: `lengths` in bytes and `digests`, by file."""
         return {"lengths": dict(self._lengths), "digests": {name: found.hexdigest() for name, found in self._hashes.items()}}
 
+    def check_untouched(self) -> None:
+        """FrameworkError unless the files hold what was written, and nothing else."""
+        for name, length in self._lengths.items():
+            found = read_file(self.folder / name)
+            if len(found) != length or hashlib.sha256(found).hexdigest() != self._hashes[name].hexdigest():
+                raise FrameworkError(f"{self.folder / name} was changed while the run went on. Start it anew with again=true.")
+
     def cut_back(self) -> None:
         """Cut away what the files hold after the last row noted: a killed run has written it, and it is made again."""
         for name, length in self._lengths.items():
@@ -52,7 +59,7 @@ class RowsWriter:
 
 def _beginning(path: Path, length: int) -> bytes:
     """The first `length` bytes. FrameworkError if there are fewer."""
-    data = path.read_bytes() if path.exists() else b""
+    data = read_file(path) if path.exists() else b""
     if len(data) < length:
         raise FrameworkError(
             f"{path} has {len(data)} bytes, but the checkpoint counts on {length}: rows are lost. Start anew with again=true."
@@ -64,11 +71,13 @@ def check_ended(directory: RunDirectory) -> None:
     """FrameworkError unless a finished run has the rows that it ended with. One of an earlier version noted none, and passes."""
     if directory.status != "done" or not size_of(directory.done):
         return
-    digests = read_json(directory.done).get("digests", {})
+    digests = read_json(directory.done).get("digests")
+    if not isinstance(digests, dict) or set(digests) != {EVENTS, RECORDS}:
+        raise FrameworkError(f"{directory.done} is damaged: it holds no digests of the rows. {_REMEDY}")
     for name in (EVENTS, RECORDS):
         path = directory.path / name
-        data = path.read_bytes() if path.exists() else b""
-        if digests.get(name) != hashlib.sha256(data).hexdigest():
+        data = read_file(path) if path.exists() else b""
+        if digests[name] != hashlib.sha256(data).hexdigest():
             raise FrameworkError(f"{path} was changed after the end of the run. {_REMEDY}")
 
 

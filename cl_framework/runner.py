@@ -204,6 +204,7 @@ class Runner:
         self._tell("on_start", RunInfo(self.experiment, self.directory, self.learner.stream, resumed=state is not None, notes=notes))
         try:
             self._walk(state)
+            self.rows.check_untouched()
         except Stopped:
             self._tell("on_stop", self.directory.path)
             return RunResult(self.directory.path, "stopped", None)

@@ -61,7 +61,7 @@ def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> 
             f"model.source={source}: none of its files holds {', '.join(missing[:_NAMED])}{more} of a {type(model).__name__}. "
             "Copy them again, or name another model."
         )
-    for name, there, needed in sorted(report["mismatched_keys"]):
+    for name, there, needed in sorted(key for key in report["mismatched_keys"] if used(key[0])):
         raise ConfigurationError(
             f"model.source={source}: {name} has shape {tuple(there)}, but config.json asks for {tuple(needed)}. "
             "Copy both again, or name another model."

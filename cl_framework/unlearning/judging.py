@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, PASS, Figure
 from cl_framework.unlearning.measure import Measured
 
@@ -31,6 +33,8 @@ LEAST = {
     "T4": 0.02,  # of the share of tokens
 }
 
+FEWEST = 10  # samples on either side, below which their spread is not taken for that of all
+
 
 @dataclass(frozen=True)
 class Models:
@@ -42,6 +46,28 @@ class Models:
     others: Sequence[Measured] = ()  # oracles of other seeds
     ensemble: bool = False  # whether these also calibrate an attack (tier full)
     untrained_probe: float | None = None  # percent, of a linear probe on the run's model before its first event
+
+
+def independent_answers(tally: Tensor) -> float:
+    """How many independent answers have the variance that a model's share of right ones has: tokens of one text are not independent.
+
+    tally (N, 2), N >= 1: of each sample the answers that are right, and those asked for. The variance is that of a ratio of sums over
+    samples (linearised, as of clusters). It says little where fewer than `FEWEST` samples have a right answer, or a wrong one: N at most
+    there, and so where each sample asks for one.
+    """
+    right, count = tally.double().unbind(1)
+    rows, total, share = len(tally), float(count.sum()), float(right.sum() / count.sum())
+    if rows == total:
+        return rows
+    variance = float((right - share * count).square().sum()) / total**2 * rows / max(1, rows - 1)
+    number = share * (1 - share) / variance if variance else rows
+    few = min(int((right > 0).sum()), int((right < count).sum())) < FEWEST
+    return max(1.0, min(number, rows if few else total))
+
+
+def unit_of(one: Measured) -> str:
+    """Of differences of accuracies."""
+    return "points of tokens" if bool((one.tally[:, 1] > 1).any()) else "points"
 
 
 def noise_floor(models: Models, figure: Callable[[Measured], float]) -> float | None:

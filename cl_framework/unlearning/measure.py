@@ -19,7 +19,6 @@ from cl_framework.digests import digest_of
 from cl_framework.evaluation import candidates, evenly
 from cl_framework.inputs import each
 from cl_framework.learner import Learner
-from cl_framework.metrics import effective_number
 from cl_framework.models.freezing import take_up_training
 from cl_framework.optimizers import build_optimizer
 from cl_framework.rng import RandomStream, global_randomness_kept
@@ -220,16 +219,6 @@ class Measured:
     neighbours: float | None
     quantized: dict[str, tuple[float, float | None]]  # rounding -> accuracy on the pool, on what is retained; empty where others answer
     recalled: Recalled | None = None  # of questions whose answer counts as a whole
-
-    @property
-    def answered(self) -> int:
-        """To how many independent answers the accuracy on the pool amounts: tokens of one text are not."""
-        return effective_number(self.tally[:, 0], self.tally[:, 1])
-
-    @property
-    def points(self) -> str:
-        """The unit of differences of its accuracies."""
-        return "points of tokens" if bool((self.tally[:, 1] > 1).any()) else "points"
 
 
 def measure(learner: Learner, question: Question) -> Measured:

@@ -33,7 +33,8 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             stack = ", ".join(row["strategies"])
             groups.setdefault((row["experiment"], row["granularity"], stack, row["event_index"], row["event"]), []).append(row)
     if not groups:
-        raise ConfigurationError("no request of these runs was about questions with other answers (tofu): leave --answers out.")
+        about = "questions whose answer counts as a whole (arithmetic, rwku, tofu)"
+        raise ConfigurationError(f"no request of these runs was about {about}: leave --answers out.")
     table = {key: {title: _cell(mine, title) for title in _SETS} for key, mine in groups.items()}
     titles = [title for title in _SETS if any(cells[title] for cells in table.values())]
     lines = []

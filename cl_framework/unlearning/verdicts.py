@@ -18,7 +18,7 @@ from cl_framework.metrics import wilson_interval
 from cl_framework.unlearning.attacks import SCORES, auc, calibrated
 from cl_framework.unlearning.divergences import agreement, class_geometry_leak, jensen_shannon, kl_divergence
 from cl_framework.unlearning.fast import COLLAPSE, FAIL, INCONCLUSIVE, INVALID, KNOWN, NOT_RUN, PASS, Figure, destroyed
-from cl_framework.unlearning.judging import LEAST, Models, attacked, judged, noise_floor, told_apart
+from cl_framework.unlearning.judging import LEAST, Models, attacked, independent_answers, judged, noise_floor, told_apart, unit_of
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question
 from cl_framework.unlearning.probes import probe_leakage
 from cl_framework.unlearning.verdicts_of_answers import answers
@@ -99,7 +99,7 @@ def void(question: Question, models: Models) -> str:
     if reason := destroyed(finite, models.unlearned.retained_accuracy, chances):
         return reason
     accuracy, chance = models.before.glance.accuracy, question.chance
-    known = is_known(accuracy, models.before.answered, chance)
+    known = is_known(accuracy, independent_answers(models.before.tally), chance)
     return "" if known else f"it was not known just before: {accuracy:.1f} where chance is {chance:.1f}"
 
 
@@ -111,8 +111,8 @@ def no_oracle(models: Models) -> str:
     return f"the oracle is the model before the request: {why}"
 
 
-def is_known(accuracy: float, count: int, chance: float) -> bool:
-    """Whether an accuracy in percent, of so many answers, is well above chance: by `KNOWN` points, and by three standard errors."""
+def is_known(accuracy: float, count: float, chance: float) -> bool:
+    """Whether an accuracy in percent, of `count` independent answers, is above chance by `KNOWN` points and by three errors."""
     error = 100 * (accuracy / 100 * (1 - accuracy / 100) / count) ** 0.5
     return accuracy >= chance + max(KNOWN, 3 * error)
 
@@ -123,15 +123,15 @@ def forget_gap(question: Question, models: Models) -> Figure:
     def gap(one: Measured) -> float:
         return one.glance.accuracy - models.oracle.glance.accuracy
 
-    accuracy, count = models.unlearned.glance.accuracy, models.unlearned.answered
-    low, high = (100 * end - models.oracle.glance.accuracy for end in wilson_interval(round(accuracy / 100 * count), count))
+    accuracy, count = models.unlearned.glance.accuracy, independent_answers(models.unlearned.tally)
+    low, high = (100 * end - models.oracle.glance.accuracy for end in wilson_interval(accuracy / 100 * count, count))
     details = {
         "accuracy": accuracy,
         "oracle": models.oracle.glance.accuracy,
         "before": models.before.glance.accuracy,
         "chance": question.chance,
     }
-    unit = f"{models.unlearned.points} from the oracle"
+    unit = f"{unit_of(models.unlearned)} from the oracle"
     figure = judged("M1", gap(models.unlearned), noise_floor(models, gap), unit, interval=(low, high), details=details)
     assert figure.bound is not None
     return told_apart(figure, abs(gap(models.before)) <= figure.bound)
@@ -173,7 +173,7 @@ def relearning_gap(models: Models) -> Figure:
 
     ratio = steps_ratio(models.unlearned.relearning, models.oracle.relearning)
     details = {"before": gap(models.before), **({} if ratio is None else {"steps_ratio": ratio})}
-    floor, unit = noise_floor(models, gap), f"{models.unlearned.points} above the oracle's curve"
+    floor, unit = noise_floor(models, gap), f"{unit_of(models.unlearned)} above the oracle's curve"
     figure = judged("M4", gap(models.unlearned), floor, unit, two_sided=False, details=details)
     return attacked(figure, gap(models.before), "relearning")  # one-sided, as the figure: a model before that is slower shows nothing
 
@@ -281,7 +281,7 @@ def quantization_relapse(models: Models) -> Figure:
         return max(gain(one, name) - gain(models.oracle, name) for name in usable)
 
     details = {name: gain(models.unlearned, name) - gain(models.oracle, name) for name in usable}
-    unit = f"{models.unlearned.points} that come back"
+    unit = f"{unit_of(models.unlearned)} that come back"
     return judged("M8", most(models.unlearned), noise_floor(models, most), unit, two_sided=False, details=details)
 
 

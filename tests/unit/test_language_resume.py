@@ -28,7 +28,7 @@ STACKS: dict[str, dict[str, dict[str, Any]]] = {
     "lora and derpp": {"lora": {"rank": 2, "dropout": 0.2}, "derpp": {"capacity": 8}},
     "ssd and rewarm": {"ssd": {"alpha": 5.0}, "rewarm": {"start": "current"}},
 }
-# A resume without the state of one of them ends elsewhere. half is not among them: without its own a resume fails at once.
+# A resume without the state of one of them ends elsewhere.
 KEEPERS = ("npo", "er", "rmu", "infinite_rate", "derpp", "rewarm")
 
 

@@ -24,7 +24,6 @@ from cl_framework.metrics import (
     baseline,
     bwt,
     confidence_interval,
-    effective_number,
     forgetting,
     fwt,
     learned_at,
@@ -218,18 +217,6 @@ def test_wilson_interval_known_answers() -> None:
     assert wilson_interval(10, 10)[1] == 1.0
     with pytest.raises(ValueError, match="between 0 and n"):
         wilson_interval(3, 2)
-
-
-def test_tokens_of_a_text_are_fewer_answers_than_they_are_many() -> None:
-    """Of 400 texts with 20 tokens each: all alike in a text, they are 400 answers; each by itself, they are 8,000."""
-    generator, asked = torch.Generator().manual_seed(0), torch.full((400,), 20)
-    alike = 20 * (torch.rand(400, generator=generator) < 0.3).long()
-    apart = (torch.rand(400, 20, generator=generator) < 0.3).sum(1)
-    assert effective_number(alike, asked) == pytest.approx(400, rel=0.01)
-    assert effective_number(apart, asked) == pytest.approx(8000, rel=0.15) and effective_number(apart, asked) <= 8000
-    assert effective_number(alike // 20, torch.ones(400, dtype=torch.int64)) == 400
-    assert effective_number(asked, asked) == effective_number(torch.zeros_like(asked), asked) == 400, "nothing varies that could tell"
-    assert effective_number(torch.full((400,), 5), asked) == 8000, "as even as can be"
 
 
 def test_mean_and_deviation() -> None:

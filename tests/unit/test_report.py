@@ -13,6 +13,7 @@ import pytest
 from cl_framework import ConfigurationError, FrameworkError, config, load_experiment, run
 from cl_framework.cli import main
 from cl_framework.collected import collect, comparison, read_csv, runs_in, to_csv
+from cl_framework.listeners import Listener, RunInfo
 from cl_framework.metrics import perplexity
 from cl_framework.plots import curves_figure, matrix_figure, png, write_plots
 from cl_framework.records import RunDirectory
@@ -111,6 +112,42 @@ def test_a_finished_run_whose_rows_were_edited_is_refused_in_a_sentence(
     assert capsys.readouterr().err == f"clu: no finished run to report: {file} was changed after the end of the run. {remedy}\n"
     file.write_text(whole)
     assert main(["report", str(path)]) == 0
+
+
+class Editing(Listener):
+    """Doubles the first value of the records once the second event begins."""
+
+    path: Path | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        self.path = info.directory.path
+
+    def on_event_start(self, index: int) -> None:
+        if index == 1:
+            assert self.path is not None
+            file = self.path / "records.jsonl"
+            row, rest = file.read_text().split("\n", 1)
+            file.write_text(json.dumps({**json.loads(row), "value": 7.5}) + "\n" + rest)
+
+
+def test_rows_that_are_edited_while_a_run_goes_on_end_it_as_failed(tmp_path: Path) -> None:
+    """Its summary would be made of them."""
+    with pytest.raises(FrameworkError, match=r"records.jsonl was changed while the run went on\. Start it anew with again=true\.$"):
+        run(load_experiment(BASE, [f"out={tmp_path}"]), listeners=[Editing()])
+    (config_file,) = tmp_path.rglob("config.yaml")
+    directory = RunDirectory(config_file.parent)
+    assert directory.status == "failed" and not directory.summary.exists()
+    assert run(load_experiment(BASE, [f"out={tmp_path}", "again=true"])).status == "done"
+
+
+def test_a_damaged_mark_of_a_finished_run_is_named(runs: Path, tmp_path: Path) -> None:
+    path = tmp_path / first_run(runs).name
+    shutil.copytree(first_run(runs), path)
+    rebuild_summary(path)
+    for content in ('{"digests": []}', "{}", '{"digests": {"records.jsonl": "0"}}'):
+        (path / "DONE").write_text(content)
+        with pytest.raises(FrameworkError, match=r"DONE is damaged: it holds no digests of the rows\. Restore it as it was, or start"):
+            rebuild_summary(path)
 
 
 def test_a_run_counts_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

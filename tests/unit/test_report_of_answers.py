@@ -124,7 +124,10 @@ def test_the_command_shows_the_table_of_answers(tmp_path: Path, capsys: pytest.C
     written = page.read_text()
     path.write_text(to_csv([row for row in rows_of(AUDIT) if row["name"] == "M1"]))
     assert main(["audit", str(path), "--answers", "--into", f"{page}#told", "--out", str(tmp_path / "b.csv")]) == 2
-    assert "no request of these runs was about questions with other answers (tofu): leave --answers out." in capsys.readouterr().err
+    assert (
+        "no request of these runs was about questions whose answer counts as a whole (arithmetic, rwku, tofu): leave --answers out."
+        in capsys.readouterr().err
+    )
     assert page.read_text() == written and not (tmp_path / "b.csv").exists()
     with pytest.raises(SystemExit) as stopped:
         main(["audit", str(path), "--answers", "--costs"])

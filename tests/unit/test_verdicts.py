@@ -6,14 +6,17 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 
+from cl_framework.metrics import wilson_interval
 from cl_framework.stream import Unlearn
 from cl_framework.unlearning.attacks import SCORES
 from cl_framework.unlearning.audit import with_put_back
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, NOT_RUN, PASS, Figure
+from cl_framework.unlearning.judging import independent_answers
 from cl_framework.unlearning.measure import RELEARNING_STEPS, Glance, Measured, Question, Samples
 from cl_framework.unlearning.recall_of_answers import Recalled
 from cl_framework.unlearning.verdicts import (
@@ -206,6 +209,51 @@ def test_the_interval_of_an_accuracy_over_tokens_goes_by_texts() -> None:
         widths.append(figure.interval[1] - figure.interval[0])
         assert figure.why.startswith("points of tokens" if tally is in_texts else "points from")
     assert widths[1] > 3 * widths[0]
+
+
+def test_tokens_of_a_text_are_fewer_answers_than_they_are_many() -> None:
+    """Of 400 texts with 20 tokens each: all alike in a text, they are 400 answers; each by itself, they are 8,000."""
+    generator, count = torch.Generator().manual_seed(0), torch.full((400,), 20)
+    alike = 20 * (torch.rand(400, generator=generator) < 0.3).long()
+    apart = (torch.rand(400, 20, generator=generator) < 0.3).sum(1)
+
+    def number(right: Tensor, asked: Tensor = count) -> float:
+        return independent_answers(torch.stack([right, asked], 1))
+
+    assert number(alike) == pytest.approx(400, rel=0.01)
+    assert number(apart) == pytest.approx(8000, rel=0.15) and number(apart) <= 8000
+    assert number(alike // 20, torch.ones(400, dtype=torch.int64)) == 400
+    assert number(count) == number(torch.zeros_like(count)) == 400, "nothing varies that could tell"
+    assert number(torch.full((2,), 10), torch.full((2,), 20)) == 2, "nor do two"
+
+
+def test_one_wrong_token_does_not_make_many_answers_of_few_texts() -> None:
+    """The spread of texts is not known from one that differs: as none wrong says little, so does one."""
+    none = torch.full((24, 2), 45)
+    one = none.clone()
+    one[0, 0] -= 1
+    assert independent_answers(none) == independent_answers(one) == 24
+    many = none.clone()
+    many[:12, 0] -= 5
+    assert independent_answers(many) > 24
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_the_interval_by_independent_answers_covers_what_it_estimates(share: float) -> None:
+    """72 texts of 50 tokens whose shares of right ones vary (beta-binomial, correlation 0.1); as many independent tokens are too narrow."""
+    generator, held, held_by_tokens, trials = numpy.random.default_rng(5), 0, 0, 300
+    for _ in range(trials):
+        shares = generator.beta(9 * share, 9 * (1 - share), 72)
+        tally = torch.stack([torch.from_numpy(generator.binomial(50, shares)), torch.full((72,), 50)], 1)
+        right = float(tally[:, 0].sum()) / 3600
+        for number in (independent_answers(tally), 3600.0):
+            low, high = wilson_interval(right * number, number)
+            if number == 3600.0:
+                held_by_tokens += low <= share <= high
+            else:
+                held += low <= share <= high
+    assert held >= 0.91 * trials, "three standard errors below 95 %"
+    assert held_by_tokens < 0.8 * trials
 
 
 def test_few_truth_ratios_tell_nothing_of_their_distribution() -> None:
