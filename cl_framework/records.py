@@ -28,6 +28,7 @@ from typing import Any
 from cl_framework.errors import ConfigurationError, FrameworkError
 
 Row = dict[str, Any]
+RESTORE_ROWS = "Restore it as it was, or start the run anew with again=true."  # the remedy for rows that were changed
 
 RECORDS = "records.jsonl"
 # Beside what stands below: task, cost.cost_row, tokens_a_row, learning_curve, audit_seconds, stored_bytes, finite (weights), status.
@@ -170,10 +171,10 @@ class RunDirectory:
     def read_env(self) -> dict[str, Any]:
         return read_json(self.path / "env.json")
 
-    def mark_done(self, noted: str = "") -> None:
-        """`noted`: what is kept of the rows that the run ended with."""
+    def mark_done(self, noted: Mapping[str, Any] | None = None) -> None:
+        """`noted`: what is kept of the rows that the run ended with (rows.py); earlier versions kept nothing."""
         self.unmark()
-        atomic_write(self.done, noted)
+        atomic_write(self.done, "" if noted is None else json.dumps(noted, indent=2) + "\n")
 
     def mark_failed(self, reason: str) -> None:
         atomic_write(self.path / "FAILED", reason + "\n")

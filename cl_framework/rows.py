@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, cut_to, read_file, read_json, size_of
-
-_REMEDY = "Restore it as it was, or start the run anew with again=true."
+from cl_framework.records import EVENTS, RECORDS, RESTORE_ROWS, Row, RunDirectory, append_rows, cut_to, read_file, read_json, size_of
 
 
 class RowsWriter:
@@ -31,7 +28,7 @@ class RowsWriter:
             self._hashes[name] = hashlib.sha256(beginning)
             digest = None if noted is None else noted.get("digests", {}).get(name)  # earlier checkpoints noted lengths alone
             if digest not in (None, self._hashes[name].hexdigest()):
-                raise FrameworkError(f"{folder / name} was changed in what came before the checkpoint. {_REMEDY}")
+                raise FrameworkError(f"{folder / name} was changed in what came before the checkpoint. {RESTORE_ROWS}")
 
     def append(self, name: str, rows: Iterable[Row]) -> None:
         """Append rows to the file of this name, flushed to disk."""
@@ -73,14 +70,9 @@ def check_ended(directory: RunDirectory) -> None:
         return
     digests = read_json(directory.done).get("digests")
     if not isinstance(digests, dict) or set(digests) != {EVENTS, RECORDS}:
-        raise FrameworkError(f"{directory.done} is damaged: it holds no digests of the rows. {_REMEDY}")
+        raise FrameworkError(f"{directory.done} is damaged: it holds no digests of the rows. {RESTORE_ROWS}")
     for name in (EVENTS, RECORDS):
         path = directory.path / name
         data = read_file(path) if path.exists() else b""
         if digests[name] != hashlib.sha256(data).hexdigest():
-            raise FrameworkError(f"{path} was changed after the end of the run. {_REMEDY}")
-
-
-def text_of_noted(noted: Mapping[str, Any]) -> str:
-    """What the mark of a finished run holds."""
-    return json.dumps(noted, indent=2) + "\n"
+            raise FrameworkError(f"{path} was changed after the end of the run. {RESTORE_ROWS}")

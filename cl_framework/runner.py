@@ -30,7 +30,7 @@ from cl_framework.listeners import Listener, Progress, RunInfo, warn_listeners
 from cl_framework.metrics import within
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, differences, environment
 from cl_framework.representation import probed
-from cl_framework.rows import RowsWriter, text_of_noted
+from cl_framework.rows import RowsWriter
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.summary import rebuild_summary
@@ -215,7 +215,7 @@ class Runner:
             raise
         summary = rebuild_summary(self.directory.path)
         self.certifier.finished()
-        self.directory.mark_done(text_of_noted(self.rows.noted()))
+        self.directory.mark_done(self.rows.noted())
         self._tell("on_finish", summary)
         return RunResult(self.directory.path, "done", summary)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.errors import FrameworkError
-from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, append_rows, read_rows
+from cl_framework.records import EVENTS, RECORDS, RESTORE_ROWS, Row, RunDirectory, append_rows, read_rows
 
 LOG = "log.jsonl"
 STARTED_WITH = ("config.yaml", "env.json", "command.txt")  # what a run writes at its start and never again
@@ -180,7 +180,6 @@ class DeletionLog:
             os.truncate(self.path, data.rfind(b"\n") + 1)
 
 
-_RESTORE_ROWS = "Restore it as it was, or start the run anew with again=true."
 _RESTORE = f"Restore deletion/{LOG} as it was, or start the run anew with again=true."
 
 
@@ -212,9 +211,9 @@ def check_rows(directory: RunDirectory, seal: Row) -> None:
     for name, key in SEALED_ROWS.items():
         file = directory.path / name
         if digest_of_rows(file, seal[key]["bytes"]) != seal[key]:
-            raise BrokenChain(f"{file} was changed in what came before {when(seal)}. {_RESTORE_ROWS}")
+            raise BrokenChain(f"{file} was changed in what came before {when(seal)}. {RESTORE_ROWS}")
         if seal["kind"] == FINISHED and file.stat().st_size > seal[key]["bytes"]:
-            raise BrokenChain(f"{file} goes on after the end of the run: something was appended to it. {_RESTORE_ROWS}")
+            raise BrokenChain(f"{file} goes on after the end of the run: something was appended to it. {RESTORE_ROWS}")
 
 
 def when(seal: Row) -> str:

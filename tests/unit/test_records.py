@@ -14,7 +14,7 @@ import pytest
 
 from cl_framework import ConfigurationError, FrameworkError
 from cl_framework.records import EVENTS, RECORDS, RunDirectory, append_rows, atomic_write, differences, environment, read_rows
-from cl_framework.rows import RowsWriter, check_ended, text_of_noted
+from cl_framework.rows import RowsWriter, check_ended
 
 
 def row(value: float = 0.5, index: int = 0) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def test_rows_of_a_finished_run_are_those_it_ended_with(name: str, tmp_path: Pat
     directory = run_directory(tmp_path)
     writer = RowsWriter(directory.path)
     writer.append(name, [row()])
-    directory.mark_done(text_of_noted(writer.noted()))
+    directory.mark_done(writer.noted())
     check_ended(directory)
     file = directory.path / name
     whole = file.read_bytes()
