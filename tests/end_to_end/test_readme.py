@@ -24,7 +24,9 @@ import pytest
 from cl_framework.bench import step_table
 from cl_framework.bench_strategies import strategies_table
 from cl_framework.cli import main
+from cl_framework.collected import FIGURES, collect
 from cl_framework.forking import forked
+from cl_framework.paired import differences
 from cl_framework.records import Row
 from cl_framework.report import report
 from cl_framework.sweep import clu
@@ -188,6 +190,42 @@ def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Pa
     figures = ["loss_of_old_tasks", "loss_of_newest_task"] if name == "language_shift" else ["average_accuracy"]
     report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{block}", pairs=pairs, figures=figures)
     assert copy.read_text() == README.read_text()
+
+
+def said_of(name: str, one: str, other: str, figure: str) -> tuple[float, str]:
+    """The mean difference of two experiments in a figure, and in words: mean, then Student's interval over their seeds."""
+    committed = collect([ROOT / "experiments" / "results" / f"{name}.csv"])
+    ((*_, apart, interval, seeds),) = differences(committed.summaries, [(one, other)], [figure], FIGURES)[1]
+    assert seeds == "0, 1, 2"
+    return float(apart), f"{round(float(apart), 2):+.2f}, {' to '.join(f'{float(end):+.2f}' for end in interval.split(' to '))}"
+
+
+def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> None:
+    """What no table of differences shows: which rate and which share of the parameters lose least."""
+    text = " ".join(README.read_text().split()).replace(" points", "").replace(" nats", "")
+
+    def apart(rate: str, share: str, figure: str) -> tuple[float, str]:
+        names = (f"language_shift_{name} strategies.replay_share.share={share}" for name in (rate, "constant"))
+        return said_of("language_shift", *names, figure)
+
+    shares = ("0.0", "0.01", "0.05", "0.25")
+    rises = {(rate, share): apart(rate, share, "loss_rise") for rate in ("cosine", "rewarm", "infinite") for share in shares}
+    others = [rise for (rate, _), rise in rises.items() if rate != "infinite"]
+    assert sum(mean < 0 for mean, _ in others) == 7 and all(", -" in words and " to +" in words for _, words in others)
+    assert "never told apart from it, and seven of eight differences have the other sign" in text
+    for rate, share, figure in (
+        ("cosine", "0.0", "forgetting"),
+        ("cosine", "0.01", "forgetting"),
+        ("infinite", "0.01", "loss_rise"),
+        ("infinite", "0.25", "loss_rise"),
+    ):
+        _, words = apart(rate, share, figure)
+        assert f"({words})" in text, (rate, share)
+    half, full = "language_shift_half", "language_shift_constant strategies.replay_share.share=0.0"
+    for figure in ("loss_rise", "forgetting"):
+        assert f"({said_of('language_shift', half, full, figure)[1]})" in text, figure
+    assert f"({said_of('clinc150', 'clinc150_scratch_half', 'clinc150_scratch_finetune', 'forgetting')[1]})" in text
+    assert f"({said_of('language_shift', full, half, 'forgetting')[1]})" not in text  # the control: the other way round
 
 
 def test_the_cost_of_a_step_is_the_committed_records() -> None:
