@@ -171,9 +171,9 @@ def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
 
 def finish(header: Sequence[str], rows: Sequence[Sequence[str]], results: Sequence[Any], options: argparse.Namespace) -> None:
     from cl_framework.records import atomic_write, environment
-    from cl_framework.tables import table_console, terminal_table
+    from cl_framework.tables import TerminalTable, table_console
 
-    table_console().print(terminal_table(header, rows))
     if options.json is not None:
         record = {"results": results, "repeats": options.repeats, "environment": environment("cpu", 1, False)}
         atomic_write(options.json, json.dumps(record, indent=2) + "\n")
+    table_console().print(TerminalTable(header, rows))

@@ -123,10 +123,10 @@ def _child(what: str, amount: float, steps: int, name: str = "", model: str = "m
 
 def _finish(results: Sequence[dict[str, Any]], halves: Sequence[dict[str, Any]], repeats: int, json_path: Path | None) -> None:
     from cl_framework.records import atomic_write, environment
-    from cl_framework.tables import table_console, terminal_table
+    from cl_framework.tables import TerminalTable, table_console
 
     console = table_console()
-    console.print(terminal_table(*strategies_table(results)))
+    console.print(TerminalTable(*strategies_table(results)))
     whole, half = halves
     columns = ["share that learns", "µs a step", "of full", "optimizer state MiB", "gradients MiB"]
     shown = [
@@ -140,7 +140,7 @@ def _finish(results: Sequence[dict[str, Any]], halves: Sequence[dict[str, Any]],
         for row in (whole, half)
     ]
     console.print(f"half fine-tuning with Adam, an MLP with {WIDE[0]} and {WIDE[1]} hidden units, batches of {HALF_BATCH}")
-    console.print(terminal_table(columns, shown))
+    console.print(TerminalTable(columns, shown))
     if json_path is not None:
         record = {"results": list(results), "half": list(halves), "repeats": repeats, "environment": environment("cpu", 1, False)}
         atomic_write(json_path, json.dumps(record, indent=2) + "\n")

@@ -13,7 +13,7 @@ from cl_framework.paired import differences
 from cl_framework.records import RunDirectory, atomic_write
 from cl_framework.retention import CRITERION
 from cl_framework.summary import rebuild_summary
-from cl_framework.tables import markdown, number, replace_block, terminal_table
+from cl_framework.tables import TerminalTable, markdown, number, replace_block
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -112,7 +112,7 @@ def report(
     if pairs:
         alone = None
     header, rows = differences(found.summaries, pairs, figures, FIGURES) if pairs else comparison(found.summaries)
-    shown = terminal_table(header, rows) if alone is None else table_of_run(alone)
+    shown = TerminalTable(header, rows) if alone is None else table_of_run(alone)
     if out is not None:
         if out.suffix == ".csv":
             text = to_csv(found.summaries)
@@ -152,4 +152,4 @@ def audits_below(paths: Sequence[str | Path], plot: Path | None, notes: list[str
         atomic_write(picture, png(tradeoff_picture(rows)))
         notes.append(f"written: {picture}")
     table = verdicts_of(*runs.values()) if len(runs) == 1 else comparison(rows)
-    return ["audited beside oracles:", terminal_table(*table)]
+    return ["audited beside oracles:", TerminalTable(*table)]

@@ -71,7 +71,7 @@ HEADER = ("cell", "figure", "published", "ours", "seeds", "within", "source")
 def reproduce(names: Sequence[str], seeds: str, overrides: Sequence[str], jobs: int, table: Path | None, record: Path | None) -> int:
     """What `clu reproduce` does. Exit code 1 if a run failed; a figure outside its tolerance is reported, not an error."""
 
-    from cl_framework.tables import table_console, terminal_table
+    from cl_framework.tables import TerminalTable, table_console
 
     try:
         wanted = [int(part.partition("=")[2]) for piece in seeds.split(",") for part in expand(f"seed={piece}")]
@@ -87,7 +87,7 @@ def reproduce(names: Sequence[str], seeds: str, overrides: Sequence[str], jobs: 
         mine = [summary for summary in summaries if summary["experiment"] == path.stem]
         for expected in published(path):
             rows.append(row(path, expected, {run["seed"]: run[expected.figure] for run in mine}, wanted))
-    table_console().print(terminal_table(HEADER, rows))
+    table_console().print(TerminalTable(HEADER, rows))
     if record is not None:
         atomic_write(record, to_csv(summaries))
     if table is not None:

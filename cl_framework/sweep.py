@@ -183,13 +183,13 @@ def sweep(experiments: Sequence[Path], overrides: Sequence[str], jobs: int) -> i
     """What `clu sweep` does: run the grid, then print the table over seeds. Exit code 1 if a cell is not done."""
 
     from cl_framework.collected import collect, comparison
-    from cl_framework.tables import table_console, terminal_table
+    from cl_framework.tables import TerminalTable, table_console
 
     grid = cells(experiments, overrides)
     failed = run_cells(grid, jobs)
     done = [cell.directory.path for cell in grid if cell.directory.status == "done"]
     if done:
-        table_console().print(terminal_table(*comparison(collect(done).summaries)))
+        table_console().print(TerminalTable(*comparison(collect(done).summaries)))
     for cell in failed:
         _say(f"not done: {cell.name}" + (f"; see {cell.log}" if cell.log.exists() else ""))
     return 1 if failed else 0

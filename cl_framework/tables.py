@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import atomic_write
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
 
 
 _WIDE = 400  # columns where there is no terminal: more than any table of ours has
@@ -25,13 +26,34 @@ def table_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDE)
 
 
-def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    """A table for the terminal. Where that is narrow, cells are broken over several lines; nothing is cut off."""
+class TerminalTable:
+    """A table for the terminal. Where that is narrower, and figures one below another take less room, it lies on its side: a line a
+    figure, a column a run. Where that is too wide as well, cells are broken over several lines; nothing is cut off."""
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self._header, self._rows = header, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=_WIDE)
+        upright, on_its_side = self._upright(), self._on_its_side()
+        width, other = (console.measure(table, options=unbounded).maximum for table in (upright, on_its_side))
+        yield on_its_side if options.max_width < width > other else upright
+
+    def _upright(self) -> Table:
+        names = ("settings", "seeds")
+        columns = [(title, "left" if place < 3 or title in names else "right") for place, title in enumerate(self._header)]
+        return _table(columns, self._rows)
+
+    def _on_its_side(self) -> Table:
+        (corner, *names), *lines = zip(self._header, *self._rows, strict=True)
+        return _table([(corner, "left"), *((name, "right") for name in names)], lines)
+
+
+def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table
 
     table = Table(padding=(0, 0))
-    for position, title in enumerate(header):
-        justify = "left" if position < 3 or title in ("settings", "seeds") else "right"
+    for title, justify in columns:
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*row)

@@ -13,7 +13,7 @@ from cl_framework.plots import check_png, png
 from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.stream import Stream
 from cl_framework.summary import rebuild_summary
-from cl_framework.tables import markdown, replace_block, terminal_table
+from cl_framework.tables import TerminalTable, markdown, replace_block
 from cl_framework.unlearning.audit import FULL, audit, finished
 from cl_framework.unlearning.audit_pictures import relearning_picture, tradeoff_picture
 from cl_framework.unlearning.audit_report import COST_WORDS, NAMES, comparison, costs, read_audit, read_csv, rows_of, to_csv, verdicts_of
@@ -69,7 +69,7 @@ def audits(
         result = fast_result(path) if tier == FAST else _audited(path, wanted, made, overrides, tell)
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
-        yield terminal_table(*verdicts_of(result))
+        yield TerminalTable(*verdicts_of(result))
         if tier != FAST:
             picture = RunDirectory(path).plots / "relearning.png"
             atomic_write(picture, png(relearning_picture(result)))
@@ -77,7 +77,7 @@ def audits(
     of_all, words_below = TABLES[table]
     header, lines = of_all(rows)
     if table != "verdicts" or len(paths) > 1 or paths[0].suffix == ".csv":
-        yield terminal_table(header, lines)
+        yield TerminalTable(header, lines)
         yield words_below
     if out is not None:
         atomic_write(out, to_csv(rows))

@@ -20,7 +20,7 @@ from cl_framework.records import RunDirectory
 from cl_framework.report import markdown_of_run, report
 from cl_framework.settings import OUTSIDE_SETTINGS, name_settings
 from cl_framework.summary import rebuild_summary
-from cl_framework.tables import markdown, number, replace_block, spread, terminal_table
+from cl_framework.tables import TerminalTable, markdown, number, replace_block, spread
 
 BASE: dict[str, Any] = {"experiment": "trial", "benchmark": {"name": "synthetic", "tasks": 2}, "batch_size": 20}
 
@@ -229,19 +229,38 @@ def test_settings_tell_rows_apart_that_would_look_alike(runs: Path, tmp_path: Pa
     assert "settings" not in comparison(collect([runs]).summaries)[0]
 
 
+@pytest.mark.parametrize(("width", "on_its_side"), [(75, True), (100, True), (160, True), (400, False)])
+def test_a_table_of_few_runs_lies_on_its_side_where_the_terminal_is_narrow(width: int, on_its_side: bool) -> None:
+    row, other = [*CELLS], ["digits_other", *CELLS[1:]]
+    shown = in_terminal([row, other], width)
+    expected = [list(cells) for cells in zip(TITLES, row, other, strict=True)]
+    assert shown == (expected if on_its_side else [TITLES, row, other])
+
+
 @pytest.mark.parametrize("width", [100, 160])
 def test_a_table_in_the_terminal_is_never_cut_off(width: int) -> None:
+    lines = in_terminal([CELLS] * 12, width)  # too many for their columns to stand side by side: cells are broken
+    assert len(lines) > 13
+    assert ["".join(parts).replace(" ", "") for parts in zip(*lines, strict=True)] == [
+        (title + 12 * cell).replace(" ", "") for title, cell in zip(TITLES, CELLS, strict=True)
+    ]
+    assert in_terminal([], width) == ([[title] for title in TITLES] if width == 100 else [TITLES])
+
+
+TITLES = ["experiment", "benchmark", "strategies", "settings", *["average forgetting"] * 5, "seeds"]
+CELLS = ["digits_experiment", "split_digits", "fine-tuning", "strategies.er.capacity=20", *["-31.40 ± 14.79"] * 5, "0, 1, 2, 3, 4"]
+
+
+def in_terminal(rows: list[list[str]], width: int) -> list[list[str]]:
+    """The cells of a table of TITLES, line by line as a terminal of that width shows them."""
     from rich.console import Console
 
-    header = ["experiment", "benchmark", "strategies", "settings", *["average forgetting"] * 5, "seeds"]
-    row = ["digits_experiment", "split_digits", "fine-tuning", "strategies.er.capacity=20", *["-31.40 ± 14.79"] * 5, "0, 1, 2, 3, 4"]
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(terminal_table(header, [row]))
-    lines = [line.strip("│").split("│") for line in capture.get().splitlines() if line.startswith("│")]
-    assert max(map(len, capture.get().splitlines())) <= width
-    shown = ["".join(parts).replace(" ", "") for parts in zip(*lines, strict=True)]
-    assert shown == [cell.replace(" ", "") for cell in row]
+        console.print(TerminalTable(TITLES, rows))
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= width
+    return [[cell.strip() for cell in line[1:-1].replace("┃", "│").split("│")] for line in text.splitlines() if line[0] in "│┃"]
 
 
 def test_mean_and_deviation_in_words() -> None:
