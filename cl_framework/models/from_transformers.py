@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ def load_pretrained(auto: Any, source: str, **options: Any) -> Any:
 
 
 def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> None:
-    """Refuse weights that no file holds, that have another shape or that are not finite; `report` is transformers' own.
+    """Refuse weights that no file holds, that have another shape or that are not finite, and layers beyond those of config.json; `report`
+    is transformers' own.
 
     It leaves out what is tied to another tensor. Buffers are computed, and no model here has a use for a pooling layer.
     """
@@ -66,11 +68,23 @@ def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> 
             f"model.source={source}: {name} has shape {tuple(there)}, but config.json asks for {tuple(needed)}. "
             "Copy both again, or name another model."
         )
+    kinds = {_kind(name) for name, _ in model.named_parameters() if _kind(name) != name}
+    beyond = [name for name in sorted(report["unexpected_keys"]) if kinds & {_kind(name), _kind(name).partition(".")[2]}]
+    if beyond:
+        raise ConfigurationError(
+            f"model.source={source}: its files hold {beyond[0]}, but by config.json there is no such layer. "
+            "Copy both again, or name another model."
+        )
     for name, weight in model.named_parameters():
         if used(name) and not weight.isfinite().all():
             raise ConfigurationError(
                 f"model.source={source}: {name} has values that are not finite (NaN or infinite). Copy it again, or name another model."
             )
+
+
+def _kind(name: str) -> str:
+    """The name of a tensor without the numbers of layers: the same for all layers of a kind."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "#", name)
 
 
 def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None) -> None:

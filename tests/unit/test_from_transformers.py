@@ -144,6 +144,19 @@ def test_weights_that_would_be_drawn_at_random_are_refused(name: str, tmp_path: 
     assert isinstance(made_of(tmp_path, name, 12), nn.Module)  # what a pooling layer needs, or another head, is not
 
 
+@pytest.mark.parametrize("name", ["pretrained_decoder", "pretrained_encoder"])
+def test_layers_beyond_those_of_the_configuration_are_refused(name: str, tmp_path: Path) -> None:
+    """They would be left out without a word, and the model be another one."""
+    folder = write_of(tmp_path / "model", "Llama" if name == "pretrained_decoder" else "Bert", name, num_hidden_layers=2)
+    assert isinstance(made_of(folder, name, 12), nn.Module)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    text = r"its files hold \S*layers?\.1\.\S+, but by config\.json there is no such layer\. Copy both again, or name another model\.$"
+    for load in (made_of, lambda folder, *_: load_pretrained(transformers.AutoModel, str(folder))):  # a body alone has other names
+        with pytest.raises(ConfigurationError, match=rf"^model.source={folder}: {text}"):
+            load(folder, name, 12)
+
+
 def test_what_a_model_makes_of_other_weights_is_not_missed(tmp_path: Path) -> None:
     """A tied head is one matrix with the embedding, under either name; a body alone has no head of its own."""
     for tied in (True, False):
@@ -241,7 +254,7 @@ def test_only_an_option_that_a_model_does_not_know_is_left_out(tmp_path: Path) -
                 raise TypeError("no such kernel")
             model = nn.Module()
             model.kernel = attn_implementation  # type: ignore[assignment]
-            return model, {"missing_keys": set(), "mismatched_keys": set()}
+            return model, {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": set()}
 
     write_model(tmp_path)
     assert load_pretrained(Auto, str(tmp_path), add_pooling_layer=False, attn_implementation="eager").kernel == "eager"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -30,7 +32,8 @@ from cl_framework.errors import ConfigurationError
 
 DOMAINS = {"banking": ["balance", "pay_bill"], "travel": ["book_flight", "visa"], "home": ["play_music", "lights"]}
 TEXTS = [[f"please {label}", label] for labels in DOMAINS.values() for label in labels]
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def write_clinc(folder: Path, data: dict[str, Any] | None = None, packed: bool = False) -> Path:
@@ -596,6 +599,23 @@ def test_a_vocabulary_is_for_a_tokenizer_that_is_trained(name: str) -> None:
         text = rf"vocabulary=500 is for tokenizer=bpe, which is trained; {tokenizer} has token ids of its own\. Leave it out, or set"
         with pytest.raises(ConfigurationError, match=text + r" benchmark.vocabulary=2000, its default"):
             load_experiment({"benchmark": {"name": name, "tokenizer": tokenizer, "vocabulary": 500}})
+
+
+@pytest.mark.slow
+def test_the_floor_of_a_corpus_is_that_of_its_texts(tmp_path: Path) -> None:
+    def floor(data: dict[str, Any] | None, *words: str) -> subprocess.CompletedProcess[str]:
+        folder = str(write_clinc(tmp_path / "clinc150", data))
+        command = [sys.executable, str(ROOT / "scripts" / "tfidf_floor.py"), "clinc150", folder, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert floor(None).stdout == "clinc150: 100.00 percent of 12 test texts, 6 classes, from 36 texts\n"
+    labels = [label for labels in DOMAINS.values() for label in labels]
+    texts = [[f"please {label}", label] for label in labels]
+    moved = [[text, labels[(labels.index(label) + 1) % 6]] for text, label in texts]
+    assert floor({"train": texts, "test": moved}).stdout == "clinc150: 0.00 percent of 6 test texts, 6 classes, from 6 texts\n"
+    refused = floor({"train": [["hi", "visa"], ["  ", "visa"]]})
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert refused.stderr.startswith("tfidf_floor: ") and "the text is empty. Correct it, or remove that row." in refused.stderr
 
 
 @pytest.mark.slow
