@@ -21,7 +21,7 @@ class Traits:
     needs_task_id: bool = False  # reads the task of a row, in training or at prediction
     needs_boundaries: bool = False  # must know when a task ends; refused on blurry streams
     reads_past_data: bool = False  # visits data of earlier tasks through the plan or `Context.read`
-    consolidates: bool = False  # when a Learn ends it keeps what was learned, to hold the next one to it
+    consolidates: bool = False  # when a Learn ends it keeps what was learned, to hold the next one to it or to answer requests by it
     looks_ahead: bool = False  # asks whether a Learn is the stream's last
     stores_data: bool = False  # keeps samples or what is derived from single samples
     stores_with: Mapping[str, Any] | None = None  # settings at which it does, where it does not at its defaults

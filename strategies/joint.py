@@ -5,7 +5,8 @@ Uses: check, plan
 Cost: the steps of all tasks together, in the last Learn event; none before.
 Differs: nothing is trained before the last Learn event, so the model that sees the union is a fresh one.
 Interacts: with a memory beside it, the memory is filled in the last event only. A transformation of the plan in an earlier slot would be
-    lost, and is refused; so are strategies that keep what each task has taught (EWC, SI, LwF, iCaRL, a hypernetwork).
+    lost, and is refused; so are strategies that keep what each task has taught (EWC, SI, LwF, iCaRL, a hypernetwork; SSD, unless it
+    measures at the last Learn).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Joint(Strategy):
         if holding:
             raise ConfigurationError(
                 f"plan: {holding[0]} keeps what each task has taught, but joint training learns nothing before the last one. "
-                f"Remove {holding[0]}, or use cumulative."
+                f"Remove {holding[0]}, use cumulative, or set what makes {holding[0]} wait for it (as measured=last_learn of ssd)."
             )
         adding = [slot for slot in setting.slots_after if setting.slots[slot].reads_past_data and "plan" in setting.seams.get(slot, ())]
         if adding:

@@ -4,32 +4,35 @@ Source: Foster et al. 2024 "Fast Machine Unlearning Without Retraining Through S
     authors' code: selected where I_f > alpha I_D, then multiplied by min(lambda I_D / I_f, 1). I is the squared gradient of a batch's
     mean loss, averaged over batches, of the evaluated model.
 Uses: check, step, commit, unlearn, end, forget, state_dict, load_state_dict
-Cost: no further pass while learning; a pass over a task when its Learn ends, one over the data named at a request. One copy of the
-    weights a live task.
+Cost: no further pass while learning; a pass over a task when its Learn ends (over all live tasks when the last one does, with
+    `measured: last_learn`), one over the data named at a request. One copy of the weights a live task.
 Differs: I_D is kept by task and weighted by its samples. `reference: retained` (the default) leaves the task of the request out of it;
     `all` is as published, and then alpha >= tasks selects hardly anything, because I_f is itself a part of I_D. In both cases the
-    batches are those of the run: the size of a batch scales I. The importances of earlier tasks were taken at earlier weights.
+    batches are those of the run: the size of a batch scales I. The importances of earlier tasks were taken at earlier weights; with
+    `measured: last_learn` they are all taken at the same ones, as published, from the data of all live tasks.
     The authors have alpha 10, lambda 1 for images. Seen here (split digits, class-incremental, "L0-4 U1", ER beside it, seeds 0 and 1):
     the task falls to 0 %, the others lose 2.3 and 5.0 points at alpha 20, 6.2 and 10.4 at 10, 25.7 and 35.8 at 2 (lambda 0.5).
-Interacts: replay changes what the weights are, not how importance is measured. After a request for a task its importance is dropped;
-    after one for classes or samples, too, since what the rest of the task contributes cannot be told apart without its data. Nothing
-    would then hold that rest in a further request for classes or samples of the task (nor for all of it, where `reference: all` counts
-    it), and nothing at all where no other importance is left: such streams are refused, unless the task is learned again in between.
-    Seen (split digits, "L0 U0:fraction=0.1@seed1 U0:fraction=0.1@seed2"): from 100 % to 39.3 % on all that is retained.
-    Importances of tasks learned later were measured while the task was known, and cannot be measured again without their data: they stay,
-    and the deletion record names them as artefacts (M11).
+Interacts: replay changes what the weights are, not how importance is measured. Joint training teaches nothing before the last Learn:
+    importances of earlier ones would be those of untrained weights, so that it asks for `measured: last_learn`. After a request for a
+    task its importance is dropped; after one for classes or samples, too, since what the rest of the task contributes cannot be told
+    apart without its data. Nothing would then hold that rest in a further request for classes or samples of the task (nor for all of it,
+    where `reference: all` counts it), and nothing at all where no other importance is left: such streams are refused, unless the task is
+    learned again in between. Seen (split digits, "L0 U0:fraction=0.1@seed1 U0:fraction=0.1@seed2"): from 100 % to 39.3 % on all that is
+    retained. Importances of tasks learned later were measured while the task was known, and cannot be measured again without their data:
+    they stay, and the deletion record names them as artefacts (M11).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cl_framework import (
+    LATER,
     Batch,
     Closure,
     ConfigurationError,
@@ -102,11 +105,13 @@ class SSDConfig:
     alpha: float = 20.0  # selects where I_f > alpha I_D, > 0
     strength: float = 1.0  # lambda, > 0
     reference: str = "retained"  # retained or all: whose importance I_D is
+    measured: str = field(default="each_learn", metadata=LATER)  # each_learn, of its task, or last_learn, of all live tasks, at its weights
 
     def __post_init__(self) -> None:
         check_range("alpha", self.alpha, above=0)
         check_range("strength", self.strength, above=0)
         check_choice("reference", self.reference, ("retained", "all"))
+        check_choice("measured", self.measured, ("each_learn", "last_learn"))
 
 
 @register("ssd")
@@ -116,6 +121,7 @@ class SSD(Strategy):
     Config = SSDConfig
     traits = Traits(
         needs_boundaries=True,
+        consolidates=True,
         unlearns=frozenset({"task", "class", "sample"}),
         unlearning_reads=frozenset({"forget"}),
         no_neutral="importances are taken in a phase after every event, whatever the settings",
@@ -126,8 +132,12 @@ class SSD(Strategy):
         self._pass = FisherPass("batch")
         self._importances: dict[int, dict[str, Tensor]] = {}
         self._counts: dict[int, int] = {}
+        self._awaited: list[int] = []  # tasks whose pass has not ended, in the order of their phases
+        if config.measured == "last_learn":
+            self.traits = replace(self.traits, consolidates=False, reads_past_data=True, looks_ahead=True)
 
     def check(self, setting: Setting) -> None:
+        self._check_measured(setting.stream)
         refused = unheld(setting.stream, self.config.reference)
         if refused is None:
             return
@@ -139,8 +149,25 @@ class SSD(Strategy):
             f"{lost}). {_remedy(event, earlier)}, learn task {earlier.task} again between them, or choose another unlearner, such as npo."
         )
 
+    def _check_measured(self, stream: Stream) -> None:
+        """Refuse a request that would meet no importances yet."""
+        last = max((index for index, event in enumerate(stream.events) if isinstance(event, Learn)), default=-1)
+        early = next((index for index, event in enumerate(stream.events[: last + 1]) if isinstance(event, Unlearn)), None)
+        if self.config.measured == "last_learn" and early is not None:
+            raise ConfigurationError(
+                f"measured=last_learn: {stream.events[early]} (event {early}) comes before the last Learn (event {last}), when importances "
+                "are taken. Set measured=each_learn, or ask for it later."
+            )
+
     def end(self, context: Context) -> Sequence[Phase]:
-        return [self._pass.phase(context)] if isinstance(context.position.event, Learn) else []
+        event = context.position.event
+        if isinstance(event, Unlearn):
+            return []
+        if self.config.measured == "each_learn":
+            self._awaited = [event.task]
+        else:
+            self._awaited = list(context.live_tasks) if context.is_last_learn else []
+        return [self._pass.phase(context, context.ids_of(task)) for task in self._awaited]
 
     def unlearn(self, event: Unlearn, context: Context) -> Sequence[Phase]:
         return [self._pass.phase(context, context.requested_ids)]
@@ -161,8 +188,9 @@ class SSD(Strategy):
         if isinstance(event, Unlearn):
             self._dampen(found, event, context)
         else:
-            self._importances[event.task] = found
-            self._counts[event.task] = len(context.ids_of(event.task))
+            task = self._awaited.pop(0)
+            self._importances[task] = found
+            self._counts[task] = len(context.ids_of(task))
 
     def _dampen(self, forget: Mapping[str, Tensor], event: Unlearn, context: Context) -> None:
         whole = event.granularity == "task" and self.config.reference == "retained"
@@ -179,10 +207,12 @@ class SSD(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         return {"importances": {task: dict(part) for task, part in self._importances.items()}, "counts": dict(self._counts)} | {
-            "pass": self._pass.state_dict()
+            "pass": self._pass.state_dict(),
+            "awaited": list(self._awaited),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._importances = {task: dict(part) for task, part in state["importances"].items()}
         self._counts = dict(state["counts"])
         self._pass.load_state_dict(state["pass"])
+        self._awaited = list(state["awaited"])

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from cl_framework import ConfigurationError, Stream
-from cl_framework.testing.laboratory import Outcome, experiment_of, finish, first_difference
+from cl_framework.testing.laboratory import (
+    Outcome,
+    assert_different_weights,
+    assert_equal_outcomes,
+    augmented,
+    experiment_of,
+    finish,
+    finish_in_pieces,
+    first_difference,
+)
 from strategies.ssd import dampen, unheld, weighted_mean
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -72,6 +81,81 @@ def test_importances_are_squares_of_batch_gradients(tmp_path: Path) -> None:
         assert parameter.grad is not None
         assert torch.allclose(kept[name], parameter.grad.square(), rtol=1e-4, atol=1e-10), name
     assert found.learner["strategies"]["ssd"]["counts"] == {0: 36}
+
+
+def test_importances_of_the_last_learn_are_all_taken_at_its_weights(tmp_path: Path) -> None:
+    settings = {"stream": "L0 L1", "batch_size": 36}  # one batch a task
+    each, last = (outcome(tmp_path / how, options={"measured": how}, **settings) for how in ("each_learn", "last_learn"))
+    assert first_difference(each.learner["model"], last.learner["model"], "weights") is None
+    earlier, own = (found.learner["strategies"]["ssd"]["importances"] for found in (each, last))
+    assert first_difference(earlier[1], own[1], "importance") is None
+    assert first_difference(earlier[0], own[0], "importance") is not None  # the control: those were taken at the weights of then
+    assert last.learner["strategies"]["ssd"]["counts"] == each.learner["strategies"]["ssd"]["counts"] == {0: 36, 1: 36}
+    for task, found in squares_at(last, tmp_path / "again", settings).items():
+        for name, expected in found.items():
+            assert torch.allclose(own[task][name], expected, rtol=1e-4, atol=1e-10), (task, name)
+
+
+def squares_at(found: Outcome, folder: Path, settings: dict[str, Any]) -> dict[int, dict[str, Tensor]]:
+    """The squared gradient of each task's mean loss at the weights that a run ended with."""
+    from cl_framework.assembly import assemble
+
+    learner = assemble(experiment_of({"ssd": {}}, folder, **settings))
+    learner.model.load_state_dict(found.learner["model"])
+    learner.model.eval()
+    squares = {}
+    for task in (0, 1):
+        rows = learner.read(learner.training_ids(task))
+        assert isinstance(rows.inputs, Tensor)
+        learner.model.zero_grad()
+        torch.nn.functional.cross_entropy(learner.model(rows.inputs), rows.targets).backward()
+        named = [(name, parameter.grad) for name, parameter in learner.model.named_parameters()]
+        squares[task] = {name: gradient.square() for name, gradient in named if gradient is not None}
+    return squares
+
+
+def test_joint_training_asks_for_importances_of_the_last_learn(tmp_path: Path) -> None:
+    """It teaches nothing before: those of earlier tasks would be of untrained weights."""
+
+    def joined(name: str, options: dict[str, Any]) -> Outcome:
+        return finish(experiment_of({"joint": {}, "ssd": options}, tmp_path / name, stream="L0 L1 U0", epochs=5))
+
+    text = (
+        r"^strategies\.joint\.plan: ssd keeps what each task .* use cumulative, or set .* wait for it \(as measured=last_learn of ssd\)\.$"
+    )
+    with pytest.raises(ConfigurationError, match=text):
+        joined("each", {})
+    found = joined("last", {"measured": "last_learn", "alpha": 1.0})
+    inert = joined("inert", {"measured": "last_learn", "alpha": 1e12})
+    assert set(found.learner["strategies"]["ssd"]["importances"]) == {1}
+    before, after = (round_of(outcome) for outcome in (inert, found))
+    assert before[0] > 80 and before[1] > 80 and after[0] < before[0] - 20
+
+
+def round_of(found: Outcome) -> list[float]:
+    """Accuracy of each task after the last event, in percent."""
+    return list(found.summary["accuracy_matrix"][-1])
+
+
+def test_a_run_stopped_while_it_measures_all_tasks_goes_on(tmp_path: Path) -> None:
+    def made(name: str) -> Any:
+        return experiment_of({"ssd": {"measured": "last_learn", "alpha": 1.0}}, tmp_path / name, stream="L0 L1 U1", epochs=1)
+
+    undisturbed = finish(made("undisturbed"), augmented(made("undisturbed")))
+    pieces, stops = finish_in_pieces(made("pieces"), lambda step: True, augmented(made("pieces")))
+    assert stops == undisturbed.summary["steps"] > 10
+    assert_equal_outcomes(undisturbed, pieces, "stopped before each step")
+    other = finish(experiment_of({"ssd": {"alpha": 1.0}}, tmp_path / "other", stream="L0 L1 U1", epochs=1), augmented(made("other")))
+    assert_different_weights(undisturbed, other, "importances of each Learn")
+
+
+def test_a_request_before_importances_are_taken_is_refused(tmp_path: Path) -> None:
+    text = (
+        r"ssd\.measured=last_learn: U0 \(event 1\) comes before the last Learn \(event 2\), when importances are taken\. Set measured=each"
+    )
+    with pytest.raises(ConfigurationError, match=text):
+        outcome(tmp_path, "L0 U0 L1", {"measured": "last_learn"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_request_moves_weights_once_and_drops_what_was_known_of_the_task(tmp_path: Path) -> None:
@@ -149,6 +233,10 @@ def test_a_second_request_for_a_part_of_a_task_is_refused_before_any_data_are_re
 
 
 def test_bad_options_are_refused_by_name(tmp_path: Path) -> None:
-    for options, text in (({"alpha": 0}, "ssd.alpha must be > 0"), ({"reference": "some"}, "ssd.reference must be one of retained, all")):
+    for options, text in (
+        ({"alpha": 0}, "ssd.alpha must be > 0"),
+        ({"reference": "some"}, "ssd.reference must be one of retained, all"),
+        ({"measured": "now"}, "ssd.measured must be one of each_learn, last_learn"),
+    ):
         with pytest.raises(ConfigurationError, match=text):
             experiment_of({"ssd": options}, tmp_path)
