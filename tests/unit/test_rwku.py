@@ -118,6 +118,12 @@ def test_what_is_wrong_is_named(folder: Path, tmp_path_factory: pytest.TempPathF
         file.write_text(content)
         with pytest.raises(ConfigurationError, match=text):
             benchmark_of(folder)
+    file.write_text(f'[{{"query": "Who?", "answer": "He."}}, {{"query": "{"Who " * 20}?", "answer": "He."}}]')
+    with pytest.raises(
+        ConfigurationError, match=r"2_Ada/forget_level2.json: row 1: the question has 82 tokens, which leaves no room for an answer"
+    ):
+        benchmark_of(folder, length=40)
+    assert len(benchmark_of(folder, length=90).train[0]) == 5
     file.unlink()
     with pytest.raises(ConfigurationError, match=r"2_Ada/forget_level2.json is missing\. Copy it from where the data came from\."):
         benchmark_of(folder)

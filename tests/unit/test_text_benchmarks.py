@@ -447,7 +447,17 @@ def test_columns_lines_and_labels_that_do_not_fit(tmp_path: Path) -> None:
         ("text,category\na,b\n,b\n", "test.csv, line 3: the text is empty. Correct it, or remove that row."),
         ("text,category\na, b,b\n", "test.csv, line 2: there are more columns than names. Put a text with commas in quotes."),
         ("text,category\n", "test.csv holds no labelled texts. Copy it from where the data came from."),
-        (f"text,category\n{'a' * 200_000},b\n", r"test.csv: what follows line 1 is no CSV \(field larger than field limit"),
+        (f"text,category\n{'a' * 200_000},b\n", r"test.csv: the row that begins in line 2 is no CSV \(field larger than field limit"),
+        (
+            'text,category\na,b\n"c,d\na,b\nc,d\n',
+            r"test.csv: the row that begins in line 3 is no CSV \(unexpected end of data\)\. Correct it",
+        ),
+        (
+            'text,category\n"a,b\na,b\nc,"d\na,b\n',
+            r"test.csv: the row that begins in line 2 is no CSV \(',' expected after '\"'\)\. Correct it \(a quote in a quoted "
+            r"text is written twice\), or remove it\.$",
+        ),
+        ('text,category\na,b\n"a\nb","b\nz",c\n', "test.csv, line 3: there are more columns than names."),
         ("", "test.csv has no column 'text'; it has none. Name its columns in the first line."),
         ("text,category\na,b\n", r"test.csv: no text has the label 'd', which .*train.csv has\. Add one, or remove that label there\."),
     ):

@@ -220,7 +220,7 @@ def test_what_is_longer_is_cut_where_a_length_is_given(folder: Path) -> None:
     (width,) = whole.input_shape
     assert width > 40 and cut.input_shape == (40,)
     assert torch.equal(cut.train[0].targets, whole.train[0].targets[:, :40])
-    with pytest.raises(ConfigurationError, match=r"row 0: the question has \d+ tokens, which leaves no room for an answer in 10\."):
+    with pytest.raises(ConfigurationError, match=r"original/full\.jsonl\.gz: row 0: the question has \d+ tokens, which leaves no room"):
         benchmark_of(folder, length=10)
 
 

@@ -216,23 +216,25 @@ def _json(folder: Path, name: str) -> dict[str, list[Any]]:
 
 
 def _csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, Any, Any]]:
-    """File and row, and what stands in two columns; None where the row is too short."""
+    """File and first line of each row, and what stands in two columns; None where the row is too short."""
     path = _lying(path)
-    reader = csv.DictReader(io.StringIO(_text(path.parent, path.name)))
+    reader = csv.DictReader(io.StringIO(_text(path.parent, path.name)), strict=True)  # a quote left open would take in the rows after it
+    first = 1  # line of the row that is read
     try:
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
             there = ", ".join(reader.fieldnames or ()) or "none"
             raise ConfigurationError(f"{path} has no column {missing[0]!r}; it has {there}. Name its columns in the first line.")
+        first = reader.line_num + 1
         for row in reader:
             if None in row:
-                raise ConfigurationError(
-                    f"{path}, line {reader.line_num}: there are more columns than names. Put a text with commas in quotes."
-                )
-            yield f"{path}, line {reader.line_num}", row[columns[0]], row[columns[1]]
+                raise ConfigurationError(f"{path}, line {first}: there are more columns than names. Put a text with commas in quotes.")
+            yield f"{path}, line {first}", row[columns[0]], row[columns[1]]
+            first = reader.line_num + 1
     except csv.Error as error:
         raise ConfigurationError(
-            f"{path}: what follows line {reader.line_num} is no CSV ({error}). Correct that row, or remove it."
+            f"{path}: the row that begins in line {first} is no CSV ({error}). Correct it (a quote in a quoted text is written twice), "
+            "or remove it."
         ) from error
 
 

@@ -13,7 +13,8 @@ from cl_framework.benchmarks.text.tokens import TokenInputs, Tokens
 from cl_framework.criterion import IGNORED, last_asked
 from cl_framework.errors import ConfigurationError
 
-Pairs = Sequence[tuple[str, str]]  # of question and answer
+# Of question and answer, and of those that stand in a file, its name and their row.
+Pairs = Sequence[tuple[str, str] | tuple[str, str, str]]
 
 
 def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, cut: bool = False) -> tuple[Tensor, Tensor]:
@@ -21,25 +22,27 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
 
     A row is what begins a text, a question, its answer behind the tokenizer's `gap`, and what ends a text: a row that is right at every
     place asked is one that greedy decoding answers exactly. `length`, None for that of the longest row, is L. Raises ConfigurationError,
-    naming `where` and the row, for a row that is longer; with `cut` its answer ends at L, without its end.
+    naming file and row, or `where` and the number, for a row that is longer; with `cut` its answer ends at L, without its end.
     """
     start, end = tokens.bounds
-    questions = [[start, *row] for row in tokens.plain([question for question, _ in pairs])]
-    gap = tokens.gap
-    answers = tokens.plain([f"{gap if question and not question[-1].isspace() else ''}{answer}" for question, answer in pairs])
+    asked = [pair[0] for pair in pairs]
+    questions = [[start, *row] for row in tokens.plain(asked)]
+    gaps = [tokens.gap if question and not question[-1].isspace() else "" for question in asked]
+    answers = tokens.plain([f"{gap}{pair[1]}" for gap, pair in zip(gaps, pairs, strict=True)])
     rows = [[*question, *answer, end] for question, answer in zip(questions, answers, strict=True)]
     if cut and length is not None:
         for number, question in enumerate(questions):
             if len(question) > length:
                 raise ConfigurationError(
-                    f"{where}: row {number}: the question has {len(question)} tokens, which leaves no room for an answer in {length}. "
-                    "Set benchmark.length higher."
+                    f"{_place(pairs, number, where)}: the question has {len(question)} tokens, which leaves no room for an answer in "
+                    f"{length}. Set benchmark.length higher."
                 )
         rows = [row[: length + 1] for row in rows]
     longest = max(map(len, rows), default=1) - 1
     if length is not None and longest > length:
         number = next(number for number, row in enumerate(rows) if len(row) - 1 > length)
-        raise ConfigurationError(f"{where}: row {number} has {len(rows[number]) - 1} tokens. Set benchmark.length={longest}.")
+        place = _place(pairs, number, where)
+        raise ConfigurationError(f"{place} has {len(rows[number]) - 1} tokens. Set benchmark.length={longest}.")
     items = torch.full((len(rows), length or longest), tokens.padding, dtype=torch.int32)
     targets = torch.full(items.shape, IGNORED, dtype=torch.int64)
     ends = torch.tensor([len(row) - 1 for row in rows]).unsqueeze(1)
@@ -49,6 +52,11 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
     answer_tokens = [token for question, row in zip(questions, rows, strict=True) for token in row[len(question) :]]
     targets[(places >= firsts) & (places < ends)] = torch.tensor(answer_tokens, dtype=torch.int64)
     return items, targets
+
+
+def _place(pairs: Pairs, number: int, where: str) -> str:
+    _, _, *placed = pairs[number]
+    return placed[0] if placed else f"{where}: row {number}"
 
 
 def cut_answers(targets: Tensor, end: int) -> int:

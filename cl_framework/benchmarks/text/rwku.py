@@ -58,21 +58,23 @@ def rwku(options: RwkuOptions, context: BenchmarkContext) -> Benchmark:
         questions = {level: _questions(people[name], f"forget_level{level}", folder, name) for level in LEVELS}
         taught = [pair for level in TAUGHT for pair in questions[level]]
         if options.taught == "passages":
-            taught = [("", text) for text in _column(people[name], "passage", "text", folder, name)]
+            taught = [("", *passage) for passage in _column(people[name], "passage", "text", folder, name)]
         tasks.append((name, taught, [pair for level in LEVELS for pair in questions[level]]))
     near = [pair for name in names for level in TAUGHT for pair in _questions(people[name], f"neighbor_level{level}", folder, name)]
     tasks.append(("neighbours", near, near))
-    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{question} {answer}" for question, answer in tasks[0][1]))
+    tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{question} {answer}" for question, answer, _ in tasks[0][1]))
     notes = {"people": ", ".join(names), "taught": options.taught}
     return question_benchmark("rwku", tasks, tokens, options.length, str(folder), notes, cut=True)
 
 
-def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple[str, str]]:
+def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple[str, str, str]]:
+    """Question, answer, and where they stand."""
     questions, answers = (_column(files, name, column, folder, person) for column in ("query", "answer"))
-    return list(zip(questions, answers, strict=True))
+    return [(question, *answer) for (question, _), answer in zip(questions, answers, strict=True)]
 
 
-def _column(files: Files, name: str, column: str, folder: Path, person: str) -> list[str]:
+def _column(files: Files, name: str, column: str, folder: Path, person: str) -> list[tuple[str, str]]:
+    """What stands in a column, and where."""
     where = f"{folder}: {person}/{name}.json"
     if name not in files:
         raise ConfigurationError(f"{where} is missing. {COPY}")
@@ -83,7 +85,7 @@ def _column(files: Files, name: str, column: str, folder: Path, person: str) -> 
     for row, entry in enumerate(files[name]):
         if not isinstance(entry, dict) or not is_text(entry.get(column)):
             raise ConfigurationError(f"{where}: row {row} has no {column!r} that is a text. {MEND}")
-    return [entry[column] for entry in files[name]]
+    return [(entry[column], f"{where}: row {row}") for row, entry in enumerate(files[name])]
 
 
 def _people(folder: Path) -> dict[str, Files]:

@@ -30,7 +30,8 @@ AN_AUTHOR = 20
 UTILITY = ("real_authors", "world_facts")  # files of questions that no task holds, with false answers beside the right ones
 OTHERS = "_perturbed.jsonl.gz"  # how the names of files with other answers end
 
-Entry = dict[str, Any]  # a row of a file: its texts by column
+Entry = dict[str, Any]  # a row of a file: its texts by column, and PLACE
+PLACE = "file and row"
 Parts = dict[str, list[Entry]]  # by the name of a task, or of a file beside them
 
 
@@ -154,14 +155,14 @@ def _alternatives(
 ) -> Alternatives:
     """The answers in column `right` and the false ones beside them; of_task: whether places are those of a task's questions."""
     entries = list(by_place.values())
-    false = [(entry["question"], answer) for entry in entries for answer in entry["perturbed_answer"]]
+    false = [(entry["question"], answer, entry[PLACE]) for entry in entries for answer in entry["perturbed_answer"]]
     owner = [place for place, entry in enumerate(entries) for _ in entry["perturbed_answer"]]
     return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner), tuple(by_place) if of_task else ())
 
 
 def _pairs(entries: Sequence[Entry], answer: str) -> Pairs:
-    """Questions and what the column `answer` says to them."""
-    return [(entry["question"], entry[answer]) for entry in entries]
+    """Questions, what the column `answer` says to them, and where they stand."""
+    return [(entry["question"], entry[answer], entry[PLACE]) for entry in entries]
 
 
 # --- notes ---
@@ -190,7 +191,7 @@ def _notes(parts: Parts, others: Mapping[str, Alternatives], utility: Mapping[st
 
 
 def read_entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, false: bool = False) -> list[Entry]:
-    """The rows of a file of JSON lines, each with these texts, and with `false` a list of false answers.
+    """The rows of a file of JSON lines, each with these texts, with `false` a list of false answers, and under PLACE where it stands.
 
     ConfigurationError names file and row that are wrong, and a file that has no rows.
     """
@@ -206,7 +207,7 @@ def read_entries(path: Path, texts: Sequence[str] = ("question", "answer"), *, f
             missing.append("'perturbed_answer' that is a list of texts")
         if missing:
             raise ConfigurationError(f"{path}: row {row} has no {missing[0]}. {MEND}")
-        entries.append(entry)
+        entries.append({**entry, PLACE: f"{path}: row {row}"})
     if not entries:
         raise ConfigurationError(f"{path} holds 0 questions. {COPY}")
     return entries
