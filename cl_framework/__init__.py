@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cl_framework.calls import has_features
     from cl_framework.checks import check_choice, check_range
     from cl_framework.config import load_experiment
-    from cl_framework.criterion import answers_asked, asked
+    from cl_framework.criterion import answers_asked, asked, mean_asked, squared_distance
     from cl_framework.errors import ConfigurationError, ContractError, FrameworkError
     from cl_framework.exemplars import herding
     from cl_framework.fisher import FisherPass
@@ -58,7 +58,7 @@ _HOMES = {
     "calls": ("has_features",),
     "checks": ("check_choice", "check_range"),
     "config": ("load_experiment",),
-    "criterion": ("answers_asked", "asked"),
+    "criterion": ("answers_asked", "asked", "mean_asked", "squared_distance"),
     "errors": ("ConfigurationError", "ContractError", "FrameworkError"),
     "exemplars": ("herding",),
     "fisher": ("FisherPass",),
@@ -156,6 +156,7 @@ __all__ = [
     "lent",
     "load_experiment",
     "matrices",
+    "mean_asked",
     "mean_squared_distance",
     "random_subset",
     "recall_intervals",
@@ -166,6 +167,7 @@ __all__ = [
     "retained",
     "retained_terms",
     "run",
+    "squared_distance",
     "trained_share",
     "weighted_squares",
 ]

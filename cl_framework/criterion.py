@@ -34,6 +34,21 @@ def asked(targets: Tensor, whole_rows: bool = False) -> Tensor:
     return places.any(1) if whole_rows else places
 
 
+def mean_asked(values: Tensor, targets: Tensor) -> Tensor:
+    """Of values at places (B, L) each row's mean over those that ask, (B,), 0 where none does; values of whole rows (B,) as they are."""
+    if values.ndim == 1:
+        return values
+    places = asked(targets)
+    return values.masked_fill(~places, 0.0).sum(1) / places.sum(1).clamp(min=1)
+
+
+def squared_distance(logits: Tensor, others: Tensor, targets: Tensor) -> Tensor:
+    """The mean squared difference of logits (B, C) from others, a scalar; of (B, C, L) at the places that ask, each row's mean alike."""
+    if logits.ndim == 2:
+        return functional.mse_loss(logits, others)
+    return mean_asked((logits - others).square().mean(1), targets).mean()
+
+
 def last_asked(targets: Tensor) -> Tensor:
     """The last place of each row (B, L) at which something is asked, (B,): behind it there may be padding. Each row asks at least once."""
     return (asked(targets) * torch.arange(targets.shape[1], device=targets.device)).argmax(1)

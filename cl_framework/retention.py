@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from cl_framework.metrics import Matrix
-from cl_framework.stream import Learn, Stream, TaskId
+from cl_framework.stream import Learn, Stream, TaskId, Unlearn
 
 CRITERION = 80.0  # percent of a learning curve at which a task counts as learned
 
@@ -113,16 +113,23 @@ def retained_shares(losses: Sequence[tuple[int, TaskId, int, float | None]], str
 def kept_figures(losses: Sequence[tuple[int, TaskId, int, float | None]], stream: Stream) -> dict[str, Any]:
     """What a summary says of it: every Learn event's, and the mean share left at the end; nothing without losses.
 
-    The mean is of what is left before a task is learned again or unlearned, or at the end. It goes by losses after events alone, so that
-    runs are alike however often they look: it leaves out the last Learn event, and is above 1 where later ones lower an earlier loss.
+    The mean is of what is left before a task is learned again, or at the end, of all Learn events but the last one and those whose task
+    was unlearned since. It goes by losses after events alone, so that runs are alike however often they look, and is above 1 where later
+    events lower an earlier loss.
     """
     found = [one for one in retained_shares(losses, stream) if one.points]
     if not found:
         return {}
     after_events = list({(index, task): (index, task, step, loss) for index, task, step, loss in losses}.values())
-    left = [one.points[-1][1] for one in retained_shares(after_events, stream) if one.points]
+    left = [one.points[-1][1] for one in retained_shares(after_events, stream) if one.points and _is_to_be_kept(one, stream)]
     shares = {"retained_shares": [asdict(one) for one in found]}
     return {"retained_share": _mean(left), **shares} if left else shares
+
+
+def _is_to_be_kept(taught: Retained, stream: Stream) -> bool:
+    later = stream.events[taught.event_index + 1 :]
+    unlearned = (isinstance(event, Unlearn) and event.granularity == "task" and event.task == taught.task for event in later)
+    return any(isinstance(event, Learn) for event in later) and not any(unlearned)
 
 
 def steps_to_criterion(curve: Sequence[Sequence[float]], criterion: float, window: int = 3) -> int | None:

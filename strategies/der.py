@@ -6,7 +6,7 @@ Cost: a second forward and backward pass, over the memory rows; memory of `capac
 Differs: the distance is the mean over classes of squared differences, as in the released code, where the paper's is their sum:
     alpha here is the number of classes times the paper's alpha.
 Interacts: the memory rows have a pass of their own, so BatchNorm sees them apart; logits are those the applied gradient was made from.
-    Of questions the logits of all places of a row count alike, its prompt and padding as well; packed rows have none.
+    Of questions only the logits at the places of the answer count, as in the loss of the task.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.nn import functional
-
-from cl_framework import Batch, Context, Draw, Forgotten, Memory, Output, Strategy, Term, Traits, check_range, register
+from cl_framework import Batch, Context, Draw, Forgotten, Memory, Output, Strategy, Term, Traits, check_range, register, squared_distance
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ class DER(Strategy):
         if draws is None:
             return {}
         stored = draws["logits"]
-        return {"logits": Term(lambda: functional.mse_loss(output.of(stored).logits, stored.rows.extras["logits"]), self.config.alpha)}
+        rows = stored.rows
+        return {"logits": Term(lambda: squared_distance(output.of(stored).logits, rows.extras["logits"], rows.targets), self.config.alpha)}
 
     def commit(self, batch: Batch, output: Output, context: Context) -> None:
         if len(batch):  # no pass has run over a step without rows

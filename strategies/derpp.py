@@ -5,7 +5,7 @@ Uses: draw, loss, commit, forget, state_dict, load_state_dict
 Cost: two more forward and backward passes, each over memory rows; memory of `capacity` raw samples and their logits.
 Differs: mean-squared error over classes, as in the released code: alpha here is the number of classes times the paper's alpha.
 Interacts: beta = 0 is DER; alpha = beta = 0 is fine-tuning; a term of weight 0 costs no pass.
-    Of questions the logits of all places of a row count alike, its prompt and padding as well; packed rows have none.
+    Of questions only the logits at the places of the answer count, as in the loss of the task.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.nn import functional
-
-from cl_framework import Batch, Context, Draw, Forgotten, Memory, Output, Strategy, Term, Traits, check_range, register
+from cl_framework import Batch, Context, Draw, Forgotten, Memory, Output, Strategy, Term, Traits, check_range, register, squared_distance
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,9 @@ class DERPP(Strategy):
         if draws is None:
             return {}
         stored, labelled = draws["logits"], draws["labels"]
+        rows = stored.rows
         return {
-            "logits": Term(lambda: functional.mse_loss(output.of(stored).logits, stored.rows.extras["logits"]), self.config.alpha),
+            "logits": Term(lambda: squared_distance(output.of(stored).logits, rows.extras["logits"], rows.targets), self.config.alpha),
             "labels": Term(lambda: context.criterion(output.of(labelled).logits, labelled.rows).mean(), self.config.beta),
         }
 

@@ -18,8 +18,7 @@ Differs: one softmax over all classes learned before; heads=task has one for eac
 Interacts: looks at the stream's rows alone, not at what others replay, but at past samples that cumulative or power_law show.
     A wrapper that calls the closure often pays for the teacher once. On a task-conditioned model (hypernetwork) teacher and student
     both answer as the network of the rows' own task, as which the teacher had learned nothing: the old tasks' networks are held
-    by what they share with it alone. Of questions all places of a row count alike, its prompt and padding as well, so that a weight
-    means less where rows are padded more; packed rows have none.
+    by what they share with it alone. Of questions only the places of the answer count, as in the loss of the task.
 """
 
 from __future__ import annotations
@@ -50,15 +49,22 @@ from cl_framework import (
     Traits,
     check_choice,
     check_range,
+    mean_asked,
     register,
 )
 
 PLAIN_SGD = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0}  # released: of the warm-up
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The mean over rows of the cross-entropy between two softmaxes of (B, C) logits, both softened; a scalar."""
-    return functional.cross_entropy(student / temperature, (teacher / temperature).softmax(1))
+def distillation(student: Tensor, teacher: Tensor, temperature: float, targets: Tensor | None = None) -> Tensor:
+    """The mean over rows of the cross-entropy between two softmaxes of (B, C) logits, both softened; a scalar.
+
+    Of (B, C, L) logits each row's mean over the places at which its targets (B, L) ask something, over all of them without targets.
+    """
+    soft = (teacher / temperature).softmax(1)
+    if targets is None or targets.ndim == 1:
+        return functional.cross_entropy(student / temperature, soft)
+    return mean_asked(functional.cross_entropy(student / temperature, soft, reduction="none"), targets).mean()
 
 
 def among(logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ class LwF(Strategy):
         def held() -> Tensor:
             logits = output.logits
             answers = [(logits.index_select(1, head), teacher.index_select(1, head)) for head in self.heads]
-            parts = [distillation(student, told, self.config.temperature) for student, told in answers]
+            parts = [distillation(student, told, self.config.temperature, batch.targets) for student, told in answers]
             return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
         return {"distillation": Term(held, self.config.weight)}

@@ -19,7 +19,7 @@ Interacts: the order of visits is that of the plan as it comes in, slowed down `
     three quarters; `clu show` says how many), nor put in a memory; interval=1 shows every sample as often as the host does, with views
     times the rows a step. What others draw keeps 1 / interval of its rows, views times each; a memory takes a sample once a visit, and
     with it what the weak view gave (the logits of DER++). Where the benchmark augments nothing, the views of a sample are equal.
-    Of questions the term counts all places of a row alike, its prompt and padding as well; packed rows have none.
+    Of questions only the places of the answer count, as in the loss of the task.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from cl_framework import (
     check_choice,
     check_range,
     first_rows,
+    mean_asked,
     register,
 )
 
@@ -111,11 +112,11 @@ def views_and_groups(count: int, views: int, device: torch.device | None = None)
 # --- the consistency term ---
 
 
-def divergences(logits: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+def divergences(logits: Tensor, group: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """KL(teacher || row) of each row, (B,), 0 for the teachers; and how many rows are none, a scalar.
 
-    The teacher of a row is the first row of its group; no gradient flows through it. logits: (B, C), or (B, C, L), over whose places
-    the divergence is averaged; group: (B,) int64.
+    The teacher of a row is the first row of its group; no gradient flows through it. group: (B,) int64. logits: (B, C), or (B, C, L):
+    the mean over the places at which the row's targets (B, L) ask something, over all of them without targets.
     """
     rows = torch.arange(len(group), device=group.device)
     same = group.unsqueeze(1) == group.unsqueeze(0)
@@ -124,16 +125,18 @@ def divergences(logits: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     answers = functional.log_softmax(logits, dim=1)
     taught = answers.detach()[teacher]
     values = (taught.exp() * (taught - answers)).sum(1)
-    return (values if values.ndim == 1 else values.mean(1)) * students, students.sum()
+    if values.ndim > 1:
+        values = values.mean(1) if targets is None else mean_asked(values, targets)
+    return values * students, students.sum()
 
 
-def consistency(parts: Sequence[tuple[Tensor, Tensor]], reduction: str = "paper") -> Tensor:
+def consistency(parts: Sequence[tuple[Tensor, ...]], reduction: str = "paper") -> Tensor:
     """The mean divergence over all pairs of a teacher and another view of its sample, 0 if there are none; a scalar.
 
-    parts: (logits (B, C), group (B,)) of rows that were shown together; groups of different parts have nothing to do with one another.
+    parts: what `divergences` takes, of rows that were shown together; groups of different parts have nothing to do with one another.
     released: the mean is over the classes as well.
     """
-    pairs = [divergences(logits, group) for logits, group in parts]
+    pairs = [divergences(*part) for part in parts]
     total = torch.stack([values.sum() for values, _ in pairs]).sum()
     count = torch.stack([number for _, number in pairs]).sum().clamp(min=1)
     return total / count if reduction == "paper" else total / count / parts[0][0].shape[1]
@@ -186,7 +189,10 @@ class ViewBatch(Strategy):
             return {}
 
         def value() -> Tensor:
-            parts = [(output.logits if draw is None else output.of(draw).logits, group) for draw, group in shown]
+            parts = [
+                (output.logits, group, batch.targets) if draw is None else (output.of(draw).logits, group, draw.rows.targets)
+                for draw, group in shown
+            ]
             return consistency(parts, self.config.reduction)
 
         return {"consistency": Term(value, self.config.weight if started(context, self.config.warm_up) else 0.0)}

@@ -148,6 +148,7 @@ def _vocabulary(benchmark: Benchmark) -> int:
     vocabulary = vocabulary_of(benchmark)
     if benchmark.objective != "language_modelling":
         raise ConfigurationError(
-            f"a decoder names the next token, but benchmark {benchmark.name!r} asks for a class a text. Use model.name=encoder."
+            f"a decoder names the next token, but benchmark {benchmark.name!r} asks for a class a text. "
+            "Use model.name=encoder or model.name=pretrained_encoder."
         )
     return vocabulary

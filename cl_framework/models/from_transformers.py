@@ -59,8 +59,10 @@ def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> 
     missing = sorted(name for name in report["missing_keys"] if used(name) and name not in buffers)
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        kind, known = type(model).__name__, getattr(model.config, "architectures", None) or []
+        told = "" if kind in known or not known else f" (by config.json it is a {known[0]})"
         raise ConfigurationError(
-            f"model.source={source}: none of its files holds {', '.join(missing[:_NAMED])}{more} of a {type(model).__name__}. "
+            f"model.source={source}: none of its files holds {', '.join(missing[:_NAMED])}{more} of a {kind}{told}. "
             "Copy them again, or name another model."
         )
     for name, there, needed in sorted(key for key in report["mismatched_keys"] if used(key[0])):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checks import check_range
+from cl_framework.errors import ConfigurationError
+from cl_framework.models.suited import suited_model
 from cl_framework.registry import register_model
 
 
@@ -66,4 +68,8 @@ class MLP(nn.Module):
 @register_model("mlp", MLPOptions)
 def mlp(options: MLPOptions, benchmark: Benchmark) -> nn.Module:
     """Multi-layer perceptron with ReLU and Xavier-uniform weights."""
+    if benchmark.vocabulary is not None:
+        raise ConfigurationError(
+            f"model mlp reads numbers, but inputs of benchmark {benchmark.name!r} are tokens. Use model.name={suited_model(benchmark)}."
+        )
     return MLP(benchmark.input_shape, benchmark.num_classes, options.hidden, options.dropout, options.batch_norm)

@@ -17,6 +17,7 @@ from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.cosine import HEADS, head_of
+from cl_framework.models.suited import suited_model
 from cl_framework.registry import register_model
 from cl_framework.schema import LATER
 
@@ -106,6 +107,6 @@ def channels_of(benchmark: Benchmark, model: str) -> int:
     if len(benchmark.input_shape) != 3:
         raise ConfigurationError(
             f"model {model} reads images (channels, height, width), but inputs of benchmark {benchmark.name!r} have shape "
-            f"{tuple(benchmark.input_shape)}. Use model.name=mlp, or a benchmark of images."
+            f"{tuple(benchmark.input_shape)}. Use model.name={suited_model(benchmark)}, or a benchmark of images."
         )
     return benchmark.input_shape[0]

@@ -89,7 +89,7 @@ class TextEncoder(nn.Module):
 @register_model("encoder", EncoderOptions)
 def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A small BERT from scratch, for benchmarks of text."""
-    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark)
+    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
     config = transformers.BertConfig(
         vocab_size=vocabulary,
         hidden_size=options.width,
@@ -107,7 +107,7 @@ def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
 @register_model("pretrained_encoder", PretrainedEncoderOptions)
 def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A pretrained encoder of transformers, such as MiniLM; the benchmark's tokenizer must be its own."""
-    transformers, _ = import_transformers(), vocabulary_of(benchmark)
+    transformers, _ = import_transformers(), _vocabulary(benchmark)
     model = load_pretrained(transformers.AutoModel, options.source, add_pooling_layer=False).float()  # as its head, whatever the file holds
     check_fit(benchmark, options.source, model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
     made = TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
@@ -120,6 +120,16 @@ def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) 
 
     check_same(own_and_ours, benchmark, options.source, getattr(model.config, "pad_token_id", None), _FAULT)
     return made
+
+
+def _vocabulary(benchmark: Benchmark) -> int:
+    vocabulary = vocabulary_of(benchmark)
+    if benchmark.objective == "language_modelling":
+        raise ConfigurationError(
+            f"an encoder names one class of a text, but benchmark {benchmark.name!r} asks for a token at each place. "
+            "Use model.name=decoder or model.name=pretrained_decoder."
+        )
+    return vocabulary
 
 
 def vocabulary_of(benchmark: Benchmark) -> int:

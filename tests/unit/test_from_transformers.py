@@ -48,7 +48,12 @@ def write_of(folder: Path, kind: str, name: str = "pretrained_decoder", **settin
 def made_of(folder: Path, name: str, length: int, vocabulary: int = 258) -> nn.Module:
     """The model that a benchmark of some length gets."""
     benchmark: Any = SimpleNamespace(
-        vocabulary=vocabulary, input_shape=(length,), longest_row=length, num_classes=4, objective="language_modelling", name="made up"
+        vocabulary=vocabulary,
+        input_shape=(length,),
+        longest_row=length,
+        num_classes=4,
+        objective="language_modelling" if name == "pretrained_decoder" else "classification",
+        name="made up",
     )
     if name == "pretrained_decoder":
         return pretrained_decoder(PretrainedDecoderOptions(str(folder)), benchmark)

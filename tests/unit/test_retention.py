@@ -171,6 +171,18 @@ def test_the_mean_share_is_the_same_however_often_a_run_looks() -> None:
     assert "retained_share" not in kept_figures([look for look in often if look[1] == 1], stream), "the last Learn alone"
 
 
+def test_what_is_kept_leaves_out_the_last_learn_and_what_was_unlearned() -> None:
+    """Of the last one nothing could be forgotten yet, and what a request takes away is not to be kept."""
+    looks: list[tuple[int, int, int, float | None]] = []
+    for index, losses in enumerate([(5.0, 5.0, 5.0), (3.0, 5.0, 5.0), (4.0, 3.0, 5.0), (3.5, 4.0, 3.0), (4.5, 5.0, 3.2)], start=-1):
+        looks += [(index, task, 10 * (index + 1), loss) for task, loss in enumerate(losses)]
+    assert kept_figures(looks, Stream.parse("L0 L1 L2 U1"))["retained_share"] == 0.25
+    assert kept_figures(looks, Stream.parse("L0 L1 L2 U1:class=0"))["retained_share"] == (0.25 + 0.5) / 2  # some of it is
+    assert "retained_share" not in kept_figures(looks, Stream.parse("L0 L1 U0 U1"))
+    again = kept_figures(looks, Stream.parse("L0 L1 L0 L2"))["retained_share"]
+    assert again == pytest.approx((0.5 + 0.0 + (4.0 - 4.5) / 0.5) / 3)
+
+
 def test_a_loss_that_is_no_number_leaves_no_share_to_be_told() -> None:
     stream = Stream.parse("L0 L1 L2 L3")
     told: list[tuple[int, int, int, float | None]] = [(0, 1, 10, 5.0), (1, 1, 20, 4.0), (2, 1, 30, 4.5), (3, 1, 40, 4.75)]

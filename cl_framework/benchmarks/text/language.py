@@ -7,7 +7,7 @@ Tasks share the vocabulary, so the scenario is domain-incremental. A text's end 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,13 +59,14 @@ class LanguageOptions:
 HANDBOOK = "multilingual_handbook"  # folder of a book in twelve languages, a file a language, a paragraph a line
 PROSE = {"wikitext2": ("wikitext2_valid", "wikitext2_test"), "tinyshakespeare": ("tinyshakespeare", None)}
 HELD_OUT = 0.1  # by default
+NAMED = 12  # of a folder's entries, in a message
 CORPORA = {"handbook": (HANDBOOK, ("en-US", "de-DE", "fr-FR")), "prose": ("lm_text", tuple(PROSE)), "folder": (None, ())}
 
 
 @dataclass(frozen=True)
 class CorpusOptions(LanguageOptions):
     corpus: str = "handbook"  # handbook (a book in twelve languages), prose (WikiText-2, then Shakespeare) or folder (a text file a task)
-    texts: tuple[str, ...] = ()  # which of its texts, in the order of tasks; default: en-US, de-DE, fr-FR of the handbook, else all
+    texts: tuple[str, ...] = ()  # which of its texts, in the order of tasks; default: en-US, de-DE, fr-FR of the handbook, else all, sorted by name
     folder: str | None = None  # where the texts lie; default: in data.root, for corpus=folder to be given
     held_out: float = HELD_OUT  # share of a text, its end, that is its test split, (0, 1); WikiText-2 has one of its own
 
@@ -98,7 +99,8 @@ def corpus(options: CorpusOptions, context: BenchmarkContext) -> Benchmark:
         texts = [_prose(folder, name, options.held_out) for name in options.texts or names]
     else:
         texts = [_ended(folder, name, name, options.held_out) for name in options.texts or names or _files(folder)]
-    return language_modelling(options.corpus, texts, options, str(folder))
+    made = language_modelling(options.corpus, texts, options, str(folder))
+    return replace(made, notes={**made.notes, **_beside(folder)}) if options.corpus == "folder" and not options.texts else made
 
 
 def language_modelling(name: str, texts: Sequence[Text], options: LanguageOptions, where: str) -> Benchmark:
@@ -187,24 +189,35 @@ def _prose(folder: Path, name: str, share: float) -> Text:
 
 
 def _files(folder: Path) -> tuple[str, ...]:
-    """Names of the text files of a folder, sorted."""
+    """Names of the text files of a folder, sorted as words are; hidden files are none."""
     if not folder.is_dir():
         raise ConfigurationError(
             f"benchmark.folder={folder} {'is no folder' if folder.exists() else 'does not exist'}. Set it to where the text files lie."
         )
-    found = sorted({path.name.removesuffix(".gz").removesuffix(".txt") for path in (*folder.glob("*.txt"), *folder.glob("*.txt.gz"))})
+    found = _names(folder)
     if not found:
         raise ConfigurationError(f"{folder} holds no text files (*.txt or *.txt.gz). Set benchmark.folder to where they lie.")
-    return tuple(found)
+    return found
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    paths = (path for pattern in ("*.txt", "*.txt.gz") for path in folder.glob(pattern) if not path.name.startswith("."))
+    return tuple(sorted({path.name.removesuffix(".gz").removesuffix(".txt") for path in paths}))
+
+
+def _beside(folder: Path) -> dict[str, str]:
+    """What to say of a folder's entries that are no text of it."""
+    texts = {f"{name}.txt" if (folder / f"{name}.txt").is_file() else f"{name}.txt.gz" for name in _names(folder)}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in texts)
+    named = f"{', '.join(others[:NAMED])}{f' and {len(others) - NAMED:,} more' if len(others) > NAMED else ''}"
+    return {"left out": f"{named}: a text is a file NAME.txt or NAME.txt.gz"} if others else {}
 
 
 def _lines(folder: Path, name: str) -> list[str]:
     """The paragraphs of a text, one a line, without empty ones."""
     path = next((path for path in (folder / f"{name}.txt", folder / f"{name}.txt.gz") if path.is_file()), None)
     if path is None:
-        raise ConfigurationError(
-            f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder or data.root=DIR to where they lie."
-        )
+        raise _no_text(folder, name)
     lines = [paragraph for line in lines_of(text_of(bytes_of(path), path)) if (paragraph := line.strip())]
     if len(lines) < 2:
         raise ConfigurationError(
@@ -212,3 +225,18 @@ def _lines(folder: Path, name: str) -> list[str]:
             "Break it into lines, add text, or leave it out."
         )
     return lines
+
+
+def _no_text(folder: Path, name: str) -> ConfigurationError:
+    """Why there is no text of this name, and which there are."""
+    there = _names(folder)
+    if name in there:
+        return ConfigurationError(f"{folder}: {name}.txt is no file that can be read. Remove it, or copy the text there.")
+    if there:
+        return ConfigurationError(
+            f"benchmark.texts: {folder} has no text {name!r}; it has {', '.join(there[:NAMED])}{', …' if len(there) > NAMED else ''}. "
+            "Name some of these, or leave texts out."
+        )
+    return ConfigurationError(
+        f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder, or data.root (or CL_DATA), to where they lie."
+    )
