@@ -61,6 +61,7 @@ class Collected:
     summaries: list[dict[str, Any]]
     left_out: list[str]
     damaged: bool = False  # whether a run is left out because its records or its deletion record are not whole
+    ended_early: bool = False  # whether one is left out because it is not finished
 
 
 def collect(paths: Iterable[str | Path]) -> Collected:
@@ -70,6 +71,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
     """
     summaries: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
+    ended_early = False
     left_out: list[str] = []
     damaged = False
     origins: dict[tuple[str, str, int], str] = {}
@@ -94,6 +96,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
         directory = RunDirectory(run)
         if directory.status != "done":
             left_out.append(f"{shown} is {directory.status}")
+            ended_early = True
             continue
         try:
             add(summary_of(directory), read_config(directory), shown)
@@ -101,7 +104,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
             left_out.append(str(error).rstrip("."))
             damaged |= not isinstance(error, ConfigurationError)
     name_settings(summaries, configs)
-    return Collected(summaries, left_out, damaged)
+    return Collected(summaries, left_out, damaged, ended_early)
 
 
 def _places(paths: Iterable[str | Path]) -> Iterator[Path]:

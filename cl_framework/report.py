@@ -106,7 +106,8 @@ def report(
     found = collect(paths)
     if not found.summaries:
         failure = FrameworkError if found.damaged else ConfigurationError
-        raise failure("no finished run to report: " + "; ".join(found.left_out) + ".")
+        remedy = " Finish one with clu resume RUN_DIR, or start it anew." if found.ended_early else ""
+        raise failure("no finished run to report: " + "; ".join(found.left_out) + f".{remedy}")
     notes = [f"left out: {reason}." for reason in found.left_out]
     alone = found.summaries[0] if len(found.summaries) == 1 and "accuracy_matrix" in found.summaries[0] else None
     if pairs:

@@ -66,6 +66,12 @@ class AdaptedModel(nn.Module):
     ) -> None:
         super().__init__()
         peft, layers, head = _peft(), adaptable_layers(model, targets), deepcopy(model.head)
+        linear = [layer for layer in map(model.get_submodule, layers) if isinstance(layer, nn.Linear)]
+        largest = max(min(layer.in_features, layer.out_features) for layer in linear)
+        if rank > largest:
+            raise ConfigurationError(
+                f"rank={rank} is above {largest}, the largest rank that a layer of this model has. Set it to that or lower."
+            )
         named = "|".join(map(re.escape, layers))  # peft takes a string for a pattern of whole names, a list for endings
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=named)
         self.base: Any = peft.inject_adapter_in_model(config, model)

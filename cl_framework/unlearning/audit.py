@@ -37,6 +37,13 @@ SLOWER = 2.0  # times the suffix's seconds: a machine that others use too can sl
 ORACLES = "oracles"  # the folder of kept states, beside the experiments
 
 
+def check_counts(seeds: int | None, orders: int | None) -> None:
+    """Raise ConfigurationError for too few oracles, or orders, to be audited beside; None is whatever is the default."""
+    for name, count, least in (("seeds", seeds, 1), ("orders", orders, 2)):
+        if count is not None and count < least:
+            raise ConfigurationError(f"--{name} must be {least} or more, got {count}.")
+
+
 def audit(
     path: Path,
     tier: str = STANDARD,
@@ -58,10 +65,7 @@ def audit(
     """
     if tier not in TIERS:
         raise ConfigurationError(f"there is no tier {tier!r}; tiers: fast, {', '.join(TIERS)}.")
-    if seeds < 1:
-        raise ConfigurationError(f"--seeds must be 1 or more, got {seeds}.")
-    if orders < 2:
-        raise ConfigurationError(f"--orders must be 2 or more, got {orders}.")
+    check_counts(seeds, orders)
     started = time.monotonic()
     directory, experiment = finished(path, overrides)
     with directory.lock(), torch_as_configured(experiment):

@@ -14,7 +14,7 @@ from cl_framework.records import Row, RunDirectory, atomic_write
 from cl_framework.stream import Stream
 from cl_framework.summary import rebuild_summary
 from cl_framework.tables import TerminalTable, markdown, replace_block
-from cl_framework.unlearning.audit import FULL, audit, finished
+from cl_framework.unlearning.audit import FULL, audit, check_counts, finished
 from cl_framework.unlearning.audit_pictures import relearning_picture, tradeoff_picture
 from cl_framework.unlearning.audit_report import COST_WORDS, NAMES, comparison, costs, read_audit, read_csv, rows_of, to_csv, verdicts_of
 from cl_framework.unlearning.deletion import DeletionLog, check_complete, file_digest, sealed_audits
@@ -54,6 +54,7 @@ def audits(
     table: what the table of all says, one of `TABLES`.
     """
     tier = wanted.tier
+    check_counts(wanted.seeds, wanted.orders)
     paths, overrides = places(words)
     if out is not None and out.suffix != ".csv":
         raise ConfigurationError(f"--out {out}: the name must end in .csv.")

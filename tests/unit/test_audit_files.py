@@ -183,4 +183,4 @@ def test_events_that_have_no_more_orders_are_not_audited_for_them_again(tmp_path
 @pytest.mark.parametrize("words", ["--seeds 0", "--seeds -1"])
 def test_an_impossible_number_of_seeds_is_refused_where_an_audit_stands(words: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(run), *words.split()]) == 2
-    assert f"--seeds must be 1 or more, got {words.split()[1]}." in capsys.readouterr().err
+    assert capsys.readouterr().err == f"clu: --seeds must be 1 or more, got {words.split()[1]}.\n"

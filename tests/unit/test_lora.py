@@ -99,6 +99,13 @@ def test_as_many_numbers_are_trained_as_by_hand(head: bool, in_head: int) -> Non
     assert sum(parameter.numel() for parameter in tasks.parameters()) == 4 * (3 * (16 + 12) + 3 * (12 + 10) + in_head)
 
 
+def test_a_rank_that_no_layer_has_is_refused() -> None:
+    """Of layers 16 -> 12 -> 10 the first has the largest."""
+    assert AdaptedModel(MLP((1, 4, 4), 6, (12, 10)), rank=12)
+    with pytest.raises(ConfigurationError, match=r"^rank=13 is above 12, the largest rank that a layer of this model has\. Set it to that"):
+        AdaptedModel(MLP((1, 4, 4), 6, (12, 10)), rank=13)
+
+
 def test_statistics_rest_and_dropout_acts() -> None:
     model = AdaptedModel(rough(), dropout=0.5)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

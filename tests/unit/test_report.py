@@ -75,7 +75,7 @@ def test_what_is_not_finished_is_named(runs: Path, tmp_path: Path) -> None:
     found = collect([tmp_path, first_run(runs)])
     assert len(found.summaries) == 1
     assert found.left_out == [f"{directory.path} is unfinished"]
-    with pytest.raises(ConfigurationError, match=r"no finished run to report: .* is unfinished"):
+    with pytest.raises(ConfigurationError, match=r"no finished run to report: .* is unfinished\. Finish one with clu resume RUN_DIR"):
         report([tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="there is no run in"):

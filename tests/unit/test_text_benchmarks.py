@@ -301,10 +301,14 @@ def test_docstrings_are_found_wherever_their_packages_lie(tmp_path: Path, monkey
         (lambda folder: (folder / "data_full.json").write_bytes(b'{"a":\n"\xff"}'), "is not written in utf-8: byte 7 in line 2."),
         (
             lambda folder: write_clinc(folder, {"train": [["hi", "oos"]], "test": []}),
-            "row 0 of 'train' is no \\[text, intent of domains.json\\]",
+            "row 0 of 'train': its intent, 'oos', is none of domains.json. Add it to a domain there, correct it, or remove that row.",
         ),
         (lambda folder: write_clinc(folder, {"test": []}), "has no list 'train'"),
-        (lambda folder: write_clinc(folder, {"train": [["hi", ["visa"]]]}), "row 0 of 'train' is no .* Correct it, or remove it."),
+        (lambda folder: write_clinc(folder, {"train": [["hi", ["visa"]]]}), r"row 0 of 'train': its intent, \['visa'\], is none of dom"),
+        (
+            lambda folder: write_clinc(folder, {"train": [{"text": "hi"}]}),
+            r"row 0 of 'train' is no list of two, \[text, intent\]. Correct it, or remove it.",
+        ),
         (
             lambda folder: write_clinc(folder, {"train": [["hi", "visa"], ["  ", "visa"]]}),
             "clinc150/data_full.json: row 1 of 'train': the text is empty. Correct it, or remove that row.",
@@ -609,6 +613,15 @@ def test_a_vocabulary_is_for_a_tokenizer_that_is_trained(name: str) -> None:
         text = rf"vocabulary=500 is for tokenizer=bpe, which is trained; {tokenizer} has token ids of its own\. Leave it out, or set"
         with pytest.raises(ConfigurationError, match=text + r" benchmark.vocabulary=2000, its default"):
             load_experiment({"benchmark": {"name": name, "tokenizer": tokenizer, "vocabulary": 500}})
+
+
+def test_a_limit_that_leaves_a_task_without_texts_is_refused(tmp_path: Path) -> None:
+    write_clinc(tmp_path / "clinc150")
+    assert all(map(len, benchmark_of(tmp_path, tokenizer="bytes", train_limit=6).train))
+    with pytest.raises(
+        ConfigurationError, match=r"train_limit=2 leaves task \d of 3 no training text\. Set it to 6 or higher: a text of each"
+    ):
+        benchmark_of(tmp_path, tokenizer="bytes", train_limit=2)
 
 
 @pytest.mark.slow

@@ -81,6 +81,13 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
     if options.train_limit is not None:
         rows = stratified(targets, options.train_limit, RandomStream("train_limit", name, context.seed).generator())
         texts, targets = [texts[row] for row in rows.tolist()], targets[rows]
+        shown = set(targets.tolist())
+        empty = next((task for task, held in enumerate(classes) if shown.isdisjoint(held)), None)
+        if empty is not None:
+            raise ConfigurationError(
+                f"benchmark.train_limit={options.train_limit} leaves task {empty} of {len(classes)} no training text. "
+                f"Set it to {len(labels)} or higher: a text of each class."
+            )
     train, train_cut = _source(tokens, texts, targets, options.length)
     test, test_cut = _source(tokens, *parts["test"], options.length)
     notes = {"classes": " | ".join(", ".join(labels[label] for label in held) for held in classes)}

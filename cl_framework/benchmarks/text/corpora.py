@@ -118,8 +118,12 @@ def _clinc_rows(path: Path, data: dict[str, Any], split: str, known: Collection[
         raise ConfigurationError(f"{path} has no list {split!r}. {COPY}")
     for row, pair in enumerate(pairs):
         place = f"{path}: row {row} of {split!r}"
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1] in known):
-            raise ConfigurationError(f"{place} is no [text, intent of domains.json]. Correct it, or remove it.")
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise ConfigurationError(f"{place} is no list of two, [text, intent]. Correct it, or remove it.")
+        if not isinstance(pair[1], str) or pair[1] not in known:
+            raise ConfigurationError(
+                f"{place}: its intent, {pair[1]!r:.60}, is none of domains.json. Add it to a domain there, correct it, or remove that row."
+            )
         yield place, *pair
 
 

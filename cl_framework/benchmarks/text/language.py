@@ -66,7 +66,7 @@ CORPORA = {"handbook": (HANDBOOK, ("en-US", "de-DE", "fr-FR")), "prose": ("lm_te
 @dataclass(frozen=True)
 class CorpusOptions(LanguageOptions):
     corpus: str = "handbook"  # handbook (a book in twelve languages), prose (WikiText-2, then Shakespeare) or folder (a text file a task)
-    texts: tuple[str, ...] = ()  # which of its texts, in the order of tasks; default: en-US, de-DE, fr-FR of the handbook, else all, sorted by name
+    texts: tuple[str, ...] = ()  # which of its texts, in the order of tasks; default: en-US, de-DE, fr-FR of the handbook; else all, sorted
     folder: str | None = None  # where the texts lie; default: in data.root, for corpus=folder to be given
     held_out: float = HELD_OUT  # share of a text, its end, that is its test split, (0, 1); WikiText-2 has one of its own
 
