@@ -14,13 +14,14 @@ from torch import Tensor
 
 from cl_framework import Batch, ConfigurationError, Context, Output, Plan, Term, Unlearn, forget_phase, retained_terms
 from cl_framework.assembly import assemble
+from cl_framework.criterion import Criterion
 from cl_framework.records import RunDirectory
 from cl_framework.rng import RandomStream
 from cl_framework.testing.laboratory import Outcome, assert_different_weights, experiment_of, finish, first_difference, in_place_of
 from strategies.grad_diff import GradDiff
 from strategies.gradient_ascent import ascent
-from strategies.npo import npo
-from strategies.simnpo import simnpo
+from strategies.npo import NPO, NPOConfig, npo
+from strategies.simnpo import SimNPO, SimNPOConfig, simnpo
 
 TRAINED: dict[str, Any] = {"epochs": 10, "optimizer": {"name": "sgd", "lr": 0.1}}
 LENDER = {"er": {"capacity": 30}}
@@ -83,6 +84,50 @@ def test_simnpo_by_its_definition_and_its_limit() -> None:
     expected = -2 / 4.5 * sum(math.log(1 / (1 + math.exp(-4.5 * (value - 0.5)))) for value in nll.tolist()) / 2
     assert float(simnpo(nll, 4.5, 0.5)) == pytest.approx(expected, rel=1e-5)
     assert float(simnpo(nll + 1e3, 4.5, 0.0)) < 1e-6
+
+
+def forget_term(method: str, logits: Tensor, reference: Tensor, targets: Tensor) -> float:
+    """Of rows of texts, with the methods' defaults; logits (B, C, L), those of the request's start beside them, targets (B, L)."""
+    strategy = SimNPO(SimNPOConfig()) if method == "simnpo" else NPO(NPOConfig())
+    rows = torch.arange(len(targets))
+    position, criterion = SimpleNamespace(event=Unlearn(0)), Criterion(None).rows
+    context: Any = SimpleNamespace(position=position, criterion=criterion, slot=method, forward=lambda rows, at: reference)
+    output: Any = SimpleNamespace(logits=logits)
+    return float(strategy.loss(Batch(targets, targets, rows, rows), output, context)["forget"].value())
+
+
+def texts() -> tuple[Tensor, Tensor, Tensor]:
+    """Two texts of three places and four tokens: logits now, logits before, and what is asked for."""
+    generator = torch.Generator().manual_seed(5)
+    now, before = torch.randn(2, 2, 4, 3, generator=generator).unbind()
+    return now, before, torch.randint(4, (2, 3), generator=generator)
+
+
+def likelihoods(logits: Tensor, targets: Tensor) -> list[list[float]]:
+    """Of each token of each text, by the definition of a softmax."""
+    return [
+        [float(row[token, place].exp() / row[:, place].exp().sum()) for place, token in enumerate(text)]
+        for row, text in zip(logits.double(), targets.tolist(), strict=True)
+    ]
+
+
+def test_simnpo_takes_the_mean_over_a_texts_tokens_and_npo_their_sum() -> None:
+    now, before, targets = texts()
+    nll, reference = ([[-math.log(p) for p in text] for text in likelihoods(logits, targets)] for logits in (now, before))
+    by_mean = sum(2 / 4.5 * math.log(1 + math.exp(-4.5 * sum(text) / 3)) for text in nll) / 2
+    by_sum = sum(2 * math.log(1 + math.exp(sum(was) - sum(text))) for text, was in zip(nll, reference, strict=True)) / 2
+    assert forget_term("simnpo", now, before, targets) == pytest.approx(by_mean, rel=1e-5)
+    assert forget_term("npo", now, before, targets) == pytest.approx(by_sum, rel=1e-5)
+    of_sums = sum(2 / 4.5 * math.log(1 + math.exp(-4.5 * sum(text))) for text in nll) / 2
+    assert by_mean > 2 * of_sums  # the control
+
+
+def test_a_text_said_twice_is_as_likely_to_simnpo_and_not_to_npo() -> None:
+    now, before, targets = texts()
+    for method, same in (("simnpo", True), ("npo", False)):
+        once = forget_term(method, now, before, targets)
+        for twice in ([0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2]):
+            assert (forget_term(method, now[..., twice], before[..., twice], targets[:, twice]) == pytest.approx(once, rel=1e-5)) == same
 
 
 def accuracies(path: Path) -> list[list[float]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cl_framework import ConfigurationError
+from cl_framework import Batch, ConfigurationError, Learn
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.own_data import Unchanged
 from cl_framework.benchmarks.text.tokens import TokenInputs
 from cl_framework.config import Experiment
 from cl_framework.records import RunDirectory
+from cl_framework.strategy import Position
 from cl_framework.testing.laboratory import (
     ROUGH,
     Jitter,
@@ -28,7 +31,7 @@ from cl_framework.testing.laboratory import (
     finish_in_pieces,
 )
 from cl_framework.testing.neighbours import Oblivious, Thrice, slot
-from strategies.lwf import among, distillation
+from strategies.lwf import LwF, LwFConfig, among, distillation
 from tests.unit.lwf_runs import PICTURES, RELEASED, on_pictures, run_spied
 
 # --- the term ---
@@ -86,6 +89,26 @@ def test_a_softmax_among_some_classes_is_that_of_their_columns() -> None:
     assert found.item() != pytest.approx(functional.cross_entropy(logits, classes[places]).item())
     (gradient,) = torch.autograd.grad(found, logits)
     assert bool((gradient[:, [0, 3]] == 0).all()) and bool((gradient[:, classes] != 0).all())
+
+
+def test_of_texts_the_term_is_the_mean_over_their_places() -> None:
+    """Two texts of four places that all ask, of five classes of which three were known."""
+    student, teacher = (3 * torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).unbind()
+    rows, output = torch.arange(2), SimpleNamespace(logits=student)
+    batch = Batch(torch.zeros(2, 4), torch.arange(8).view(2, 4) % 5, rows, rows, extras={"lwf": teacher})
+    context: Any = SimpleNamespace(slot="lwf", position=Position(Learn(1)))
+
+    def term(head: list[int]) -> float:
+        strategy = LwF(LwFConfig())
+        strategy.heads = [torch.tensor(head)]
+        return float(strategy.loss(batch, output, context)["distillation"].value())  # type: ignore[arg-type]
+
+    known = [0, 2, 3]
+    pairs = [(student[row, known, place], teacher[row, known, place]) for row in range(2) for place in range(4)]
+    values = [-sum(p * math.log(q) for p, q in zip(softened(t, 2.0), softened(s, 2.0), strict=True)) for s, t in pairs]
+    assert term(known) == pytest.approx(sum(values) / 8)
+    assert term([0, 1, 2, 3, 4]) > 1.1 * term(known)  # the controls: other classes, and any place alone
+    assert all(value != pytest.approx(term(known), rel=1e-2) for value in values)
 
 
 # --- in runs ---

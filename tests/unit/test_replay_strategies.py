@@ -188,6 +188,21 @@ def test_derpp_adds_the_loss_on_the_labels_of_its_second_draw() -> None:
 
 
 @pytest.mark.parametrize("name", ["der", "derpp"])
+def test_of_texts_the_distance_is_the_mean_over_classes_and_places(name: str) -> None:
+    """Two texts of four places that all ask, and three classes: 24 squares."""
+    then, now = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(2)).unbind()
+    asked, ids = torch.arange(8).view(2, 4) % 3, torch.arange(2)
+    drawn = Rows(torch.zeros(2, 4), asked, ids, ids, extras={"logits": then})
+    batch = Batch(torch.zeros(2, 4), asked, ids, ids, draws={"slot": {"logits": Draw.separate(drawn), "labels": Draw.separate(drawn)}})
+    output: Any = SimpleNamespace(of=lambda draw: SimpleNamespace(logits=now))
+    found = float(make(name).loss(batch, output, FakeContext())["logits"].value())  # type: ignore[arg-type]
+    squares = [(a - b) ** 2 for a, b in zip(now.flatten().tolist(), then.flatten().tolist(), strict=True)]
+    assert len(squares) == 24 and found == pytest.approx(sum(squares) / 24, rel=1e-5)
+    mixed_up = (now.reshape(2, 4, 3).transpose(1, 2) - then).square().mean()
+    assert found != pytest.approx(float(mixed_up), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["der", "derpp"])
 def test_terms_run_no_pass_until_their_value_is_asked_for(name: str) -> None:
     strategy = make(name, capacity=30)
     context, batch, output = run_steps(strategy, 5)

@@ -243,6 +243,17 @@ def test_labels_do_not_decide_what_is_a_group() -> None:
     assert value(torch.zeros(9, dtype=torch.int64), torch.zeros(9, dtype=torch.int64)) != by_sample, "groups by label differ here"
 
 
+def test_of_texts_the_term_is_the_mean_over_their_places() -> None:
+    """Three views of one text and two of another, of four places that all ask."""
+    logits = 2 * torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    group, labels = torch.tensor([0, 0, 0, 1, 1]), torch.arange(20).view(5, 4) % 3
+    output: Any = SimpleNamespace(logits=logits)
+    terms = ViewBatch(ViewBatchConfig()).loss(Batch(**rows_of(5, group=group) | {"targets": labels}), output, context_at(0, 8))
+    by_place = [double_loop(logits[..., place], group.tolist()) for place in range(4)]
+    assert float(terms["consistency"].value()) == pytest.approx(sum(by_place) / 4, rel=1e-4)
+    assert all(one != pytest.approx(sum(by_place) / 4, rel=1e-2) for one in by_place)
+
+
 # --- when, and on which draws ---
 
 
