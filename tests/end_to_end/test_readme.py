@@ -302,10 +302,49 @@ def test_what_is_said_of_tofu_is_in_the_committed_rows() -> None:
     assert said.format(means("before"), means("before_retained")) in readme
     assert said.format(means("before") + 0.01, means("before_retained")) not in readme
     assert f"the oracle {means('oracle'):.4f} and {means('oracle_retained'):.3f}" in readme
-    for name, kept in (("rmu", "{:.3f} of it and {:.3f}"), ("simnpo", "SimNPO leaves {:.3f} and {:.3f}"), ("npo", "NPO {:.3f} and {:.3f}")):
+    for name, kept in (
+        ("rmu", "{:.3f} of it and {:.3f}"),
+        ("ssd", "SSD leaves {:.3f} and {:.3f}"),
+        ("simnpo", "SimNPO leaves {:.3f} and {:.3f}"),
+        ("npo", "NPO {:.3f} and {:.3f}"),
+    ):
         own = [row["details"] for row in rows if row["name"] == "T2" and row["strategy"] == name]
         assert len(own) == 3 and kept.format(mean(one["own"] for one in own), mean(one["retained"] for one in own)) in readme
     assert not any(row["unlearned"] for row in rows)
+
+
+def test_what_is_said_of_requests_one_after_another_is_in_the_committed_rows() -> None:
+    rows = [row for row in read_csv(ROOT / "experiments" / "results" / "audit_tofu_continual.csv") if row["model"] == UNLEARNED]
+    readme = " ".join(README.read_text().split())
+
+    def left(strategy: str, name: str) -> list[float]:
+        found = []
+        for event in ("U1", "U2", "U3"):
+            own = [row["details"][name] for row in rows if (row["name"], row["strategy"], row["event"]) == ("T2", strategy, event)]
+            assert len(own) == 3
+            found.append(mean(own))
+        return found
+
+    for strategy, name, said in (
+        ("npo", "retained", "NPO leaves {:.3f}, {:.3f} and {:.3f} of what is retained"),
+        ("ssd", "retained", "SSD at its defaults {:.3f}, {:.3f} and {:.3f};"),
+        ("simnpo", "retained", "SimNPO bears them ({:.3f}, {:.3f}, {:.3f} retained;"),
+        ("simnpo", "own", "{:.3f}, {:.3f}, {:.3f} of what is forgotten left)"),
+        ("rmu", "retained", "RMU leaves {:.3f}, {:.3f} and {:.3f},"),
+        ("rmu", "own", "forgets to {:.3f}, {:.3f} and {:.3f},"),
+    ):
+        assert said.format(*left(strategy, name)) in readme, (strategy, name)
+        assert said.format(*(value + 0.01 for value in left(strategy, name))) not in readme
+    assert (
+        "GradDiff {:.3f} and nothing, gradient ascent {:.3f} and nothing".format(
+            *(left(strategy, "retained")[0] for strategy in ("grad_diff", "gradient_ascent"))
+        )
+        in readme
+    )
+    back = {row["seed"]: row["value"] for row in rows if (row["name"], row["strategy"], row["event"]) == ("M3", "simnpo", "U1")}
+    assert "back by {:.0f}, {:.0f} and {:.0f} points beyond".format(*(back[seed] for seed in (0, 1, 2))) in readme
+    again = [row["value"] for row in rows if row["name"] == "M4" and row["strategy"] in ("rmu", "simnpo")]
+    assert len(again) == 18 and f"M4, {min(again):.0f} to {max(again):.0f} points above the oracle" in readme
 
 
 def test_what_is_said_of_costs_is_in_the_committed_rows() -> None:
