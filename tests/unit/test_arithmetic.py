@@ -228,8 +228,11 @@ def one_digit(out: Path, **more: object) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_one_digit_sums_are_learned_then_lost_to_products(tmp_path: Path) -> None:
-    matrix = run(load_experiment(one_digit(tmp_path))).summary["accuracy_matrix"]
-    assert matrix[0][0] > matrix[1][0]
+    """Of 20 sums that were not shown: at seeds 0 to 2 12, 13 and 15 are right, and after the products none or one; 4 to 6 products are."""
+    more = {"model": {"name": "decoder", "width": 64, "layers": 1}, "optimizer": {"name": "adamw", "lr": 0.005, "weight_decay": 0.1}}
+    (sums, before), (left, products) = run(load_experiment(one_digit(tmp_path, epochs=60, **more))).summary["accuracy_matrix"]
+    assert sums >= 40 and left <= 10
+    assert products >= 10 and before <= 5
 
 
 @pytest.mark.slow

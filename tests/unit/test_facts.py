@@ -83,11 +83,14 @@ def test_the_same_words_as_often_or_once_and_facts_of_the_seed() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_says_how_much_of_the_facts_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps", [False, True], ids=["alone", "cumulative"])
+def test_a_run_says_how_much_of_the_facts_is_left(keeps: bool, tmp_path: Path) -> None:
+    """At seeds 0 to 2 0.40 to 0.46 of what was taught, where the text behind is learned alone, and 1.11 to 1.20 where all is shown on."""
     settings = {
         "benchmark": {"name": "facts", "tokenizer": "bytes", "length": LENGTH, "train_limit": 6000, "facts": 10},
         "model": {"name": "decoder", "width": 32, "layers": 1, "heads": 2},
         "optimizer": {"name": "adamw", "lr": 0.01},
+        "strategies": {"cumulative": {}} if keeps else {},
         "batch_size": 8,
         "epochs": 4,
         "evaluate_every": 5,
@@ -98,4 +101,5 @@ def test_a_run_says_how_much_of_the_facts_is_left(tmp_path: Path) -> None:
     assert summary is not None
     taught = {one["task"]: one for one in summary["retained_shares"]}
     assert taught[1]["effectivity"] > 0.5 and len(taught[1]["points"]) >= 5
-    assert taught[1]["points"][-1][1] < 1
+    left = taught[1]["points"][-1][1]
+    assert left > 1 if keeps else 0 < left < 0.7

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cl_framework import load_experiment, run
 from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.text import TextEncoder
+from cl_framework.testing.laboratory import finish, first_difference
 from cl_framework.unlearning.audit import audit
 from tests.unit.test_text_benchmarks import DOMAINS, write_clinc
 
@@ -128,9 +130,29 @@ def test_strategies_unlearn_texts(name: str, tmp_path: Path) -> None:
     assert before == 100 and (after == 100 if name == "do_nothing" else after <= 50)  # of two classes
 
 
-def test_parts_and_heads_of_texts(tmp_path: Path) -> None:
-    for name, settings in (("analytic", {}), ("isolation", {"scenario": "task_il"})):
-        assert run(experiment(tmp_path, {name: {}}, stream="L0 L1 U0 L2", **settings)).status == "done"
+PARTS: dict[str, dict[str, Any]] = {"analytic": {}, "isolation": {"scenario": "task_il"}}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_and_heads_of_texts_go_with_their_task_and_leave_the_others_as_they_are(name: str, tmp_path: Path) -> None:
+    matrix = run(experiment(tmp_path, {name: {}}, stream="L0 L1 U0 L2", epochs=6, **PARTS[name])).summary["accuracy_matrix"]  # type: ignore[index]
+    forgotten = 0 if name == "analytic" else 50  # which names no class that it has no samples of; of two classes, where the task is told
+    assert [row[:2] for row in matrix] == [[100, matrix[0][1]], [100, 100], [forgotten, 100], [forgotten, 100]]
+    assert matrix[0][1] <= 50 and matrix[3][2] == 100
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_and_heads_after_a_task_of_texts_is_unlearned_are_those_that_never_learned_it(name: str, tmp_path: Path) -> None:
+    def left(stream: str) -> dict[str, Tensor]:
+        outcome = finish(experiment(tmp_path, {name: {}}, stream=stream, epochs=6, **PARTS[name]))
+        if name == "isolation":
+            return outcome.weights
+        return {sums: outcome.learner["strategies"]["analytic"][sums] for sums in ("gram", "moment")}
+
+    rounding = 1e-8 if name == "analytic" else 0.0
+    never = left("L1")
+    assert first_difference(left("L0 L1 U0"), never, rounding=rounding) is None
+    assert first_difference(left("L0 L1"), never, rounding=rounding) is not None
 
 
 @pytest.mark.parametrize("writes", ["all", "head"])

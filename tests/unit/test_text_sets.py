@@ -147,5 +147,13 @@ def learning(folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_stream_of_sets_is_learned(folder: Path, tmp_path: Path) -> None:
-    summary = run(load_experiment(learning(folder, tmp_path))).summary
-    assert summary is not None and summary["num_tasks"] == 4 and summary["average_accuracy_task_il"] > 40
+    chance = 100 * (1 / 2 + 1 / 3 + 1 / 3 + 1) / 4  # within the sets, of two, three, three and one label
+
+    def answered(rate: float) -> float:
+        settings = learning(folder, tmp_path) | {"epochs": 12, "optimizer": {"name": "adamw", "lr": rate}}
+        summary = run(load_experiment(settings)).summary
+        assert summary is not None and summary["num_tasks"] == 4
+        return float(summary["average_accuracy_task_il"])
+
+    assert answered(0.01) > chance + 20  # at seeds 0 to 2 by 29 to 46 points
+    assert answered(1e-12) < chance + 10
