@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FrameworkError(Exception):
@@ -20,6 +20,11 @@ class ConfigurationError(FrameworkError):
 
 class ContractError(FrameworkError):
     """A strategy broke a law of the contract, or a plug-in could not be loaded."""
+
+
+def few_of(names: Sequence[str], most: int) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -94,6 +94,16 @@ def unheld(stream: Stream, reference: str) -> tuple[int, int] | None:
     return None
 
 
+def _check_all_learned_first(stream: Stream) -> None:
+    """Raise ConfigurationError for a request that would meet no importances yet."""
+    learns, requests = ([index for index, event in enumerate(stream) if isinstance(event, kind)] for kind in (Learn, Unlearn))
+    if learns and requests and requests[0] < learns[-1]:
+        raise ConfigurationError(
+            f"measured=last_learn: {stream.events[requests[0]]} (event {requests[0]}) comes before the last Learn (event {learns[-1]}), "
+            "when importances are taken. Set measured=each_learn, or ask for it later."
+        )
+
+
 def _remedy(event: Unlearn, earlier: Unlearn) -> str:
     if event.task != earlier.task:
         return f"Ask for {event} before {earlier}"
@@ -137,7 +147,8 @@ class SSD(Strategy):
             self.traits = replace(self.traits, consolidates=False, reads_past_data=True, looks_ahead=True)
 
     def check(self, setting: Setting) -> None:
-        self._check_measured(setting.stream)
+        if self.config.measured == "last_learn":
+            _check_all_learned_first(setting.stream)
         refused = unheld(setting.stream, self.config.reference)
         if refused is None:
             return
@@ -148,16 +159,6 @@ class SSD(Strategy):
             f"reference: {event} (event {index}) would spare nothing of task {earlier.task}, whose importance went with {earlier} (event "
             f"{lost}). {_remedy(event, earlier)}, learn task {earlier.task} again between them, or choose another unlearner, such as npo."
         )
-
-    def _check_measured(self, stream: Stream) -> None:
-        """Refuse a request that would meet no importances yet."""
-        last = max((index for index, event in enumerate(stream.events) if isinstance(event, Learn)), default=-1)
-        early = next((index for index, event in enumerate(stream.events[: last + 1]) if isinstance(event, Unlearn)), None)
-        if self.config.measured == "last_learn" and early is not None:
-            raise ConfigurationError(
-                f"measured=last_learn: {stream.events[early]} (event {early}) comes before the last Learn (event {last}), when importances "
-                "are taken. Set measured=each_learn, or ask for it later."
-            )
 
     def end(self, context: Context) -> Sequence[Phase]:
         event = context.position.event

@@ -92,7 +92,7 @@ def causal(mask: Tensor, dtype: torch.dtype) -> Tensor:
 @register_model("decoder", DecoderOptions)
 def decoder(options: DecoderOptions, benchmark: Benchmark) -> nn.Module:
     """A small Llama from scratch, for benchmarks of language modelling."""
-    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
+    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark, "decoder")
     config = transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=options.width,
@@ -119,7 +119,7 @@ def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) 
 
     Ids that its embedding and its head have beyond the tokenizer's, as padding, are cut off: classes are the tokenizer's ids.
     """
-    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
+    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark, "decoder")
     model = load_pretrained(transformers.AutoModelForCausalLM, options.source, attn_implementation="eager")
     model = model.float()  # small steps would be rounded away in half precision, whatever the file holds
     output = model.get_output_embeddings()
@@ -142,13 +142,3 @@ def pretrained_decoder(options: PretrainedDecoderOptions, benchmark: Benchmark) 
 
     check_same(own_and_ours, benchmark, options.source, getattr(model.config, "pad_token_id", None), _FAULT)
     return made
-
-
-def _vocabulary(benchmark: Benchmark) -> int:
-    vocabulary = vocabulary_of(benchmark)
-    if benchmark.objective != "language_modelling":
-        raise ConfigurationError(
-            f"a decoder names the next token, but benchmark {benchmark.name!r} asks for a class a text. "
-            "Use model.name=encoder or model.name=pretrained_encoder."
-        )
-    return vocabulary

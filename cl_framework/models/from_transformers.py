@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.benchmarks.text.tokens import Loaded, folder_of
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, few_of
 
 _PATIENCE = 10  # seconds in which the hub must answer
 _FEW = 8  # tokens: a model that differs on so few is of another kind, not too short
@@ -58,11 +58,10 @@ def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> 
     buffers = {name for name, _ in model.named_buffers()}
     missing = sorted(name for name in report["missing_keys"] if used(name) and name not in buffers)
     if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         kind, known = type(model).__name__, getattr(model.config, "architectures", None) or []
         told = "" if kind in known or not known else f" (by config.json it is a {known[0]})"
         raise ConfigurationError(
-            f"model.source={source}: none of its files holds {', '.join(missing[:_NAMED])}{more} of a {kind}{told}. "
+            f"model.source={source}: none of its files holds {few_of(missing, _NAMED)} of a {kind}{told}. "
             "Copy them again, or name another model."
         )
     for name, there, needed in sorted(key for key in report["mismatched_keys"] if used(key[0])):

@@ -13,8 +13,11 @@ from cl_framework.checks import check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.models.freezing import give_up_training
 from cl_framework.models.from_transformers import check_fit, check_same, load_pretrained
+from cl_framework.models.suited import suited_model
 from cl_framework.registry import register_model
 
+_ANSWERS = {"encoder": "an encoder names one class of a text", "decoder": "a decoder names the next token"}
+_ASKED_OF = {"encoder": "a class a text", "decoder": "a token at each place"}  # what a benchmark asks for whose model it is
 _FAULT = "its states under a mask added to the scores of attention, which pretrained_encoder gives it, are not those under its own mask"
 
 
@@ -89,7 +92,7 @@ class TextEncoder(nn.Module):
 @register_model("encoder", EncoderOptions)
 def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A small BERT from scratch, for benchmarks of text."""
-    transformers, vocabulary = import_transformers(), _vocabulary(benchmark)
+    transformers, vocabulary = import_transformers(), vocabulary_of(benchmark, "encoder")
     config = transformers.BertConfig(
         vocab_size=vocabulary,
         hidden_size=options.width,
@@ -107,7 +110,7 @@ def encoder(options: EncoderOptions, benchmark: Benchmark) -> nn.Module:
 @register_model("pretrained_encoder", PretrainedEncoderOptions)
 def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) -> nn.Module:
     """A pretrained encoder of transformers, such as MiniLM; the benchmark's tokenizer must be its own."""
-    transformers, _ = import_transformers(), _vocabulary(benchmark)
+    transformers, _ = import_transformers(), vocabulary_of(benchmark, "encoder")
     model = load_pretrained(transformers.AutoModel, options.source, add_pooling_layer=False).float()  # as its head, whatever the file holds
     check_fit(benchmark, options.source, model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
     made = TextEncoder(model, model.config.hidden_size, benchmark.num_classes, options.frozen)
@@ -122,20 +125,19 @@ def pretrained_encoder(options: PretrainedEncoderOptions, benchmark: Benchmark) 
     return made
 
 
-def _vocabulary(benchmark: Benchmark) -> int:
-    vocabulary = vocabulary_of(benchmark)
-    if benchmark.objective == "language_modelling":
-        raise ConfigurationError(
-            f"an encoder names one class of a text, but benchmark {benchmark.name!r} asks for a token at each place. "
-            "Use model.name=decoder or model.name=pretrained_decoder."
-        )
-    return vocabulary
+def vocabulary_of(benchmark: Benchmark, kind: str) -> int:
+    """The number of a benchmark's token ids. ConfigurationError where it has none, or asks for what a model of this kind does not answer.
 
-
-def vocabulary_of(benchmark: Benchmark) -> int:
-    """The number of a benchmark's token ids. Raises ConfigurationError where it has none."""
+    kind: encoder or decoder.
+    """
     if benchmark.vocabulary is None:
         raise ConfigurationError(f"benchmark {benchmark.name!r} has no tokens: models of text need a benchmark of text.")
+    other = suited_model(benchmark)
+    if other != kind:
+        raise ConfigurationError(
+            f"{_ANSWERS[kind]}, but benchmark {benchmark.name!r} asks for {_ASKED_OF[other]}. "
+            f"Use model.name={other} or model.name=pretrained_{other}."
+        )
     return benchmark.vocabulary
 
 

@@ -230,11 +230,15 @@ def test_what_is_no_text_of_a_folder_is_told_or_named(tmp_path: Path) -> None:
     found = benchmark_of(tmp_path)
     assert found.num_tasks == 3 and found.notes["left out"] == ".hidden.txt, a.txt.gz, b.md, sub: a text is a file NAME.txt or NAME.txt.gz"
     assert "left out" not in benchmark_of(tmp_path, texts=("a", "c")).notes, "who names texts leaves the others out"
-    for make in (Path.mkdir, lambda path: path.symlink_to(path), lambda path: path.symlink_to(tmp_path / "gone")):
+    for make, remove in (
+        (Path.mkdir, Path.rmdir),
+        (lambda path: path.symlink_to(path), Path.unlink),
+        (lambda path: path.symlink_to(tmp_path / "gone"), Path.unlink),
+    ):
         make(tmp_path / "d.txt")
         with pytest.raises(ConfigurationError, match=r": d.txt is no file that can be read\. Remove it, or copy the text there\.$"):
             benchmark_of(tmp_path)
-        (tmp_path / "d.txt").rmdir() if (tmp_path / "d.txt").is_dir() else (tmp_path / "d.txt").unlink()
+        remove(tmp_path / "d.txt")
 
 
 def test_the_manual_shows_no_paragraph_twice() -> None:

@@ -67,19 +67,11 @@ def test_known_importance_weighs_tasks_by_their_samples() -> None:
 
 
 def test_importances_are_squares_of_batch_gradients(tmp_path: Path) -> None:
-    found = outcome(tmp_path, "L0", batch_size=36)  # one batch: the whole task
+    settings = {"stream": "L0", "batch_size": 36}  # one batch: the whole task
+    found = outcome(tmp_path, **settings)
     kept = found.learner["strategies"]["ssd"]["importances"][0]
-    from cl_framework.assembly import assemble
-
-    learner = assemble(experiment_of({"ssd": {}}, tmp_path / "again", stream="L0", batch_size=36))
-    learner.model.load_state_dict(found.learner["model"])
-    rows = learner.read(learner.training_ids(0))
-    learner.model.eval()
-    assert isinstance(rows.inputs, Tensor)
-    torch.nn.functional.cross_entropy(learner.model(rows.inputs), rows.targets).backward()
-    for name, parameter in learner.model.named_parameters():
-        assert parameter.grad is not None
-        assert torch.allclose(kept[name], parameter.grad.square(), rtol=1e-4, atol=1e-10), name
+    for name, expected in squares_at(found, tmp_path / "again", settings)[0].items():
+        assert torch.allclose(kept[name], expected, rtol=1e-4, atol=1e-10), name
     assert found.learner["strategies"]["ssd"]["counts"] == {0: 36}
 
 
@@ -97,20 +89,21 @@ def test_importances_of_the_last_learn_are_all_taken_at_its_weights(tmp_path: Pa
 
 
 def squares_at(found: Outcome, folder: Path, settings: dict[str, Any]) -> dict[int, dict[str, Tensor]]:
-    """The squared gradient of each task's mean loss at the weights that a run ended with."""
+    """The squared gradient of the mean loss of each task learned, at the weights that a run ended with."""
     from cl_framework.assembly import assemble
 
     learner = assemble(experiment_of({"ssd": {}}, folder, **settings))
     learner.model.load_state_dict(found.learner["model"])
     learner.model.eval()
     squares = {}
-    for task in (0, 1):
+    for task in found.learner["strategies"]["ssd"]["importances"]:
         rows = learner.read(learner.training_ids(task))
         assert isinstance(rows.inputs, Tensor)
         learner.model.zero_grad()
         torch.nn.functional.cross_entropy(learner.model(rows.inputs), rows.targets).backward()
         named = [(name, parameter.grad) for name, parameter in learner.model.named_parameters()]
         squares[task] = {name: gradient.square() for name, gradient in named if gradient is not None}
+        assert len(squares[task]) == len(named)
     return squares
 
 
@@ -128,11 +121,11 @@ def test_joint_training_asks_for_importances_of_the_last_learn(tmp_path: Path) -
     found = joined("last", {"measured": "last_learn", "alpha": 1.0})
     inert = joined("inert", {"measured": "last_learn", "alpha": 1e12})
     assert set(found.learner["strategies"]["ssd"]["importances"]) == {1}
-    before, after = (round_of(outcome) for outcome in (inert, found))
+    before, after = (last_accuracies(outcome) for outcome in (inert, found))
     assert before[0] > 80 and before[1] > 80 and after[0] < before[0] - 20
 
 
-def round_of(found: Outcome) -> list[float]:
+def last_accuracies(found: Outcome) -> list[float]:
     """Accuracy of each task after the last event, in percent."""
     return list(found.summary["accuracy_matrix"][-1])
 

@@ -20,7 +20,7 @@ from cl_framework.benchmarks.text.tokens import VOCABULARY, TokenInputs, Tokens,
 from cl_framework.benchmarks.text.topics import topics as manual
 from cl_framework.checks import check_choice, check_range
 from cl_framework.criterion import asked
-from cl_framework.errors import ConfigurationError
+from cl_framework.errors import ConfigurationError, few_of
 from cl_framework.registry import register_benchmark
 
 
@@ -209,8 +209,7 @@ def _beside(folder: Path) -> dict[str, str]:
     """What to say of a folder's entries that are no text of it."""
     texts = {f"{name}.txt" if (folder / f"{name}.txt").is_file() else f"{name}.txt.gz" for name in _names(folder)}
     others = sorted(path.name for path in folder.iterdir() if path.name not in texts)
-    named = f"{', '.join(others[:NAMED])}{f' and {len(others) - NAMED:,} more' if len(others) > NAMED else ''}"
-    return {"left out": f"{named}: a text is a file NAME.txt or NAME.txt.gz"} if others else {}
+    return {"left out": f"{few_of(others, NAMED)}: a text is a file NAME.txt or NAME.txt.gz"} if others else {}
 
 
 def _lines(folder: Path, name: str) -> list[str]:
@@ -234,8 +233,7 @@ def _no_text(folder: Path, name: str) -> ConfigurationError:
         return ConfigurationError(f"{folder}: {name}.txt is no file that can be read. Remove it, or copy the text there.")
     if there:
         return ConfigurationError(
-            f"benchmark.texts: {folder} has no text {name!r}; it has {', '.join(there[:NAMED])}{', …' if len(there) > NAMED else ''}. "
-            "Name some of these, or leave texts out."
+            f"benchmark.texts: {folder} has no text {name!r}; it has {few_of(there, NAMED)}. Name some of these, or leave texts out."
         )
     return ConfigurationError(
         f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder, or data.root (or CL_DATA), to where they lie."
