@@ -165,7 +165,9 @@ def test_every_file_the_readme_links_to_exists() -> None:
 VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_law_grid", "online_cifar10_jpeg", "online_cifar10_jpeg_full")
 
 
-@pytest.mark.parametrize("name", [*VISION, "clinc150", "language_shift", "language_shift_gap", "unlearn_perm_mnist"])
+@pytest.mark.parametrize(
+    "name", [*VISION, "clinc150", "language_shift", "language_shift_reset", "language_shift_gap", "unlearn_perm_mnist"]
+)
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
@@ -197,7 +199,9 @@ def said_of(name: str, one: str, other: str, figure: str) -> tuple[float, str]:
     committed = collect([ROOT / "experiments" / "results" / f"{name}.csv"])
     ((*_, apart, interval, seeds),) = differences(committed.summaries, [(one, other)], [figure], FIGURES)[1]
     assert seeds == "0, 1, 2"
-    return float(apart), f"{round(float(apart), 2):+.2f}, {' to '.join(f'{float(end):+.2f}' for end in interval.split(' to '))}"
+    places = 2 if figure in ("loss_rise", "stability_gap") else None  # of nats; else as a table of differences has it
+    shown = [number if places is None else f"{float(number):+.{places}f}" for number in (apart, *interval.split(" to "))]
+    return float(apart), f"{shown[0]}, {shown[1]} to {shown[2]}"
 
 
 def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> None:
@@ -224,6 +228,9 @@ def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> N
     half, full = "language_shift_half", "language_shift_constant strategies.replay_share.share=0.0"
     for figure in ("loss_rise", "forgetting"):
         assert f"({said_of('language_shift', half, full, figure)[1]})" in text, figure
+    for figure in ("loss_of_old_tasks", "forgetting", "loss_of_newest_task"):
+        assert f"({said_of('language_shift_reset', half, 'language_shift', figure)[1]})" in text, figure
+    assert f"({said_of('language_shift_gap', 'language_shift_rewarm', 'language_shift_constant', 'stability_gap')[1]})" in text
     assert f"({said_of('clinc150', 'clinc150_scratch_half', 'clinc150_scratch_finetune', 'forgetting')[1]})" in text
     assert f"({said_of('language_shift', full, half, 'forgetting')[1]})" not in text  # the control: the other way round
 
@@ -448,6 +455,7 @@ def test_tables_stand_between_markers() -> None:
         "clinc150_differences",
         "language_shift",
         "language_shift_differences",
+        "language_shift_reset",
         "language_shift_gap",
         "audit_tofu",
         "answers_tofu",
