@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_framework.benchmarks.base import Benchmark
-from cl_framework.benchmarks.text.tokens import Loaded, folder_of
+from cl_framework.benchmarks.text.tokens import Loaded, Trained, folder_of
 from cl_framework.errors import ConfigurationError, few_of
 
 _PATIENCE = 10  # seconds in which the hub must answer
@@ -92,20 +92,25 @@ def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None
     """Refuse tokens that are not the model's own, and rows longer than it reads; `known` token ids, `longest` None if there is no limit.
 
     An embedding is often padded: a model may know ids that its tokenizer has not, though never as many again. Where the tokenizer lies
-    beside the model, the benchmark's must have as many ids.
+    beside the model, the benchmark's ids must stand for the same words.
     """
     ids, folder = benchmark.vocabulary, folder_of(source)
     assert ids is not None
-    own = Loaded(folder).size if (folder / "tokenizer.json").is_file() else None
-    if own is not None and own > known:
+    own = Loaded(folder) if (folder / "tokenizer.json").is_file() else None
+    size = own.size if own is not None else known
+    if size > known:
         raise ConfigurationError(
-            f"the tokenizer of {source} has {own} token ids, but its model knows {known}. Enlarge its embedding, or name another model."
+            f"the tokenizer of {source} has {size} token ids, but its model knows {known}. Enlarge its embedding, or name another model."
         )
-    if ids > known or (ids != own if own is not None else 2 * ids <= known):
-        remedy = f"={source}" if own is not None else " to a folder that holds its tokenizer.json"
+    remedy = f"Set benchmark.tokenizer{f'={source}' if own is not None else ' to a folder that holds its tokenizer.json'}."
+    if ids > size or (ids != size if own is not None else 2 * ids <= size):
+        raise ConfigurationError(f"the benchmark's tokenizer has {ids} token ids, but {source} knows {size}. {remedy}")
+    if own is not None and benchmark.tokenizer != own.name:
         raise ConfigurationError(
-            f"the benchmark's tokenizer has {ids} token ids, but {source} knows {own or known}. Set benchmark.tokenizer{remedy}."
+            f"the benchmark's tokenizer has {ids} token ids, as {source} has, but they stand for other words. {remedy}"
         )
+    if benchmark.tokenizer == Trained.name:
+        raise ConfigurationError(f"benchmark.tokenizer={Trained.name} is trained here: {source} was trained with other tokens. {remedy}")
     if longest is not None and benchmark.longest_row > longest:
         raise ConfigurationError(
             f"{_what_is_longest(benchmark)} is longer than the {longest} tokens that {source} reads. "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cl_framework.assembly import assemble
 from cl_framework.benchmarks.base import Alternatives, Benchmark
 from cl_framework.benchmarks.sources import TensorSource
-from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, TokenInputs
+from cl_framework.benchmarks.text.tokens import PAD, START, Bytes, Loaded, TokenInputs
 from cl_framework.cli import main
 from cl_framework.config import load_experiment
 from cl_framework.criterion import row_losses
@@ -53,6 +53,7 @@ def made_of(folder: Path, name: str, length: int, vocabulary: int = 258) -> nn.M
     """The model that a benchmark of some length gets."""
     benchmark: Any = SimpleNamespace(
         vocabulary=vocabulary,
+        tokenizer="bytes",
         input_shape=(length,),
         longest_row=length,
         num_classes=4,
@@ -209,8 +210,12 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: p
     assert len(asked) == 2  # and a folder is not asked for at all
 
 
+def replaced(benchmark: SimpleNamespace, **changes: str) -> Any:
+    return SimpleNamespace(**{**vars(benchmark), **changes})
+
+
 def test_tokens_that_are_not_the_models_own_are_refused_with_a_remedy_that_can_be_had(tmp_path: Path) -> None:
-    benchmark: Any = SimpleNamespace(vocabulary=300, input_shape=(12,), longest_row=12)
+    benchmark: Any = SimpleNamespace(vocabulary=300, tokenizer="bytes", input_shape=(12,), longest_row=12)
     for source in ("no/such-model", str(tmp_path)):  # of the second there is no tokenizer either
         text = rf"the benchmark's tokenizer has 300 token ids, but {source} knows 258\. Set benchmark.tokenizer to a folder that holds its"
         with pytest.raises(ConfigurationError, match=text + r" tokenizer\.json\."):
@@ -225,7 +230,18 @@ def test_tokens_that_are_not_the_models_own_are_refused_with_a_remedy_that_can_b
     text = rf"the tokenizer of {tmp_path} has 250 token ids, but its model knows 249\. Enlarge its embedding, or name another model\."
     with pytest.raises(ConfigurationError, match=text):
         check_fit(benchmark, str(tmp_path), 249, None)
-    write_words(tmp_path, [f"word{number}" for number in range(300)])
+    words = [f"word{number}" for number in range(300)]
+    write_words(tmp_path, words)
+    other = Loaded(write_words(tmp_path / "other", [*words[1:], words[0]]))
+    assert other.size == 300 and other.name != Loaded(tmp_path).name
+    for name in ("bytes", "bpe", other.name):
+        text = rf"has 300 token ids, as {tmp_path} has, but they stand for other words\. Set benchmark.tokenizer={tmp_path}\."
+        with pytest.raises(ConfigurationError, match=text):
+            check_fit(replaced(benchmark, tokenizer=name), str(tmp_path), 300, 12)
+    text = r"benchmark.tokenizer=bpe is trained here: no/such-model was trained with other tokens\. Set benchmark.tokenizer to"
+    with pytest.raises(ConfigurationError, match=text):
+        check_fit(replaced(benchmark, tokenizer="bpe"), "no/such-model", 300, 12)
+    benchmark = replaced(benchmark, tokenizer=Loaded(write_words(tmp_path / "copy", words)).name)
     with pytest.raises(ConfigurationError, match=rf"benchmark.length=12 is longer than the 11 tokens that {tmp_path} reads\."):
         check_fit(benchmark, str(tmp_path), 300, 11)
     for known in (300, 320, 700):

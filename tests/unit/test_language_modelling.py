@@ -220,6 +220,19 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "runs").exists()
 
 
+def test_paragraphs_that_show_nothing_are_none(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    plain = benchmark_of(tmp_path, texts=("a",))
+    path = tmp_path / "a.txt"
+    path.write_text("\u200b\n" + path.read_text().replace("\n", "\n\u2060 \ufeff\n", 3))
+    assert torch.equal(benchmark_of(tmp_path, texts=("a",)).train[0].targets, plain.train[0].targets)
+    path.write_text("x\n" + path.read_text())
+    assert not torch.equal(benchmark_of(tmp_path, texts=("a",)).train[0].targets[0], plain.train[0].targets[0])
+    path.write_text("\u200b\n\u200b\n\u200b\n")
+    with pytest.raises(ConfigurationError, match=r"a\.txt has 0 of the two paragraphs that are needed"):
+        benchmark_of(tmp_path, texts=("a",))
+
+
 def test_what_is_no_text_of_a_folder_is_told_or_named(tmp_path: Path) -> None:
     write_texts(tmp_path)
     assert "left out" not in benchmark_of(tmp_path).notes

@@ -79,6 +79,23 @@ def test_rows_are_filled_up_and_cut() -> None:
     assert encoded.cut == 1 and encoded.ids.dtype == torch.int32
 
 
+def test_what_ends_a_text_for_a_loaded_tokenizer_is_not_cut_off(tmp_path: Path) -> None:
+    words = ["[CLS]", "[SEP]", "the", "cat", "sat", "?"]
+    texts = ["the cat sat", "the cat sat the cat", "cat"]
+    tokens = Loaded(write_words(tmp_path / "ended", words, "[CLS] $A [SEP]"))
+    encoded = encode(tokens, texts, 5)
+    assert encoded.ids.tolist() == [[0, 2, 3, 4, 1], [0, 2, 3, 4, 1], [0, 3, 1, -1, -1]] and encoded.cut == 1
+    open_ended = Loaded(write_words(tmp_path / "open", words, "[CLS] $A"))
+    assert encode(open_ended, texts, 5).ids[1].tolist() == [0, 2, 3, 4, 2]  # the control: what ends no text has no place of its own
+    assert [one.around for one in (tokens, open_ended, Bytes())] == [(1, 1), (1, 0), (1, 0)]
+    assert encode(tokens, texts, 3).ids[1].tolist() == [0, 2, 1]
+    with pytest.raises(
+        ConfigurationError,
+        match=r"benchmark.length=2 leaves no room for a text: the tokenizer puts 2 tokens around each\. Set benchmark.length=3 or higher\.",
+    ):
+        encode(tokens, texts, 2)
+
+
 def test_a_tokenizer_is_loaded_from_its_file(tmp_path: Path) -> None:
     trained = Trained.on(["one two three"] * 3, 290)
     trained._tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -316,6 +333,10 @@ def test_docstrings_are_found_wherever_their_packages_lie(tmp_path: Path, monkey
         (
             lambda folder: write_clinc(folder, {"train": [["hi", "visa"]], "test": [[5, "visa"]]}),
             "row 0 of 'test': the text is 5, which is no string. Correct it, or remove that row.",
+        ),
+        (
+            lambda folder: write_clinc(folder, {"train": [["\u200b \u00ad", "visa"]]}),
+            r"row 0 of 'train': the text is '\\u200b \\xad', which shows nothing. Correct it, or remove that row.",
         ),
         (
             lambda folder: write_clinc(folder, {"train": [["\ud83d", "visa"]]}),

@@ -250,6 +250,7 @@ GOOD = json.dumps(entry(0, 0)).encode()
 WRONG = {
     "a question that is a number": (b'{"question": 5, "answer": "He."}', "row 1 has no 'question' that is a text"),
     "a blank answer": (b'{"question": "Who?", "answer": " "}', "row 1 has no 'answer' that is a text"),
+    "an answer that shows nothing": (rb'{"question": "Who?", "answer": "\u200b"}', "row 1 has no 'answer' that is a text"),
     "half a character": (rb'{"question": "Who?", "answer": "\ud800"}', "row 1 has no 'answer' that is a text"),
     "a list": (b'["Who?", "He."]', "row 1 is no mapping of columns to texts"),
     "another encoding": (

@@ -108,6 +108,7 @@ def classification(name: str, corpus: Corpus, options: TextOptions, context: Ben
         modality="text",
         notes=notes,
         vocabulary=tokens.size,
+        tokenizer=tokens.name,
     )
 
 

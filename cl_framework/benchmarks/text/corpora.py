@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.damaged import readable
-from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, is_text, json_of, lines_of, text_of
+from cl_framework.benchmarks.text.files import COPY, absent, archived, bytes_of, is_seen, is_text, json_of, lines_of, text_of
 from cl_framework.errors import ConfigurationError
 
 
@@ -57,8 +57,10 @@ def _string(place: str, what: str, value: Any) -> str:
         return value
     if value is None:
         fault = "missing"
+    elif isinstance(value, str) and not is_seen(value):
+        fault = f"{value!r:.60}, which shows nothing" if value.strip() else "empty"
     elif isinstance(value, str):
-        fault = f"{value!r:.60}, which has NUL or half a character" if value.strip() else "empty"
+        fault = f"{value!r:.60}, which has NUL or half a character"
     else:
         fault = f"{value!r:.60}, which is no string"
     raise ConfigurationError(f"{place}: the {what} is {fault}. Correct it, or remove that row.")
@@ -160,7 +162,7 @@ def news20(folder: Path) -> Corpus:
     empty = 0
     for number, (place, group, text) in enumerate(_messages(folder)):
         body = text.partition("\n\n")[2].strip()
-        if body:
+        if is_seen(body):
             halves[number % 5 == 0].append((place, body, group))
         else:
             empty += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -13,6 +14,7 @@ from cl_framework.benchmarks.damaged import readable
 from cl_framework.errors import ConfigurationError
 
 COPY = "Copy it from where the data came from."  # the remedy for a file that is missing, or wrong as a whole
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode: control and format characters, and separators
 MEND = "Correct it, or copy the file from where the data came from."  # for one that is wrong in a place
 
 
@@ -57,8 +59,13 @@ def lines_of(text: str) -> list[str]:
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a text that is not blank, and that utf-8 can write: JSON may escape half a character, or NUL."""
-    return isinstance(value, str) and bool(value.strip()) and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+    """Whether a value is a text with something to be seen, and that utf-8 can write: JSON may escape half a character, or NUL."""
+    return isinstance(value, str) and is_seen(value) and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_seen(text: str) -> bool:
+    """Whether a text has a character that shows: blanks, control characters and those of no width do not."""
+    return any(unicodedata.category(character) not in _UNSEEN for character in text)
 
 
 def json_of(text: str, where: object) -> Any:

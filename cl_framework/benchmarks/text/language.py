@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.sources import TensorSource
-from cl_framework.benchmarks.text.files import bytes_of, lines_of, text_of
+from cl_framework.benchmarks.text.files import bytes_of, is_seen, lines_of, text_of
 from cl_framework.benchmarks.text.tokens import VOCABULARY, TokenInputs, Tokens, check_vocabulary, make_tokens
 from cl_framework.benchmarks.text.topics import topics as manual
 from cl_framework.checks import check_choice, check_range
@@ -129,6 +129,7 @@ def language_benchmark(name: str, tasks: Sequence[Task], tokens: Tokens, options
         scenarios=("domain_il",),
         modality="text",
         vocabulary=tokens.size,
+        tokenizer=tokens.name,
         objective="language_modelling",
         notes={"tokens": f"{options.tokenizer}, {tokens.size} ids; {', '.join(counts)}"},
     )
@@ -217,7 +218,7 @@ def _lines(folder: Path, name: str) -> list[str]:
     path = next((path for path in (folder / f"{name}.txt", folder / f"{name}.txt.gz") if path.is_file()), None)
     if path is None:
         raise _no_text(folder, name)
-    lines = [paragraph for line in lines_of(text_of(bytes_of(path), path)) if (paragraph := line.strip())]
+    lines = [line.strip() for line in lines_of(text_of(bytes_of(path), path)) if is_seen(line)]
     if len(lines) < 2:
         raise ConfigurationError(
             f"{path} has {len(lines)} of the two paragraphs that are needed, one to learn and one held out: a line is a paragraph. "

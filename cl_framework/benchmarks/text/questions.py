@@ -113,6 +113,7 @@ def question_benchmark(
         scenarios=("domain_il",),
         modality="text",
         vocabulary=tokens.size,
+        tokenizer=tokens.name,
         objective="language_modelling",
         whole_rows=True,
         notes={"questions": counts, **cut_notes(named, tokens), **notes},

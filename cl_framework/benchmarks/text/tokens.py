@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cl_framework.checks import check_range
+from cl_framework.digests import digest_of
 from cl_framework.errors import ConfigurationError
 from cl_framework.inputs import Inputs
 
@@ -33,6 +34,9 @@ class Tokens(Protocol):
     """Texts to token ids."""
 
     @property
+    def name(self) -> str: ...  # bytes, bpe, or a digest of what each id of a loaded tokenizer stands for
+
+    @property
     def size(self) -> int: ...  # number of token ids that a model must know
 
     @property
@@ -40,6 +44,9 @@ class Tokens(Protocol):
 
     @property
     def bounds(self) -> tuple[int, int]: ...  # what begins a question and what ends its answer; ConfigurationError if it has none
+
+    @property
+    def around(self) -> tuple[int, int]: ...  # how many tokens begin a text, and how many end it
 
     @property
     def gap(self) -> str: ...  # stands between a question and its answer, so that its last word and the first one do not run together
@@ -52,9 +59,11 @@ class Tokens(Protocol):
 class Bytes:
     """One token a byte of UTF-8; nothing is learned."""
 
+    name = "bytes"
     size = 256 + _RESERVED
     padding = PAD
     bounds = (START, START)  # the next text's beginning ends one
+    around = (1, 0)
     gap = ""  # questions say themselves what stands before an answer: none does in "1+1=2"
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -67,8 +76,10 @@ class Bytes:
 class Trained:
     """Byte-level BPE of the `tokenizers` package; ids are moved behind the reserved ones."""
 
+    name = "bpe"
     padding = PAD
     bounds = (START, START)
+    around = (1, 0)
     gap = ""  # it begins every text with a space
 
     def __init__(self, tokenizer: Any) -> None:
@@ -113,8 +124,19 @@ class Loaded:
         self.size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)  # there may be gaps
 
     @property
+    def name(self) -> str:
+        return digest_of(self._tokenizer.get_vocab())
+
+    @property
     def bounds(self) -> tuple[int, int]:
         return self._first_of(_STARTS), self._first_of(_ENDS)
+
+    @property
+    def around(self) -> tuple[int, int]:
+        """Asked of the tokenizer: what it puts around a text."""
+        added = self._tokenizer.encode("a").special_tokens_mask
+        begin = added.index(0) if 0 in added else len(added)
+        return begin, sum(added[begin:])
 
     @property
     def gap(self) -> str:
@@ -190,11 +212,20 @@ class Encoded:
 
 
 def encode(tokens: Tokens, texts: Sequence[str], length: int) -> Encoded:
-    """At most `length` tokens of each text."""
+    """At most `length` tokens of each text: of a longer one the last ones are left out, but not what ends it.
+
+    ConfigurationError where so many leave no room for a text.
+    """
+    begin, end = tokens.around
+    if length <= begin + end:
+        raise ConfigurationError(
+            f"benchmark.length={length} leaves no room for a text: the tokenizer puts {begin + end} tokens around each. "
+            f"Set benchmark.length={begin + end + 1} or higher."
+        )
     rows = tokens.ids(texts)
     ids = torch.full((len(rows), length), tokens.padding, dtype=torch.int32)
     for number, row in enumerate(rows):
-        kept = row[:length]
+        kept = row if len(row) <= length else row[: length - end] + row[len(row) - end :]
         ids[number, : len(kept)] = torch.tensor(kept, dtype=torch.int32)
     return Encoded(ids, sum(len(row) > length for row in rows))
 
