@@ -52,7 +52,7 @@ def _learner(batch: int, steps: int, capacity: int) -> Any:
 
 def fit(learner: Any, index: int) -> dict[str, Any]:
     """Run one event as the runner does and measure it: from the plan to the end of the fit, the start of Lightning included."""
-    from cl_framework.cost import Cost
+    from cl_framework.cost import Cost, peak_rss_mib
     from cl_framework.host import Host
 
     losses: list[float] = []
@@ -71,7 +71,8 @@ def fit(learner: Any, index: int) -> dict[str, Any]:
     host.fit_phase(phase, 0)
     seconds = time.perf_counter() - started
     moments = [value for state in learner.optimizer.state.values() for value in state.values() if hasattr(value, "element_size")]
-    sizes = {"trained": sum(part.numel() for part in learner.parameters_in_play), "moments": sum(part.nbytes for part in moments)}
+    trained = sum(part.numel() for part in learner.parameters_in_play)
+    sizes = {"trained": trained, "moments": sum(part.nbytes for part in moments), "peak_rss_mib": peak_rss_mib()}
     learner.end_phase(phase)
     return {"seconds": seconds, "steps": position.stream_step - steps, "samples": learner.cost.forward_rows, "losses": losses, **sizes}
 

@@ -1,6 +1,7 @@
 """Tokens a second in language modelling: ours beside a bare PyTorch loop over the same model and the same batches.
 
-And half fine-tuning beside full: its time a step, what it trains, and the memory that the optimizer's moments take.
+And half fine-tuning beside full: its time a step, what it trains, the memory that the optimizer's moments take, and the most that the
+process takes in all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ RATE = 1e-3
 DEFAULT_BATCHES = [8, 32]
 DEFAULT_STEPS = 200
 WARM_UP_STEPS = 5
+SIZES = ("trained", "moments", "peak_rss_mib")  # of half fine-tuning, beside full
 TARGET = 0.95  # of the bare loop's speed, at least
 
 
@@ -36,7 +38,7 @@ def compare(options: argparse.Namespace) -> int:
         pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)
         difference = max(abs(ours - bare) for ours, bare in pairs)
         full, part = runs["text"][0], runs["half_text"][0]
-        shares = {"time": speeds["text"] / speeds["half_text"]} | {name: part[name] / full[name] for name in ("trained", "moments")}
+        shares = {"time": speeds["text"] / speeds["half_text"]} | {name: part[name] / full[name] for name in SIZES}
         ratio = speeds["text"] / speeds["bare_text"]
         results.append({"batch": batch, **speeds, "ratio": ratio, "loss_difference": difference, "half": shares})
     rows = [
@@ -45,12 +47,12 @@ def compare(options: argparse.Namespace) -> int:
             *(f"{row[side]:,.0f}" for side in ("text", "bare_text")),
             f"{row['ratio']:.3f} (target {TARGET:g})",
             f"{row['loss_difference']:.1e}",
-            *(f"{row['half'][name]:.2f}" for name in ("time", "trained", "moments")),
+            *(f"{row['half'][name]:.2f}" for name in ("time", *SIZES)),
         ]
         for row in results
     ]
     header = [f"rows of {LENGTH}", "ours, tokens/s", "bare, tokens/s", "ours / bare", "loss curves differ by"]
-    finish([*header, "half / full: time", "trained", "optimizer's memory"], rows, results, options)
+    finish([*header, "half / full: time", "trained", "optimizer's memory", "peak memory"], rows, results, options)
     same = all(row["loss_difference"] <= LOSS_TOLERANCE for row in results)
     if not same:
         print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)

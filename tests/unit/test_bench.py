@@ -88,7 +88,15 @@ def test_batches_are_those_asked_for_even_where_they_are_anothers_defaults(monke
 
     def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
         asked.append(batch)
-        return {"seconds": 1.0, "steps": steps, "samples": batch * steps, "losses": [1.0], "trained": 1.0, "moments": 1.0}
+        return {
+            "seconds": 1.0,
+            "steps": steps,
+            "samples": batch * steps,
+            "losses": [1.0],
+            "trained": 1.0,
+            "moments": 1.0,
+            "peak_rss_mib": 1.0,
+        }
 
     def table(names: Any, model: str, batches: list[int], *rest: Any) -> None:
         asked.extend(batches)
@@ -143,6 +151,7 @@ def test_text_is_measured_beside_a_loop_that_does_the_same(monkeypatch: pytest.M
     assert bench.main(words) == 0 and asked == list(sides)
     shown, told = capsys.readouterr()
     assert told.splitlines() == [f"measuring {side}, batches of 2, 1 of 1" for side in sides]
-    assert "(target 0.95)" in shown and "0.70" in shown  # the share that half fine-tuning trains, embedding and head included
+    assert "(target 0.95)" in shown and "peak memory" in shown
+    assert "0.70" in shown  # the share that half fine-tuning trains, embedding and head included
     sides["bare_text"] = lambda options: {**bench_text.bare(options), "losses": [9.0]}
     assert bench.main(words) == 1 and "the sides did not do the same work" in capsys.readouterr().err
