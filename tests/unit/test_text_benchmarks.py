@@ -308,6 +308,22 @@ def test_docstrings_are_found_wherever_their_packages_lie(tmp_path: Path, monkey
     texts = [text for text, _ in (*found.train, *found.test)]
     assert found.train and found.test and len(texts) == 40
     assert {text.partition(", ")[0].rpartition(" of ")[2] for text in texts} == {"one says", "two says"}
+    for name in range(20):
+        (root / "two" / f"file{name}.py").write_text("")  # as where docstrings are stripped
+    stripped = r"paragraphs in the sources of made_up_sources\.two: 0 to train on, 0 to test on; it needs both\. "
+    with pytest.raises(ConfigurationError, match=stripped + r"Install .*: pip install .* -c constraints\.txt made_up_sources\.$"):
+        docstrings()
+    (root / "two" / "file0.py").write_text(f'"""{said}"""')
+    with pytest.raises(ConfigurationError, match=r"made_up_sources\.two: (1 to train on, 0|0 to train on, 1) to test on"):
+        docstrings()
+    for absent, text in (
+        ("made_up_sources.three", "made_up_sources.three: 0 to train on"),  # of a version without that folder
+        ("sklearn.none_such", "sklearn.none_such: 0 to train on, .* scikit-learn[.]$"),
+        ("made_up_and_absent.one", "the sources of made_up_and_absent, which is not installed: pip install made_up_and_absent[.]$"),
+    ):
+        monkeypatch.setattr("cl_framework.benchmarks.text.docstrings.MODULES", (modules[0], absent))
+        with pytest.raises(ConfigurationError, match=text):
+            docstrings()
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,15 @@ MODULES = (
     "networkx.algorithms",
 )
 TRAIN, TEST = 300, 60  # paragraphs of a module, at most
+_INSTALLED_AS = {"sklearn": "scikit-learn"}  # where a package has another name
 _SHORTEST = 60  # characters of a paragraph
 
 
 def docstrings() -> Corpus:
-    """Paragraphs by module, two modules a task; all of one object are in the same split, since they resemble one another."""
+    """Paragraphs by module, two modules a task; all of one object are in the same split, since they resemble one another.
+
+    ConfigurationError if a module has none to train on, or none to test on.
+    """
     found: dict[str, tuple[list[str], list[str]]] = {}
     seen: dict[str, str] = {}
     for module in MODULES:
@@ -45,6 +49,11 @@ def docstrings() -> Corpus:
                 split.append(paragraph)
             if len(train) == TRAIN and len(test) == TEST:
                 break
+        if not (train and test):
+            raise ConfigurationError(
+                f"benchmark docstrings: paragraphs in the sources of {module}: {len(train)} to train on, {len(test)} to test on; it needs "
+                f"both. Install these sources again: pip install --force-reinstall --no-deps -c constraints.txt {_pip(module)}."
+            )
         found[module] = train, test
     pairs = list(zip(MODULES[::2], MODULES[1::2], strict=True))
     return Corpus(
@@ -59,7 +68,9 @@ def _paragraphs(module: str) -> Iterator[tuple[str, str]]:
     package, _, below = module.partition(".")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ConfigurationError(f"benchmark docstrings reads the sources of {package}, which is not installed: pip install {package}.")
+        raise ConfigurationError(
+            f"benchmark docstrings reads the sources of {package}, which is not installed: pip install {_pip(module)}."
+        )
     root = Path(spec.origin).parent
     for path in sorted((root / below).rglob("*.py")):
         if {"tests", "test"} & set(path.relative_to(root).parts):  # Python itself may lie below a folder of that name
@@ -72,3 +83,9 @@ def _paragraphs(module: str) -> Iterator[tuple[str, str]]:
                     words = " ".join(paragraph.split())
                     if len(words) >= _SHORTEST and not words.startswith(">>>"):
                         yield name, words
+
+
+def _pip(module: str) -> str:
+    """What pip calls the package of a module."""
+    package = module.partition(".")[0]
+    return _INSTALLED_AS.get(package, package)
