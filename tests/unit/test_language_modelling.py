@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import math
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +262,26 @@ def test_the_manual_shows_no_paragraph_twice() -> None:
     everything = [paragraph for parts in subjects.values() for part in parts for paragraph in part]
     assert len(everything) == len(set(everything)) > 500
     assert all(len(train) > 8 * len(test) > 0 for train, test in subjects.values())
+
+
+def test_a_python_without_its_manual_or_with_part_of_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = import_module("pydoc_data.topics").topics
+    remedy = r"Use a Python with its whole standard library, or another benchmark\.$"
+    nine = "\n\n".join(f"paragraph {number}" for number in range(9))
+    for debugger, text in (
+        (None, r"has 0 of the 10 paragraphs on debugger that are needed to hold one out \(chapters debugger\)\. "),
+        (nine, r"has 9 of the 10 paragraphs on debugger "),
+    ):
+        left = {name: chapter for name, chapter in whole.items() if name != "debugger"} | ({"debugger": debugger} if debugger else {})
+        monkeypatch.setattr("pydoc_data.topics.topics", left)
+        with pytest.raises(ConfigurationError, match=rf"^this Python's manual, pydoc_data\.topics, {text}.*{remedy}"):
+            topics()
+    monkeypatch.setattr("pydoc_data.topics.topics", {**whole, "debugger": f"{nine}\n\nparagraph 9"})
+    assert [len(part) for part in topics()["debugger"]] == [9, 1]
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)  # type: ignore[arg-type]  # what an import finds where there is none
+    for name in ("topics", "facts"):
+        with pytest.raises(ConfigurationError, match=rf"^this Python has no pydoc_data, .* benchmarks topics and facts read\. {remedy}"):
+            make_benchmark(load_experiment({"benchmark": {"name": name}}))
 
 
 # --- decoders ---
