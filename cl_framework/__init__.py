@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cl_framework.models.hypernetwork import TaskConditionedModel, mean_squared_distance, random_subset
     from cl_framework.models.isolated import IsolatedModel
     from cl_framework.models.lora import AdaptedModel, TaskAdaptedModel, adaptable_layers
-    from cl_framework.parameters import Matrix, matrices, trained_share
+    from cl_framework.parameters import SELECTABLE, Matrix, matrices, trained_share
     from cl_framework.penalty import WeightedSquares, bregman_divergence, weighted_squares
     from cl_framework.plan import Plan
     from cl_framework.recall import best_interval, decay_exponent, first_rows, recall_intervals, retained
@@ -63,7 +63,7 @@ _HOMES = {
     "exemplars": ("herding",),
     "fisher": ("FisherPass",),
     "forgetting": ("forget_phase",),
-    "parameters": ("Matrix", "matrices", "trained_share"),
+    "parameters": ("SELECTABLE", "Matrix", "matrices", "trained_share"),
     "penalty": ("WeightedSquares", "bregman_divergence", "weighted_squares"),
     "lending": ("lent", "retained_terms"),
     "memory": ("Memory",),
@@ -100,6 +100,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LATER",
+    "SELECTABLE",
     "AdaptedModel",
     "Batch",
     "Benchmark",

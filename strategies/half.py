@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from cl_framework import (
+    SELECTABLE,
     ConfigurationError,
     Context,
     Learn,
@@ -41,7 +42,6 @@ from cl_framework import (
 )
 
 GRANULARITIES = ("category", "layer", "model", "matrix")
-SELECTABLE = ("attention", "feed_forward", "norm", "convolution", "linear")
 
 
 def chosen_by_count(layers: Sequence[Sequence[Matrix]], share: float, generator: torch.Generator) -> list[Matrix]:

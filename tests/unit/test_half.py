@@ -12,18 +12,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from cl_framework import AdaptedModel, ConfigurationError, Matrix, matrices, trained_share
+from cl_framework import SELECTABLE, AdaptedModel, ConfigurationError, Matrix, matrices, trained_share
 from cl_framework.assembly import assemble
 from cl_framework.models.mlp import MLP
 from cl_framework.models.resnet import ResNet18
-from cl_framework.parameters import SELECTABLE as CATEGORIES
 from cl_framework.records import RunDirectory
 from cl_framework.report import figures_line
 from cl_framework.strategy import Batch, Context, Output
 from cl_framework.summary import rebuild_summary
 from cl_framework.testing.laboratory import beside, experiment_of, finish
 from cl_framework.testing.neighbours import Neighbour, slot
-from strategies.half import GRANULARITIES, SELECTABLE, chosen_by_size, select
+from strategies.half import GRANULARITIES, chosen_by_size, select
 
 
 class Attention(nn.Module):
@@ -85,7 +84,6 @@ def test_a_llama_by_category_and_layer() -> None:
         "head": 1,
         "other": 1,
     }
-    assert SELECTABLE == CATEGORIES
 
 
 # --- which half ---
