@@ -27,10 +27,10 @@ def few_of(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest spelling of `name`, or else what there is."""
+def nearest(name: str, known: Iterable[str], most: int | None = None) -> str:
+    """A sentence that names the nearest spelling of `name`, or else what there is, `most` at most."""
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if matches:
         return f"Did you mean {matches[0]!r}?"
-    return f"Known: {', '.join(known) or 'none'}."
+    return f"Known: {few_of(known, len(known) if most is None else most) or 'none'}."

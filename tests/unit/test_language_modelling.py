@@ -176,6 +176,9 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "damaged.txt.gz").write_bytes(damaged(gzip.compress("\n".join(ENGLISH + GERMAN).encode())))
     (tmp_path / "wide.txt").write_bytes("one\ntwo\n".encode("utf-16-le"))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "many").mkdir()
+    for number in range(14):
+        (tmp_path / "many" / f"text{number:02}.txt").write_text("one\ntwo\n")
     for options, text in (
         ({"texts": ("latin",)}, r"latin.txt is not written in utf-8: byte 11 in line 3\. Convert it to utf-8\."),
         (
@@ -190,13 +193,21 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
         ({"texts": ("damaged",)}, r"damaged.txt.gz cannot be read \(Error -3 .*\)\. Copy it from where the data came from\."),
         (
             {"texts": ("nowhere",)},
-            r"benchmark.texts: \S+ has no text 'nowhere'; it has a, b, broken, .*, wide\. Name some of these, or leave texts out\.$",
+            r"benchmark.texts: \S+ has no text 'nowhere'\. Known: a, b, broken, .*, wide\. Name one that is there, or leave texts out\.$",
+        ),
+        (
+            {"texts": ("Wide",)},
+            r"benchmark.texts: \S+ has no text 'Wide'\. Did you mean 'wide'\? Name one that is there, or leave texts out",
         ),
         (
             {"corpus": "handbook", "folder": str(tmp_path / "empty")},
             r"there is no en-US.txt or en-US.txt.gz in \S+\. Set benchmark.folder, or data.root \(or CL_DATA\), to where they lie\.$",
         ),
-        ({"corpus": "handbook", "texts": ("xx-XX",)}, r"benchmark.texts: \S+ has no text 'xx-XX'; it has a, b, broken, "),
+        (
+            {"folder": str(tmp_path / "many"), "texts": ("nowhere",)},
+            r"many has no text 'nowhere'\. Known: text00, .*, text11 and 2 more\. Name one that is there, or leave texts out\.$",
+        ),
+        ({"corpus": "handbook", "texts": ("xx-XX",)}, r"benchmark.texts: \S+ has no text 'xx-XX'\. Known: a, b, broken, "),
         (
             {"texts": ("a",), "length": 200},
             r"held-out part of a has \d+ tokens, which do .* one row of 200\. Set benchmark.length lower, or benchmark.held_out higher\.",
@@ -212,7 +223,8 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
         ({"folder": str(tmp_path / "nowhere")}, r"benchmark.folder=.*/nowhere does not exist\. Set it to where the text files lie\."),
         ({"folder": str(tmp_path / "short.txt")}, r"benchmark.folder=.*/short.txt is no folder\. Set it to where the text files lie\."),
         ({"folder": str(tmp_path / "empty")}, r"empty holds no text files \(\*.txt or \*.txt.gz\). Set benchmark.folder"),
-        ({"corpus": "prose", "texts": ("bible",)}, r"benchmark.texts: prose has no text 'bible'; it has wikitext2, tinyshakespeare."),
+        ({"corpus": "prose", "texts": ("bible",)}, r"benchmark.texts: prose has no text 'bible'\. Known: tinyshakespeare, wikitext2\.$"),
+        ({"corpus": "prose", "texts": ("wikitext",)}, r"benchmark.texts: prose has no text 'wikitext'\. Did you mean 'wikitext2'\?$"),
     ):
         with pytest.raises(ConfigurationError, match=text):
             benchmark_of(tmp_path, **options)

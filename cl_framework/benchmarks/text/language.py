@@ -20,7 +20,7 @@ from cl_framework.benchmarks.text.tokens import VOCABULARY, TokenInputs, Tokens,
 from cl_framework.benchmarks.text.topics import topics as manual
 from cl_framework.checks import check_choice, check_range
 from cl_framework.criterion import asked
-from cl_framework.errors import ConfigurationError, few_of
+from cl_framework.errors import ConfigurationError, few_of, nearest
 from cl_framework.registry import register_benchmark
 
 
@@ -182,7 +182,7 @@ def _ended(folder: Path, name: str, file: str, share: float) -> Text:
 
 def _prose(folder: Path, name: str, share: float) -> Text:
     if name not in PROSE:
-        raise ConfigurationError(f"benchmark.texts: prose has no text {name!r}; it has {', '.join(PROSE)}.")
+        raise ConfigurationError(f"benchmark.texts: prose has no text {name!r}. {nearest(name, PROSE)}")
     first, other = PROSE[name]
     if other is None:
         return _ended(folder, name, first, share)
@@ -234,7 +234,7 @@ def _no_text(folder: Path, name: str) -> ConfigurationError:
         return ConfigurationError(f"{folder}: {name}.txt is no file that can be read. Remove it, or copy the text there.")
     if there:
         return ConfigurationError(
-            f"benchmark.texts: {folder} has no text {name!r}; it has {few_of(there, NAMED)}. Name some of these, or leave texts out."
+            f"benchmark.texts: {folder} has no text {name!r}. {nearest(name, there, NAMED)} Name one that is there, or leave texts out."
         )
     return ConfigurationError(
         f"there is no {name}.txt or {name}.txt.gz in {folder}. Set benchmark.folder, or data.root (or CL_DATA), to where they lie."
