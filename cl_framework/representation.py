@@ -26,7 +26,7 @@ def rankme(features: Tensor, of: str = "singular") -> float | None:
     """The effective rank, exp of the entropy of the spectrum, in [1, min(N, D)]; features (N, D). None where the spectrum is all zero.
 
     singular: of the singular values, not centred (Garrido et al. 2023, "RankMe", eq. 1); covariance: of the eigenvalues of the
-    covariance, which is never larger on the same features.
+    covariance, which is never larger on features about zero; of those about another mean that mean is one large singular value.
     """
     if of not in ("singular", "covariance"):
         raise ValueError(f"of must be one of singular, covariance, got {of!r}")

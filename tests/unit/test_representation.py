@@ -85,6 +85,7 @@ def test_collapsed_features_have_no_effective_rank_where_their_spectrum_has_no_e
     varied = constant + torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) / 100
     measured = rankme(varied, "covariance")
     assert measured is not None and 2.5 < measured <= 3
+    assert rankme(varied) == pytest.approx(1, abs=0.01)  # the mean is one singular value, larger than all others
 
 
 SETTINGS: dict[str, Any] = {
