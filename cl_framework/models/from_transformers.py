@@ -59,11 +59,10 @@ def _check_weights(model: nn.Module, report: Mapping[str, Any], source: str) -> 
     missing = sorted(name for name in report["missing_keys"] if used(name) and name not in buffers)
     if missing:
         kind, known = type(model).__name__, getattr(model.config, "architectures", None) or []
-        told = "" if kind in known or not known else f" (by config.json it is a {known[0]})"
-        raise ConfigurationError(
-            f"model.source={source}: none of its files holds {few_of(missing, _NAMED)} of a {kind}{told}. "
-            "Copy them again, or name another model."
-        )
+        told, remedy = "", "Copy them again, or name another model."
+        if known and kind not in known:  # an encoder, say, asked for as a decoder
+            told, remedy = f" (by config.json it is a {known[0]})", "Name a model that has them, or copy them again."
+        raise ConfigurationError(f"model.source={source}: none of its files holds {few_of(missing, _NAMED)} of a {kind}{told}. {remedy}")
     for name, there, needed in sorted(key for key in report["mismatched_keys"] if used(key[0])):
         raise ConfigurationError(
             f"model.source={source}: {name} has shape {tuple(there)}, but config.json asks for {tuple(needed)}. "

@@ -167,6 +167,14 @@ def test_layers_beyond_those_of_the_configuration_are_refused(name: str, tmp_pat
             load(folder, name, 12)
 
 
+def test_an_encoder_asked_for_as_a_decoder_is_told(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "pretrained_encoder")
+    assert isinstance(made_of(folder, "pretrained_encoder", 12), nn.Module)
+    lacks = r"none of its files holds cls\.\S+, \S+, \S+ and \d+ more of a BertLMHeadModel \(by config\.json it is a BertModel\)"
+    with pytest.raises(ConfigurationError, match=rf"^model.source={folder}: {lacks}\. Name a model that has them, or copy them again\.$"):
+        made_of(folder, "pretrained_decoder", 12)
+
+
 def test_what_a_model_makes_of_other_weights_is_not_missed(tmp_path: Path) -> None:
     """A tied head is one matrix with the embedding, under either name; a body alone has no head of its own."""
     for tied in (True, False):
