@@ -256,7 +256,8 @@ class Learner:
         if not evaluation.output.live.was_run:  # no term has asked the model about these rows
             return
         logits = self.criterion.masked(evaluation.output.logits, batch.task_of_row)
-        self.curve.note(self.position.step, logits, batch.targets, batch.task_of_row == self.position.event.task)
+        own = batch.task_of_row == self.position.event.task
+        self.curve.note(self.position.step, logits, batch.targets, own, self.benchmark.whole_rows)
 
     @property
     def movable(self) -> list[Tensor | None]:

@@ -41,10 +41,13 @@ class LearningCurve:
         """Whether this step is looked at: the first ones of every so many."""
         return step % self._spacing < self._width
 
-    def note(self, step: int, logits: Tensor, targets: Tensor, own: Tensor) -> None:
-        """What the step answered: logits (B, C) and targets (B,), or (B, C, L) and (B, L); own (B,): rows of the event's own task."""
-        own = own.unsqueeze(1) if targets.ndim == 2 else own
-        counts = torch.stack([(right(logits, targets) & own).sum(), (asked(targets) & own).sum()])
+    def note(self, step: int, logits: Tensor, targets: Tensor, own: Tensor, whole_rows: bool = False) -> None:
+        """What the step answered: logits (B, C) and targets (B,), or (B, C, L) and (B, L); own (B,): rows of the event's own task.
+
+        whole_rows: whether an answer is right only when all places of its row are, as in accuracies after events.
+        """
+        own = own.unsqueeze(1) if targets.ndim == 2 and not whole_rows else own
+        counts = torch.stack([(right(logits, targets, whole_rows) & own).sum(), (asked(targets, whole_rows) & own).sum()])
         self._unread.append((step - step % self._spacing, counts))
 
     def entries(self) -> list[list[int]]:

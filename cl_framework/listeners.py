@@ -44,7 +44,8 @@ class Progress:
 
     @property
     def accuracy(self) -> float | None:
-        """Percent of the answers asked of the last step's stream rows that were right before its update; None without rows."""
+        """Percent of the answers asked of the last step's stream rows, of texts tokens, that were right before its update; None without
+        rows."""
         if not len(self.batch):
             return None
         logits, targets = self.evaluation.output.logits, self.batch.targets

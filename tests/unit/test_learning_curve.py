@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from cl_framework import Context, Evaluation, StepFn, registry
-from cl_framework.config import Experiment, Slot
+from cl_framework.assembly import make_benchmark
+from cl_framework.config import Experiment, Slot, load_experiment
+from cl_framework.criterion import IGNORED, asked
 from cl_framework.learning_curve import POINTS, ROWS, LearningCurve, points
 from cl_framework.records import RunDirectory
 from cl_framework.strategy import Closure
@@ -59,6 +62,27 @@ def test_known_answers_are_counted() -> None:
     assert points([[0, 1, 2], [0, 2, 2], [5, 1, 1]]) == [(0, 75.0, 4), (5, 100.0, 1)]
     again = LearningCurve(curve.entries())
     assert again.entries() == curve.entries()
+
+
+@pytest.mark.parametrize(("whole", "counts"), [(True, [0, 1, 2]), (False, [0, 3, 4])])
+def test_an_answer_that_counts_as_a_whole_is_right_at_all_its_places(whole: bool, counts: list[int]) -> None:
+    """Two rows of the own task, two places each: all right, one of two right; one that asks nothing, and one of another task."""
+    targets = torch.tensor([[0, 1, IGNORED], [IGNORED, 1, 0], [IGNORED, IGNORED, IGNORED], [0, 1, 0]])
+    answers = torch.tensor([[0, 1, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]])
+    curve = LearningCurve()
+    curve.note(0, torch.eye(2)[answers].transpose(1, 2), targets, torch.tensor([True, True, True, False]), whole)
+    assert curve.entries() == [counts]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_curve_of_questions_counts_what_accuracies_count(whole: bool, tmp_path: Path) -> None:
+    """Of 40 questions each shown once, 40 whole answers, or all of their tokens."""
+    questions = {"name": "arithmetic", "skills": ["add_plain"], "digits": 1, "train": 40, "test": 10}
+    run_of = load_experiment({"benchmark": questions, "model": {"name": "decoder", "width": 16}, "batch_size": 8, "out": str(tmp_path)})
+    benchmark = dataclasses.replace(make_benchmark(run_of), whole_rows=whole)
+    (curve,) = run_curves(run_of, benchmark)
+    tokens = int(asked(benchmark.train[0].targets).sum())
+    assert sum(answers for *_, answers in curve) == (40 if whole else tokens) and tokens > 40
 
 
 class Watching(Neighbour):
