@@ -139,7 +139,7 @@ def report(
 def audits_below(paths: Sequence[str | Path], plot: Path | None, notes: list[str]) -> list[RenderableType]:
     """The verdicts of the runs that `clu audit` has measured, and beside `plot` their trade-off; nothing where there are none."""
     from cl_framework.unlearning.audit_pictures import tradeoff_picture
-    from cl_framework.unlearning.audit_report import audits_in, comparison, rows_of, verdicts_of
+    from cl_framework.unlearning.audit_report import audits_in, comparison, rows_of, verdicts_of, why_invalid
 
     folders = [Path(path) for path in paths if Path(path).suffix != ".csv"]
     runs = {run.resolve(): found[0] for folder in folders for run in runs_in(folder) if (found := list(audits_in(run)))}
@@ -152,5 +152,7 @@ def audits_below(paths: Sequence[str | Path], plot: Path | None, notes: list[str
         picture = plot.with_stem(f"{plot.stem}_tradeoff")
         atomic_write(picture, png(tradeoff_picture(rows)))
         notes.append(f"written: {picture}")
-    table = verdicts_of(*runs.values()) if len(runs) == 1 else comparison(rows)
-    return ["audited beside oracles:", TerminalTable(*table)]
+    if len(runs) > 1:
+        return ["audited beside oracles:", TerminalTable(*comparison(rows))]
+    (alone,) = runs.values()
+    return ["audited beside oracles:", TerminalTable(*verdicts_of(alone)), *why_invalid(alone)]

@@ -134,7 +134,8 @@ def read_audit(file: Path) -> dict[str, Any]:
 
 def _shown(audit: Mapping[str, Any]) -> tuple[object, ...]:
     """All that is read of an audit."""
-    return verdicts_of(audit), rows_of(audit), audit["stream"].split(), [curves_of(request) for request in audit["requests"]]
+    tables = verdicts_of(audit), why_invalid(audit), rows_of(audit)
+    return *tables, audit["stream"].split(), [curves_of(request) for request in audit["requests"]]
 
 
 def curves_of(request: Mapping[str, Any]) -> tuple[list[int], dict[str, list[float]], dict[str, list[float]]]:
@@ -158,6 +159,19 @@ def verdicts_of(audit: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [_cell(next((one for one in request["figures"] if one["name"] == name), None)) for request in requests]
         rows.append([title, *cells])
     return header, [*rows, ['"unlearned"', *(_WORDS[request["unlearned"]] for request in requests)]]
+
+
+def why_invalid(audit: Mapping[str, Any]) -> list[str]:
+    """A line for each reason why figures of one run are INVALID, with the requests and figures that it voids."""
+    voided: dict[str, list[str]] = {}
+    for request in audit["requests"]:
+        names: dict[str, list[str]] = {}
+        for figure in request["figures"]:
+            if figure["verdict"] == INVALID:
+                names.setdefault(figure["why"], []).append(figure["name"])
+        for why, mine in names.items():
+            voided.setdefault(why, []).append(f"{request['event']} (event {request['event_index']}) {', '.join(mine)}")
+    return [f"{INVALID}, {'; '.join(where)}: {why}" for why, where in voided.items()]
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:

@@ -16,7 +16,18 @@ from cl_framework.summary import rebuild_summary
 from cl_framework.tables import TerminalTable, markdown, replace_block
 from cl_framework.unlearning.audit import FULL, audit, check_counts, finished
 from cl_framework.unlearning.audit_pictures import relearning_picture, tradeoff_picture
-from cl_framework.unlearning.audit_report import COST_WORDS, NAMES, comparison, costs, read_audit, read_csv, rows_of, to_csv, verdicts_of
+from cl_framework.unlearning.audit_report import (
+    COST_WORDS,
+    NAMES,
+    comparison,
+    costs,
+    read_audit,
+    read_csv,
+    rows_of,
+    to_csv,
+    verdicts_of,
+    why_invalid,
+)
 from cl_framework.unlearning.deletion import DeletionLog, check_complete, file_digest, sealed_audits
 from cl_framework.unlearning.fast import FAST
 from cl_framework.unlearning.orders import distinct_orders
@@ -71,6 +82,7 @@ def audits(
         rows += rows_of(result)
         yield f"{path}, {'from its own records' if tier == FAST else 'oracles of seeds ' + ', '.join(map(str, result['oracle_seeds']))}"
         yield TerminalTable(*verdicts_of(result))
+        yield from why_invalid(result)
         if tier != FAST:
             picture = RunDirectory(path).plots / "relearning.png"
             atomic_write(picture, png(relearning_picture(result)))

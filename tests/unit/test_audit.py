@@ -291,7 +291,7 @@ def test_an_audit_tells_which_oracle_states_it_has_used_and_takes_kept_ones_unle
 
 
 @pytest.mark.parametrize("planted", [True, False])
-def test_an_oracle_that_is_the_model_before_the_request_is_none(planted: bool, tmp_path: Path) -> None:
+def test_an_oracle_that_is_the_model_before_the_request_is_none(planted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = experiment_of({"do_nothing": {}}, tmp_path, stream="L0 L1 U1", epochs=8)
     path, benchmark = run(experiment).path, make_benchmark(experiment)
     if planted:
@@ -306,6 +306,9 @@ def test_an_oracle_that_is_the_model_before_the_request_is_none(planted: bool, t
     figures = {figure["name"]: figure for figure in request["figures"]}
     assert (figures["M1"]["verdict"] == "INVALID") is planted and request["unlearned"] is False
     assert ("the oracle is the model before the request: nothing was learned from the data, or" in figures["M1"]["why"]) is planted
+    assert main(["report", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("INVALID, U1 (event 2) M1") == shown.count(": the oracle is the model before the request") == planted
     (anew,) = audit(path, seeds=1, made=set())["requests"]
     assert {figure["name"]: figure["verdict"] for figure in anew["figures"]}["M1"] == FAIL, "what is planted is not taken"
 

@@ -38,6 +38,12 @@ def without(key: str, *way: str) -> Edit:
     return edit
 
 
+def all_void(whole: dict[str, Any]) -> dict[str, Any]:
+    for figure in whole["requests"][0]["figures"]:
+        figure["verdict"] = "INVALID"
+    return whole
+
+
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
@@ -48,6 +54,7 @@ def without(key: str, *way: str) -> Edit:
         (without("stream"), "it lacks 'stream'"),
         (without("figures", "requests"), "it lacks 'figures'"),
         (without("verdict", "requests", "figures"), "it lacks 'verdict'"),
+        (lambda whole: without("why", "requests", "figures")(all_void(whole)), "it lacks 'why'"),
         (without("details", "requests", "before_figures"), "it lacks 'details'"),
         (without("never_seen", "requests", "relearning"), "it lacks 'never_seen'"),
         (without("oracle", "requests", "later"), "it lacks 'oracle'"),

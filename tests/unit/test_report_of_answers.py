@@ -10,7 +10,7 @@ import pytest
 
 from cl_framework.cli import main
 from cl_framework.errors import ConfigurationError
-from cl_framework.unlearning.audit_report import COLUMNS, comparison, read_csv, rows_of, to_csv, verdicts_of
+from cl_framework.unlearning.audit_report import COLUMNS, comparison, read_csv, rows_of, to_csv, verdicts_of, why_invalid
 from cl_framework.unlearning.audit_report import ORACLE as ANOTHER
 from cl_framework.unlearning.report_of_answers import probabilities
 
@@ -90,6 +90,19 @@ def test_tables_show_the_interval_and_n_of_the_truth_ratio_and_of_no_other_figur
     void = rows_of(AUDIT)
     void[1] = {**void[1], "verdict": "INVALID"}
     assert void[1]["name"] == "T1" and cells(void)["T1"] == "0.25 [0.12 to 0.50], n 40, (1F 1?)"
+
+
+def test_each_reason_why_figures_are_void_is_told_once() -> None:
+    def void(name: str, why: str) -> dict[str, Any]:
+        return {**figure(name, 0.5, None), "verdict": "INVALID", "why": why}
+
+    unknown, lost = "it was not known just before: 9.0 where chance is 10.0", "what is retained is lost as well"
+    requests = ([void("M1", unknown), figure("M2", 0.5, None), void("M3", unknown)], [void("M1", unknown), void("M8", lost)])
+    assert why_invalid(audit_of(*requests)) == [
+        f"INVALID, U1 (event 3) M1, M3; U2 (event 4) M1: {unknown}",
+        f"INVALID, U2 (event 4) M8: {lost}",
+    ]
+    assert why_invalid(AUDIT) == []
 
 
 def test_the_table_of_answers_has_before_after_and_oracle_by_set() -> None:

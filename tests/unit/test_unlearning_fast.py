@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cl_framework import runner
+from cl_framework.cli import main
 from cl_framework.records import RunDirectory
 from cl_framework.report import figures_line
 from cl_framework.stream import Stream
@@ -145,7 +146,9 @@ def test_a_model_that_has_diverged_answers_no_request() -> None:
 
 
 @pytest.mark.parametrize(("rate", "finite", "void"), [(500.0, False, True), (0.5, True, True), (0.05, True, False)])
-def test_a_run_that_destroyed_its_model_is_void_in_the_fast_tier(rate: float, finite: bool, void: bool, tmp_path: Path) -> None:
+def test_a_run_that_destroyed_its_model_is_void_in_the_fast_tier(
+    rate: float, finite: bool, void: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings: dict[str, Any] = {"benchmark": {"name": "split_digits"}, "epochs": 3, "batch_size": 32, "optimizer": {"lr": 0.1}}
     strategies: dict[str, Any] = {"er": {"capacity": 20}, "gradient_ascent": {"lr": rate}}
     experiment = experiment_of(strategies, tmp_path, stream="L0 L1 U1 L2", **settings)
@@ -157,6 +160,11 @@ def test_a_run_that_destroyed_its_model_is_void_in_the_fast_tier(rate: float, fi
     assert {found[name][0] for name in ("M1", "M2", "M3", "M8")} == {INVALID if void else PASS}
     if void:
         assert found["M1"][1].startswith("the model does not know what it retains" if finite else "the model has diverged")
+    assert main(["audit", str(outcome.path), "--tier", "fast"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("INVALID")]
+    reasons = [one.partition(": ")[2] for one in told]
+    assert reasons == list(dict.fromkeys(why for verdict, why in found.values() if verdict == INVALID)), "each reason once"
+    assert bool(told) == void and all(one.startswith("INVALID, U1 (event 2) M1") for one in told[:1])
 
 
 def test_what_was_not_measured_is_not_run() -> None:
