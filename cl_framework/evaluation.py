@@ -26,9 +26,9 @@ class Accuracy:
     task: TaskId
     scenario: str
     correct: int
-    count: int  # answers asked: one a sample, or one a token
+    count: int  # answers asked: one a sample; of texts one a token, or one a row whose answer counts as a whole
     split: str = "test"  # or the part of it that holds some classes
-    chance: float = 0.0  # percent of right answers of one who picks among the candidates
+    chance: float = 0.0  # percent of right answers of one who picks among the candidates; of texts at one place
     loss: float | None = None  # mean over the places that ask, in nats; in language modelling alone
 
     @property

@@ -1,7 +1,8 @@
 """The figures of unlearning that a run's own records give, without an oracle: tier *fast*. Pure functions; accuracies in percent.
 
 M1 forget gap to chance, M2 spill, M3 relapse, M8 what comes back when weights are rounded, M11 artefacts, M12 cost. What cannot be said
-without an oracle, or was not measured, is NOT RUN.
+without an oracle, or was not measured, is NOT RUN. Accuracies count what records count: of texts tokens, of questions whose answer counts
+as a whole (`Benchmark.whole_rows`) whole answers, whose chance is set to that of one token.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _known_of_the_rest(recorded: Recorded, stream: Stream, index: int) -> tuple[
 
 
 def forget_gap(recorded: Recorded, event: Unlearn, index: int) -> Figure:
-    """M1: accuracy on what was unlearned, less chance."""
+    """M1: accuracy on what was unlearned, less chance; the interval takes the answers that are counted for independent."""
     split = split_of(event)
     chance = recorded.value(index, event.task, split, "chance")
     before = recorded.value(index - 1, event.task, split)

@@ -199,13 +199,13 @@ class Question:
 class Glance:
     """What is looked at after every later event as well."""
 
-    accuracy: float  # on the pool, percent
+    accuracy: float  # on the pool, percent; of texts of tokens, also where records count whole answers
     linear_probe: float | None  # percent; None where the model has no features
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All that is measured of one model for one request. Accuracies in percent."""
+    """All that is measured of one model for one request. Accuracies in percent, of texts of tokens."""
 
     digest: str  # of weights and statistics
     glance: Glance

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cl_framework import load_experiment, run
-from cl_framework.assembly import make_benchmark
+from cl_framework.assembly import assemble, make_benchmark
 from cl_framework.benchmarks.base import Benchmark, Source
 from cl_framework.benchmarks.text.arithmetic import (
     FUNCTIONS,
@@ -28,7 +28,11 @@ from cl_framework.benchmarks.text.questions import question_rows
 from cl_framework.benchmarks.text.tokens import PAD, START, Bytes
 from cl_framework.criterion import IGNORED
 from cl_framework.errors import ConfigurationError
+from cl_framework.metrics import wilson_interval
+from cl_framework.records import RunDirectory
+from cl_framework.stream import Unlearn
 from cl_framework.unlearning.audit import audit
+from cl_framework.unlearning.measure import Question, measure
 
 PAIRS = [(0, 0), (7, 5), (40, 8), (99, 1), (128, 367), (905, 997)]
 SAME_LENGTH = [(a, b) for a, b in PAIRS if len(str(a)) == len(str(b))]
@@ -224,6 +228,25 @@ def one_digit(out: Path, **more: object) -> dict[str, object]:
         "out": str(out),
         **more,
     }
+
+
+def test_the_tier_fast_counts_whole_answers_and_an_audit_counts_tokens(tmp_path: Path) -> None:
+    """Of the same 20 questions; M1's interval in the tier fast is that of 20 answers."""
+    small = {"model": {"name": "decoder", "width": 16, "layers": 1}, "epochs": 1}
+    experiment = load_experiment(one_digit(tmp_path, strategies={"do_nothing": {}}, stream="L0 L1 U0", **small))
+    found = run(experiment)
+    rows = [row for row in RunDirectory(found.path).records() if (row["event_index"], row["eval_task"]) == (2, 0)]
+    asked_for = {row["metric"]: row["n"] for row in rows if row["metric"] in ("accuracy", "accuracy_int8", "accuracy_int4")}
+    assert asked_for == {"accuracy": 20, "accuracy_int8": 20, "accuracy_int4": 20}
+    accuracy, chance = ({row["metric"]: row["value"] for row in rows}[name] for name in ("accuracy", "chance"))
+    assert found.summary is not None
+    gap = found.summary["unlearning"][0]["figures"][0]
+    low, high = wilson_interval(round(accuracy / 100 * 20), 20)
+    assert (gap["name"], gap["value"]) == ("M1", accuracy - chance)
+    assert gap["interval"] == pytest.approx((100 * low - chance, 100 * high - chance))
+    learner = assemble(experiment)
+    asked = measure(learner, Question.of(learner, Unlearn(0), 2, learner.stream)).tally
+    assert len(asked) == 20 and int(asked[:, 1].sum()) == int((learner.benchmark.test[0].targets != IGNORED).sum()) > 40
 
 
 @pytest.mark.slow
