@@ -37,17 +37,19 @@ FIGURES = {
     "trained_share": "trained",  # share of the parameters that learned, where others rested
     "rankme": "RankMe",  # of features, where `probes` looks at them
     "alpha_req": "alpha-ReQ",
-    "train_seconds": "train s",
+    "train_seconds": "train s",  # of Learn events
+    "answer_seconds": "answer s",  # of Unlearn events
     "audit_seconds": "audit s",  # what the figures and the deletion record of unlearning take beside it
-    "steps": "steps",
-    "samples_new": "new samples",
-    "samples_replayed": "replayed",
+    "steps": "steps",  # of all events
+    "samples_new": "new samples",  # of Learn events
+    "samples_replayed": "replayed",  # likewise: of earlier tasks, shown by a plan or drawn
+    "answer_samples": "answer samples",  # that answers to requests were shown, drew or read
     "tokens_new": "new tokens",  # of rows that are packed full of them
     "tokens_replayed": "replayed tokens",
 }
 CURVES = ("retention", "steps_to_criterion")  # columns of a .csv that hold a list: by lag, by Learn event
 _EARLIER = {"learning_accuracy_slope": "facilitation"}  # what a column is called in older files
-_COUNTS = ("steps", "samples_new", "samples_replayed", "tokens_new", "tokens_replayed")  # whole numbers
+_COUNTS = ("steps", "samples_new", "samples_replayed", "answer_samples", "tokens_new", "tokens_replayed")  # whole numbers
 _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 
 

@@ -295,7 +295,8 @@ def summarise(config: Mapping[str, Any], events: Sequence[Mapping[str, Any]], re
         "steps": sum(row["steps"] for row in events),
         "samples": sum(row["samples"] for row in events),
         "samples_new": _total(_learned(events), "samples_new"),
-        "samples_replayed": _total(events, "samples_past", "samples_drawn"),
+        "samples_replayed": _total(_learned(events), "samples_past", "samples_drawn"),
+        **answer_figures(events),
         **token_figures(events),
         "forward_passes": _total(events, "forward_passes"),
         "backward_passes": _total(events, "backward_passes"),
@@ -336,9 +337,17 @@ def probe_figures(rows: Sequence[Mapping[str, Any]], scenario: str, stream: Stre
 
 def token_figures(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """New and replayed tokens, where rows are packed full of them (`tokens_a_row`); nothing where records do not say so."""
-    length = events[-1].get("tokens_a_row")
-    totals = {"tokens_new": _total(_learned(events), "samples_new"), "tokens_replayed": _total(events, "samples_past", "samples_drawn")}
+    length, learns = events[-1].get("tokens_a_row"), _learned(events)
+    totals = {"tokens_new": _total(learns, "samples_new"), "tokens_replayed": _total(learns, "samples_past", "samples_drawn")}
     return {name: length * rows for name, rows in totals.items() if length is not None and rows is not None}
+
+
+def answer_figures(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the answers to all requests took: seconds in their steps and outside of them, and samples shown, drawn or read; nothing without
+    requests."""
+    answers = [row for row in events if row["kind"] == "unlearn"]
+    samples = _total(answers, "samples_forgotten", "samples_retained")
+    return {"answer_seconds": _total(answers, "answer_seconds"), "answer_samples": samples} if answers else {}
 
 
 def trained_share(events: Sequence[Mapping[str, Any]]) -> float | None:
@@ -354,11 +363,11 @@ def _phases(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _learned(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of Learn events: what an Unlearn reads of its own is not new."""
+    """Those of Learn events: what an answer to an Unlearn reads is neither new nor replayed."""
     return [row for row in events if row["kind"] == "learn"]
 
 
-def _total(events: Sequence[Mapping[str, Any]], *columns: str) -> int | None:
+def _total(events: Sequence[Mapping[str, Any]], *columns: str) -> float | None:
     """The sum of some columns over events; None where records do not have them all."""
     values = [row.get(column) for row in events for column in columns]
     known = [value for value in values if value is not None]

@@ -3,7 +3,8 @@
 Source: retraining the suffix is what any exact unlearner is compared with, e.g. Bourtoule et al. 2021 "Machine Unlearning", section 2.
 Uses: unlearn
 Cost: nothing while learning, but for a copy of the state (weights and all memories) after every event, on disk: it grows with the
-    stream. An Unlearn costs the events since the data were first shown, without them.
+    stream. An Unlearn costs the events since the data were first shown, without them; reports count these as the answer's seconds and
+    samples, not as training and replay.
 Differs: nothing to differ from. Equal to the run that never saw the data bit for bit on the same machine, because random streams belong
     to a task and its occurrence and not to a place in the stream, and samples taken out leave gaps that move nothing else.
 Interacts: with all strategies: their state is rewound with the weights. It must be the only one of a stack that unlearns at all

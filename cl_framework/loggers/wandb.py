@@ -38,10 +38,12 @@ FIGURES = (
     "samples",
     "samples_new",
     "samples_replayed",
+    "answer_samples",
     "forward_passes",
     "backward_passes",
     "stored_bytes",
     "train_seconds",
+    "answer_seconds",
     "eval_seconds",
     "peak_rss_mib",
 )

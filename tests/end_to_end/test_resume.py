@@ -114,7 +114,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(stack: s
     survived = outcome_of(path)
     assert_equal_outcomes(whole, survived, "after kills")
     assert survived.bytes_of_records == whole.bytes_of_records
-    times = {"train_seconds", "eval_seconds", "audit_seconds", "peak_rss_mib"}
+    times = {"train_seconds", "answer_seconds", "eval_seconds", "audit_seconds", "peak_rss_mib"}
     assert {key: value for key, value in survived.summary.items() if key not in times} == {
         key: value for key, value in whole.summary.items() if key not in times
     }

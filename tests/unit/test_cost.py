@@ -16,8 +16,9 @@ from cl_framework.assembly import assemble
 from cl_framework.collected import collect, comparison, read_csv, to_csv
 from cl_framework.config import Experiment
 from cl_framework.cost import Cost, EventTally, answer_row, cost_row, stored_bytes
-from cl_framework.metrics import summarise
+from cl_framework.metrics import answer_figures, summarise
 from cl_framework.records import RunDirectory
+from cl_framework.report import figures_line
 from cl_framework.testing.laboratory import STEPS_A_TASK, augmented, beside, experiment_of, finish, finish_in_pieces
 from cl_framework.testing.neighbours import FurtherPhases, Neighbour, Thrice, slot
 from cl_framework.walk import Walk
@@ -241,6 +242,31 @@ def test_a_summary_adds_up_and_says_nothing_where_records_are_older(tmp_path: Pa
     names = ("samples_new", "samples_replayed", "forward_passes", "backward_passes", "stored_bytes")
     assert [found[name] for name in names] == [None] * 5
     assert (found["steps"], found["average_accuracy"]) == (summary["steps"], summary["average_accuracy"])
+
+
+@pytest.mark.parametrize("name", ["rewind", "grad_diff", "do_nothing"])
+def test_what_answers_take_is_neither_training_nor_replay(name: str, tmp_path: Path) -> None:
+    """Beside ER, which draws from its memory in the second Learn alone; `rewind` shows one task again, `grad_diff` takes steps."""
+    strategies: dict[str, Any] = {"er": {"capacity": 20}, name: {}}
+    outcome = finish(experiment_of(strategies, tmp_path, stream="L0 L1 U0"))
+    first, second, answer = RunDirectory(outcome.path).events()
+    summary = outcome.summary
+    assert summary["samples_replayed"] == first["samples_drawn"] + second["samples_drawn"] > 0
+    assert summary["samples_new"] == 2 * ROWS_A_TASK
+    assert summary["answer_samples"] == answer["samples_forgotten"] + answer["samples_retained"]
+    assert (summary["answer_samples"] > 0) == (name != "do_nothing")
+    assert summary["answer_seconds"] == answer["answer_seconds"] > 0
+    assert summary["train_seconds"] == first["train_seconds"] + second["train_seconds"]
+    assert f"answer s {summary['answer_seconds']:.2f}" in figures_line(summary)
+    older = [{key: value for key, value in row.items() if not key.startswith(("answer", "samples_"))} for row in (first, second, answer)]
+    assert answer_figures(older) == {"answer_seconds": None, "answer_samples": None}, "what older runs took is not on record"
+    learns = finish(experiment_of({"er": {"capacity": 20}}, tmp_path / "learns"))
+    assert not {"answer_seconds", "answer_samples"} & learns.summary.keys()
+    headers = [comparison(collect([path]).summaries)[0] for path in (outcome.path, learns.path)]
+    assert ["answer s" in header and "answer samples" in header for header in headers] == [True, False]
+    file = tmp_path / "records.csv"
+    file.write_text(to_csv(collect([outcome.path]).summaries))
+    assert comparison(read_csv(file)) == comparison(collect([outcome.path]).summaries)
 
 
 def test_budgets_stand_beside_accuracies(tmp_path: Path) -> None:
