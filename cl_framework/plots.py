@@ -181,7 +181,8 @@ def write_living_plot(path: Path, summaries: Sequence[Mapping[str, Any]]) -> lis
     told = [group for group in grouped(summaries) if all(run.get("retention") for run in group)]
     if not told:
         raise ConfigurationError(
-            "--plot: no run here tells its accuracy by lag; a .csv written before there was a column for it does not. Name run directories."
+            "--plot: no run here tells its accuracy by lag; a .csv written before there was a column for it does not, and a run "
+            "that learns nothing before its last Learn has none. Name run directories."
         )
     atomic_write(path, png(living_figure(dict(zip(line_names(told), told, strict=True)))))
     others = dict.fromkeys(group[0]["experiment"] for group in grouped(summaries) if group not in told)

@@ -62,20 +62,27 @@ def figures_line(summary: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def left_out_of(summary: Mapping[str, Any]) -> list[str]:
+    """A sentence about the tables that a run does not have, though others do."""
+    told = f"Nothing was learned before the last Learn event: accuracy by lag and steps to {CRITERION:.0f} percent are left out."
+    return [told] if summary.get("learns_at_the_end") else []
+
+
 def table_of_run(summary: Mapping[str, Any]) -> RenderableType:
     """What a run tells, and its figures, for the terminal."""
     from rich.console import Group
 
     (first, header, rows), *others = tables_of_run(summary)
     title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}: {first}, {summary['scenario']}"
-    return Group(titled(title, header, rows), *(titled(*parts) for parts in others), figures_line(summary))
+    below = (*left_out_of(summary), figures_line(summary))
+    return Group(titled(title, header, rows), *(titled(*parts) for parts in others), *below)
 
 
 def markdown_of_run(summary: Mapping[str, Any]) -> str:
     """The same in Markdown."""
     tables = [f"{title[0].upper()}{title[1:]}:\n\n{markdown(header, rows)}" for title, header, rows in tables_of_run(summary)]
     title = f"{summary['experiment']} ({strategies_in_words(summary)}), seed {summary['seed']}"
-    return "\n\n".join([f"### {title}", *tables, figures_line(summary)]) + "\n"
+    return "\n\n".join([f"### {title}", *tables, *left_out_of(summary), figures_line(summary)]) + "\n"
 
 
 # --- what `clu report` does ---

@@ -18,12 +18,13 @@ CRITERION = 80.0  # percent of a learning curve at which a task counts as learne
 
 
 def living_figures(events: Sequence[Mapping[str, Any]], matrix: Matrix, stream: Stream) -> dict[str, Any]:
-    """What a summary says of how tasks are kept and learned; None for what older records do not tell."""
+    """What a summary says of how tasks are kept and learned; None for what older records do not tell, and for all of a run that learns
+    at its end alone: the accuracies before that are an untrained model's."""
     curve = retention_curve(matrix, stream)
     told = all("learning_curve" in row for row in events)
     learned = learning_accuracy(events) if told else None
     speed = learning_speed(events, CRITERION) if told else None
-    return {
+    figures = {
         "retention": curve,
         "retention_slope": retention_slope(curve),
         "learning_accuracy": learned,
@@ -31,6 +32,13 @@ def living_figures(events: Sequence[Mapping[str, Any]], matrix: Matrix, stream: 
         "steps_to_criterion": speed,
         "facilitation_in_steps": change_by_event(speed) if speed else None,
     }
+    return dict.fromkeys(figures) | {"learns_at_the_end": True} if learns_at_the_end(events) else figures
+
+
+def learns_at_the_end(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no Learn event but the last has taken a step, as where all tasks are learned together there."""
+    *earlier, last = [row for row in events if row["kind"] == "learn"]
+    return bool(earlier) and last["steps"] > 0 and not any(row["steps"] for row in earlier)
 
 
 def retention_curve(matrix: Matrix, stream: Stream) -> list[float | None]:

@@ -3,7 +3,8 @@
 Source: the usual upper bound, e.g. "JOINT" in Buzzega et al. 2020, table 2.
 Uses: check, plan
 Cost: the steps of all tasks together, in the last Learn event; none before.
-Differs: nothing is trained before the last Learn event, so the model that sees the union is a fresh one.
+Differs: nothing is trained before the last Learn event, so the model that sees the union is a fresh one, and reports leave out accuracy
+    by lag and how fast tasks are learned.
 Interacts: with a memory beside it, the memory is filled in the last event only. A transformation of the plan in an earlier slot would be
     lost, and is refused; so are strategies that keep what each task has taught (EWC, SI, LwF, iCaRL, a hypernetwork; SSD, unless it
     measures at the last Learn).

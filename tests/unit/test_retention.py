@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from cl_framework.report import markdown_of_run
 from cl_framework.retention import (
     change_by_event,
     kept_figures,
     learning_accuracy,
     learning_speed,
+    learns_at_the_end,
     living_figures,
     retained_shares,
     retention_curve,
@@ -126,6 +128,24 @@ def test_a_summary_tells_them(tmp_path: Path) -> None:
         "steps_to_criterion": None,
         "facilitation_in_steps": None,
     }
+
+
+@pytest.mark.parametrize("name", ["joint", "cumulative"])
+def test_what_is_learned_at_the_end_alone_has_no_curve_by_lag(name: str, tmp_path: Path) -> None:
+    outcome = finish(experiment_of({name: {}}, tmp_path, stream="L0 L1 L2", epochs=4))
+    at_the_end, told = name == "joint", "Nothing was learned before the last Learn event: accuracy by lag and steps to 80 percent are left"
+    assert [outcome.summary[key] is None for key in ("retention", "retention_slope", "learning_accuracy")] == [at_the_end] * 3
+    assert ("learns_at_the_end" in outcome.summary) == (told in markdown_of_run(outcome.summary)) == at_the_end
+    assert ("by Learn events since a task was learned" in markdown_of_run(outcome.summary).replace("By", "by")) != at_the_end
+    assert outcome.summary["average_accuracy"] > 0
+
+
+def test_a_run_learns_at_its_end_where_no_earlier_learn_took_a_step() -> None:
+    def rows(*steps: int) -> list[dict[str, Any]]:
+        return [{"kind": "learn", "steps": count} for count in steps]
+
+    assert learns_at_the_end([*rows(0, 5), {"kind": "unlearn", "steps": 3}]) and learns_at_the_end(rows(0, 0, 5))
+    assert not any(map(learns_at_the_end, (rows(5), rows(0), rows(5, 5), rows(0, 5, 5), rows(5, 0), rows(0, 0))))
 
 
 # --- what a Learn event taught, and what is left of it ---
