@@ -37,8 +37,8 @@ def living_figures(events: Sequence[Mapping[str, Any]], matrix: Matrix, stream: 
 
 def learns_at_the_end(events: Sequence[Mapping[str, Any]]) -> bool:
     """Whether no Learn event but the last has taken a step, as where all tasks are learned together there."""
-    *earlier, last = [row for row in events if row["kind"] == "learn"]
-    return bool(earlier) and last["steps"] > 0 and not any(row["steps"] for row in earlier)
+    learns = [row for row in events if row["kind"] == "learn"]
+    return len(learns) > 1 and learns[-1]["steps"] > 0 and not any(row["steps"] for row in learns[:-1])
 
 
 def retention_curve(matrix: Matrix, stream: Stream) -> list[float | None]:

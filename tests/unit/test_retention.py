@@ -145,7 +145,7 @@ def test_a_run_learns_at_its_end_where_no_earlier_learn_took_a_step() -> None:
         return [{"kind": "learn", "steps": count} for count in steps]
 
     assert learns_at_the_end([*rows(0, 5), {"kind": "unlearn", "steps": 3}]) and learns_at_the_end(rows(0, 0, 5))
-    assert not any(map(learns_at_the_end, (rows(5), rows(0), rows(5, 5), rows(0, 5, 5), rows(5, 0), rows(0, 0))))
+    assert not any(map(learns_at_the_end, (rows(), rows(5), rows(0), rows(5, 5), rows(0, 5, 5), rows(5, 0), rows(0, 0))))
 
 
 # --- what a Learn event taught, and what is left of it ---
