@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from cl_framework.benchmarks.damaged import readable
 from cl_framework.errors import ConfigurationError
 
 COPY = "Copy it from where the data came from."  # the remedy for a file that is missing, or wrong as a whole
-_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode: control and format characters, and separators
 MEND = "Correct it, or copy the file from where the data came from."  # for one that is wrong in a place
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and half a character
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode: control and format characters, and separators
 
 
 def absent(path: Path, data_set: str = "it") -> ConfigurationError:
@@ -60,7 +62,7 @@ def lines_of(text: str) -> list[str]:
 
 def is_text(value: object) -> TypeGuard[str]:
     """Whether a value is a text with something to be seen, and that utf-8 can write: JSON may escape half a character, or NUL."""
-    return isinstance(value, str) and is_seen(value) and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and is_seen(value) and not _UNWRITABLE.search(value)
 
 
 def is_seen(text: str) -> bool:
