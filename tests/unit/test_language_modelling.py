@@ -543,6 +543,7 @@ UNLEARNERS: dict[str, dict[str, Any]] = {
     "npo": {},
     "simnpo": {},
     "ssd": {"alpha": 5.0},
+    "reset_head": {},
     "noise": {},
     "do_nothing": {},
     "finetune_retain": {},

@@ -168,7 +168,7 @@ def test_the_three_splits_load_from_each_file_of_experiments(copied: Path) -> No
         write(copied / "original" / f"{forget}.jsonl.gz", forgotten)
         write(copied / "continual_tasks" / f"{forget}.jsonl.gz", [{"task_id": place, **row} for place, row in enumerate(forgotten)])
     paths = sorted(EXPERIMENTS.glob("*.yaml"))
-    assert len(paths) == 20 and sum("continual" in path.name for path in paths) == 10
+    assert len(paths) == 22 and sum("continual" in path.name for path in paths) == 11
     sizes = {}
     for path in paths:
         for forget in ("forget01", "forget05", "forget10"):

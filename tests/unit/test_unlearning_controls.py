@@ -14,6 +14,8 @@ from cl_framework.records import RunDirectory
 from cl_framework.testing.laboratory import Outcome, experiment_of, finish, first_difference
 from strategies.noise import noise_like
 from strategies.reset_head import reset_rows
+from tests.unit.test_language_modelling import TINY
+from tests.unit.test_language_modelling import experiment as on_texts
 
 LENDER = {"er": {"capacity": 30}}
 
@@ -52,6 +54,39 @@ def test_the_heads_rows_are_drawn_anew_and_nothing_else(event: str, rows: list[i
         assert moved.nonzero().flatten().tolist() == rows
     bound = after["head.weight"].shape[1] ** -0.5
     assert after["head.weight"][rows].abs().max() <= bound and after["head.bias"][rows].eq(0).all()
+
+
+def test_of_a_language_model_the_whole_head_is_drawn_anew_and_nothing_else(tmp_path: Path) -> None:
+    """Texts share their tokens."""
+
+    def after(name: str, stream: str) -> dict[str, torch.Tensor]:
+        return weights(finish(on_texts(tmp_path, {name: {}}, stream=stream)))
+
+    before, reset = after("reset_head", "L0 L1"), after("reset_head", "L0 L1 U0")
+    assert [name for name in before if not torch.equal(before[name], reset[name])] == ["head.weight"] and len(before) > 5
+    assert (before["head.weight"] != reset["head.weight"]).any(1).all()
+    assert reset["head.weight"].abs().max() == pytest.approx(reset["head.weight"].shape[1] ** -0.5, rel=0.01)
+    assert first_difference(after("do_nothing", "L0 L1 U0"), before, "weights") is None
+
+
+def test_a_head_that_is_the_embedding_too_or_frozen_is_refused(tmp_path: Path) -> None:
+    tied = on_texts(tmp_path, {"reset_head": {}}, model={**TINY, "tied": True}, stream="L0 L1 U0")
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^strategies\.reset_head\.head: its matrix is that of body\.embed_tokens too, which would be drawn anew with it\. "
+        r"Set model\.tied=false, or choose another control\.$",
+    ):
+        finish(tied)
+    frozen = {"reset_head": {}, "lora": {"train_head": False, "rank": 2}}
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^strategies\.reset_head\.head: it is frozen, so that it holds nothing of what is unlearned\. "
+        r"Set strategies\.lora\.train_head=true, or choose another control\.$",
+    ):
+        finish(on_texts(tmp_path, frozen, stream="L0 L1 U0"))
+    trained = {"reset_head": {}, "lora": {"rank": 2}}
+    before, after = (weights(finish(on_texts(tmp_path, trained, stream=stream))) for stream in ("L0 L1", "L0 L1 U0"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["base.head.weight"]
 
 
 def test_fresh_rows_are_spread_as_torch_spreads_them() -> None:
