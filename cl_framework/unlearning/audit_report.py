@@ -194,12 +194,13 @@ def _spread(rows: Sequence[Mapping[str, Any]], precision: str) -> str:
 
 def comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Many runs: a row a stack and granularity; each figure as mean over requests (but those that are void), and how many passed (P),
-    failed (F), and told nothing (?: inconclusive, invalid or not run). T1 with the mean of the requests' intervals and n of one request.
+    failed (F), and told nothing (?: inconclusive, invalid or not run); NOT RUN where none was, – where it is not asked of a control. T1
+    with the mean of the requests' intervals and n of one request.
 
     The last rows of a granularity are controls in the place of the unlearned model, from all runs together: the model
     before the request, an oracle of another seed, and a task that was never seen.
     """
-    names = [name for name in NAMES if any(row["name"] == name and row["value"] is not None for row in rows)]
+    names = [name for name in NAMES if any(row["name"] == name for row in rows)]
     header = ["unlearns", "strategies", *names, '"unlearned"', "requests", "orders", "seeds"]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -219,7 +220,7 @@ def _group(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         told = " ".join(f"{count}{letter}" for letter, count in counts.items() if count)
         value = f"{mean(row['value'] for row in telling):.2f}{_spread(telling, '.2f')} " if telling else ""
         shown = f"{value}({told})"
-        cells.append(shown if any(row["value"] is not None for row in mine) else "–")
+        cells.append(shown if any(row["verdict"] != NOT_RUN for row in mine) else NOT_RUN if mine else "–")
     requests = [{name: row["verdict"] for name, row in figures.items()} for figures in by_request(rows)]
     orders, seeds = {row["stream"] for row in rows}, sorted({row["seed"] for row in rows})
     wanted = [name for name in WORD if rows[0]["model"] == UNLEARNED or name != "M11"]  # an oracle has nothing to let go of

@@ -26,6 +26,7 @@ from cl_framework.bench_strategies import strategies_table
 from cl_framework.cli import main
 from cl_framework.collected import FIGURES, collect
 from cl_framework.forking import forked
+from cl_framework.metrics import confidence_interval
 from cl_framework.paired import differences
 from cl_framework.records import Row
 from cl_framework.report import report
@@ -235,6 +236,21 @@ def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> N
     assert f"({said_of('language_shift', full, half, 'forgetting')[1]})" not in text  # the control: the other way round
 
 
+def test_what_half_fine_tuning_saves_in_time_is_in_the_committed_records() -> None:
+    text, full = " ".join(README.read_text().split()), "language_shift_constant strategies.replay_share.share=0.0"
+    for name, half, whole in (
+        ("language_shift", "language_shift_half", full),
+        ("language_shift_reset", "language_shift_half", "language_shift"),
+        ("clinc150", "clinc150_scratch_half", "clinc150_scratch_finetune"),
+        ("clinc150", "clinc150_scratch_er_5_half", "clinc150_scratch_er_5"),
+        ("clinc150", "clinc150_minilm_er_5_half", "clinc150_minilm_er_5"),
+    ):
+        mean_apart, interval = said_of(name, half, whole, "train_seconds")[1].split(", ")
+        assert f"{mean_apart} ({interval})" in text
+        mean_apart, interval = said_of(name, whole, half, "train_seconds")[1].split(", ")
+        assert f"{mean_apart} ({interval})" not in text
+
+
 def test_the_cost_of_a_step_is_the_committed_records() -> None:
     record = json.loads((ROOT / "experiments" / "results" / "bench_step.json").read_text())
     header, rows = step_table(record["results"])
@@ -258,6 +274,19 @@ def test_the_costs_of_strategies_are_the_committed_records() -> None:
     assert max(slim) <= 1.15 and f"from {min(mlp):.2f} to {max(mlp):.2f} ×" in README.read_text()
     halves = [record["half"][1]["us"] / record["half"][0]["us"] for record in records]
     assert "takes {:.2f} and {:.2f} of full fine-tuning's time".format(*halves) in README.read_text()
+
+
+def test_joint_training_is_set_beside_the_committed_floor_with_its_interval() -> None:
+    strong, weak = (ROOT / "experiments" / "results" / "tfidf_floor.txt").read_text().splitlines()
+    floor, weaker = (float(line.split()[1]) for line in (strong, weak))
+    runs = collect([ROOT / "experiments" / "results" / "clinc150.csv"]).summaries
+    joint = [run["average_accuracy"] for run in runs if run["experiment"] == "clinc150_minilm_joint"]
+    interval = confidence_interval([value - floor for value in joint])
+    assert len(joint) == 3 and interval is not None
+    text = " ".join(README.read_text().split())
+    said = "reaches {:.2f} percent with MiniLM, {:.2f} above the {:.2f} of a logistic regression"
+    assert said.format(mean(joint), mean(joint) - floor, floor) in text and f"{weaker:.2f} with `--weak 1`" in text
+    assert "Student's interval of three seeds ({:+.2f} to {:+.2f}) that is not told apart".format(*interval) in text
 
 
 def test_what_is_said_of_tokens_a_second_is_the_committed_record() -> None:
@@ -302,6 +331,9 @@ def test_tables_of_audits_are_made_from_the_committed_rows(block: str, name: str
     assert copy.read_text() == README.read_text() != empty
 
 
+GRADIENTS = ("gradient_ascent", "grad_diff")
+
+
 def test_what_is_said_of_tofu_is_in_the_committed_rows() -> None:
     rows = [row for row in read_csv(ROOT / "experiments" / "results" / "audit_tofu.csv") if row["model"] == UNLEARNED]
     details = [row["details"] for row in rows if row["name"] == "T2"]
@@ -322,6 +354,18 @@ def test_what_is_said_of_tofu_is_in_the_committed_rows() -> None:
     ):
         own = [row["details"] for row in rows if row["name"] == "T2" and row["strategy"] == name]
         assert len(own) == 3 and kept.format(mean(one["own"] for one in own), mean(one["retained"] for one in own)) in readme
+    lost = {name: [row["value"] for row in rows if (row["name"], row["strategy"]) == ("M2", name)] for name in ("ssd", *GRADIENTS)}
+    assert f"Of the retained whole answers it loses {min(lost['ssd']):.0f} to {max(lost['ssd']):.0f} in a hundred (M2)" in readme
+    on_its_seed = [row["value"] for name in GRADIENTS for row in rows if (row["name"], row["strategy"], row["seed"]) == ("M2", name, 0)]
+    assert "even that seed loses {:.1f} and {:.1f} of a hundred (M2)".format(*on_its_seed) in readme
+    fresh = {name: [row for row in rows if row["name"] == name and row["strategy"] == "reset_head"] for name in ("T2", "M4", "M11")}
+    left = [mean(row["details"][name] for row in fresh["T2"]) for name in ("own", "retained")]
+    again = [row["value"] for row in fresh["M4"]]
+    assert len(again) == 3 and {row["verdict"] for row in fresh["T2"] + fresh["M4"]} == {"INVALID"}
+    assert "A fresh head leaves {:.4f} of what is to be forgotten and {:.4f} of what is retained".format(*left) in readme
+    assert f"{left[0] + 0.001:.4f} of what is to be forgotten and" not in readme
+    assert {row["value"] for row in fresh["M11"]} == {20.0} and "20 tensors (M11)" in readme
+    assert "relearning is {:.0f}, {:.0f} and {:.0f} points above the oracle's (M4)".format(*again) in readme
     assert not any(row["unlearned"] for row in rows)
 
 
