@@ -34,6 +34,7 @@ from cl_framework.records import RunDirectory
 from cl_framework.report import markdown_of_run
 from cl_framework.runner import resume
 from cl_framework.strategy import Rows
+from cl_framework.testing.laboratory import finish, first_difference
 from cl_framework.unlearning.audit import audit
 
 ENGLISH = ["the cat sat on the mat", "the dog ran to the cat", "a mat is on the floor", "the dog sat", "a cat ran"] * 4
@@ -571,6 +572,14 @@ def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
         without = {slot: options for slot, options in STACKS[name].items() if slot not in REPLAYING}
         forgetting, _ = losses_at_the_end(tmp_path, without, epochs)
         assert without != STACKS[name] and old < forgetting - 0.15
+
+
+@pytest.mark.parametrize("name", [name for name in STACKS if name not in KEEPS])
+def test_strategies_that_keep_nothing_of_languages_do_something(name: str, tmp_path: Path) -> None:
+    """Losses do not tell them from fine-tuning; the model after the second text does."""
+    without = {slot: options for slot, options in STACKS[name].items() if slot != name}
+    ours, theirs = (finish(experiment(tmp_path, stack, epochs=4)).weights for stack in (STACKS[name], without))
+    assert first_difference(ours, theirs) is not None
 
 
 @pytest.mark.slow

@@ -114,6 +114,18 @@ def test_strategies_learn_texts(name: str, tmp_path: Path) -> None:
     assert old >= 50 or name not in KEEPS
 
 
+@pytest.mark.parametrize("name", [name for name in STACKS if name not in KEEPS])
+def test_strategies_that_keep_nothing_of_texts_do_something(name: str, tmp_path: Path) -> None:
+    """Accuracies do not tell them from fine-tuning; the model after the second task does."""
+    ours, theirs = (finish(experiment(tmp_path, stack)).weights for stack in (STACKS[name], without(name)))
+    assert first_difference(ours, theirs) is not None
+
+
+def without(name: str) -> dict[str, Any]:
+    """The stack of a strategy without it."""
+    return {slot: options for slot, options in STACKS[name].items() if slot != name}
+
+
 @pytest.mark.parametrize("beside", ["", "refresh", "view_batch", "half", "rewarm"])
 def test_what_replays_is_what_keeps_a_task_of_texts(beside: str, tmp_path: Path) -> None:
     """The control of what keeps: without replay the first task is never named again."""
