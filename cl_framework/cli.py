@@ -53,7 +53,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     arguments, left = top.parse_known_args(argv)
     if left and (arguments.words_are is None or any(word.startswith("-") for word in left)):
-        top.error(f"unrecognized arguments: {' '.join(left)}")
+        folders = all(Path(word).is_dir() for word in left)
+        top.error(f"{'one folder at a time: leave out' if folders else 'unrecognized arguments:'} {' '.join(left)}")
     if left:
         words = getattr(arguments, arguments.words_are)
         kind = Path if any(isinstance(word, Path) for word in words) else str
@@ -223,6 +224,9 @@ def resume(arguments: argparse.Namespace) -> int:
 
     if "=" in str(arguments.run_dir) and not arguments.run_dir.exists():
         raise ConfigurationError(f"the run directory is missing before {arguments.run_dir}. Write clu resume RUN_DIR [key=value …].")
+    others = [word for word in arguments.overrides if "=" not in word and Path(word).is_dir()]
+    if others:
+        raise ConfigurationError(f"one folder at a time: leave out {' '.join(others)}.")
     directory = RunDirectory(arguments.run_dir)
     if directory.status == "absent":
         raise ConfigurationError(f"{arguments.run_dir} is no run directory (it has no config.yaml). Start a run with `clu run`.")

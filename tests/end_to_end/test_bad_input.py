@@ -296,6 +296,9 @@ def test_words_may_follow_options(experiment: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         clu("verify", "here", "there")
     assert "unrecognized arguments: there" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        clu("verify", "here", experiment.parent)
+    assert f"one folder at a time: leave out {experiment.parent}\n" in capsys.readouterr().err
 
 
 def test_new_strategies_with_bad_names(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,5 +322,7 @@ def test_a_resume_stays_where_it_is(experiment: Path, capsys: pytest.CaptureFixt
     assert "out=elsewhere: a run is resumed where it is. Leave that out, or start a new run with `clu run`." in said(capsys)
     assert clu("resume", "seed=2") == 2
     assert "the run directory is missing before seed=2. Write clu resume RUN_DIR [key=value …]." in said(capsys)
+    assert clu("resume", path, path.parent) == 2
+    assert f"one folder at a time: leave out {path.parent}." in said(capsys)
     assert not (experiment.parent / "elsewhere").exists()
     assert clu("resume", path) == 0

@@ -641,6 +641,14 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert text in capsys.readouterr().err
 
 
+def test_classes_are_divided_in_one_way() -> None:
+    for option in ("tasks", "classes_per_task"):
+        load_experiment({"benchmark": {"name": "docstrings", option: 2}})
+    text = r"tasks and classes_per_task both say how classes are divided\. Give one of them\."
+    with pytest.raises(ConfigurationError, match=text):
+        load_experiment({"benchmark": {"name": "docstrings", "tasks": 2, "classes_per_task": 2}})
+
+
 @pytest.mark.parametrize("name", ["docstrings", "text_classification", "topics", "facts", "language_modelling", "tofu", "rwku"])
 def test_a_vocabulary_is_for_a_tokenizer_that_is_trained(name: str) -> None:
     """Elsewhere it would be ignored."""

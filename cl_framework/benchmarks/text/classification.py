@@ -32,6 +32,8 @@ class TextOptions:
     train_limit: int | None = None  # training texts in all, stratified; default: all
 
     def __post_init__(self) -> None:
+        if self.tasks is not None and self.classes_per_task is not None:
+            raise ValueError("tasks and classes_per_task both say how classes are divided. Give one of them")
         check_range("length", self.length, low=2)
         check_vocabulary(self.tokenizer, self.vocabulary)
         check_limit(self.train_limit)
