@@ -167,7 +167,8 @@ VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_la
 
 
 @pytest.mark.parametrize(
-    "name", [*VISION, "clinc150", "language_shift", "language_shift_reset", "language_shift_gap", "unlearn_perm_mnist"]
+    "name",
+    [*VISION, "clinc150", "language_shift", "language_shift_reset", "language_shift_rate", "language_shift_gap", "unlearn_perm_mnist"],
 )
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
@@ -181,7 +182,8 @@ def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full", "clinc150", "language_shift"]
+    "name",
+    ["seq_mnist", "perm_mnist", "online_cifar10_jpeg", "online_cifar10_jpeg_full", "clinc150", "language_shift", "language_shift_rate"],
 )
 def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy, block = tmp_path / "README.md", f"{name}_differences"
@@ -189,8 +191,9 @@ def test_differences_are_made_from_the_committed_records(name: str, tmp_path: Pa
     rows = re.search(rf"<!-- table: {block} -->\n.*?\n.*?\n(.*?)<!-- end -->", README.read_text(), re.DOTALL)
     assert rows is not None
     pairs = [(cells[1].strip(), cells[2].strip()) for line in rows[1].splitlines() if (cells := line.split("|"))]
-    assert len(pairs) >= 7 and copy.read_text() != README.read_text()
-    figures = ["loss_of_old_tasks", "loss_of_newest_task"] if name == "language_shift" else ["average_accuracy"]
+    assert len(pairs) >= 5 and copy.read_text() != README.read_text()
+    losses = ["loss_of_old_tasks", "loss_of_newest_task"]
+    figures = {"language_shift": losses, "language_shift_rate": [*losses, "loss_rise"]}.get(name, ["average_accuracy"])
     report([ROOT / "experiments" / "results" / f"{name}.csv"], into=f"{copy}#{block}", pairs=pairs, figures=figures)
     assert copy.read_text() == README.read_text()
 
@@ -234,6 +237,34 @@ def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> N
     assert f"({said_of('language_shift_gap', 'language_shift_rewarm', 'language_shift_constant', 'stability_gap')[1]})" in text
     assert f"({said_of('clinc150', 'clinc150_scratch_half', 'clinc150_scratch_finetune', 'forgetting')[1]})" in text
     assert f"({said_of('language_shift', full, half, 'forgetting')[1]})" not in text  # the control: the other way round
+
+
+def test_what_is_said_of_the_level_of_the_rate_is_in_the_committed_records() -> None:
+    text, constant = " ".join(README.read_text().split()), "language_shift_constant"
+
+    def by_seed(name: str, experiment: str, settings: str = "") -> dict[int, Row]:
+        runs = collect([ROOT / "experiments" / "results" / f"{name}.csv"]).summaries
+        return {run["seed"]: run for run in runs if run["experiment"] == experiment and run["settings"] == settings}
+
+    lower, plain = by_seed("language_shift_rate", constant), "strategies.replay_share.share=0.0"
+    others = {
+        "infinite": by_seed("language_shift", "language_shift_infinite", plain),
+        "constant": by_seed("language_shift", constant, plain),
+        "half": by_seed("language_shift", "language_shift_half"),
+    }
+    for name, other in others.items():
+        for figure in ("loss_of_old_tasks", "loss_of_newest_task"):
+            assert sorted(lower) == sorted(other) == [0, 1, 2]
+            apart = [lower[seed][figure] - other[seed][figure] for seed in (0, 1, 2)]
+            low, high = confidence_interval(apart) or (0.0, 0.0)
+            words = f"{mean(apart):+.3f}, {low:+.3f} to {high:+.3f}"
+            assert (f"{mean(apart):+.3f}" if name == "constant" else words) in text, (name, figure)
+            assert f"{-mean(apart):+.3f}, {-high:+.3f} to {-low:+.3f}" not in text
+    rises = [float(said_of("language_shift_rate", f"language_shift_{rate}", constant, "loss_rise")[0]) for rate in RATES]
+    assert f"by what is lost it forgets most, by {-max(rises):.3f} to {-min(rises):.3f} nats" in text
+
+
+RATES = ("cosine", "rewarm", "infinite")
 
 
 def test_what_half_fine_tuning_saves_in_time_is_in_the_committed_records() -> None:
@@ -505,6 +536,8 @@ def test_tables_stand_between_markers() -> None:
         "language_shift",
         "language_shift_differences",
         "language_shift_reset",
+        "language_shift_rate",
+        "language_shift_rate_differences",
         "language_shift_gap",
         "audit_tofu",
         "answers_tofu",
