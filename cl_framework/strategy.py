@@ -2,7 +2,7 @@
 
 The life of a stream, with the seams in capitals::
 
-    CHECK(setting)                                        # what cannot work is refused before any data is read
+    CHECK(setting)                                        # what cannot work is refused before anything is written
     model = BUILD(model)                                  # at most one structural strategy
     for event in stream:                                  # Learn(task) or Unlearn(task)
         run(BEGIN(event))                                 # phases before it, first slot first
