@@ -83,7 +83,7 @@ class Benchmark:
     scenarios: tuple[str, ...]  # the scenarios it allows; the first is its default
     modality: str = "vision"
     vocabulary: int | None = None  # number of token ids, where items are tokens
-    tokenizer: str = "bytes"  # which: bytes, bpe (trained on task 0), or a digest of what each id of a loaded one stands for
+    tokenizer: str = ""  # bytes, bpe (trained on task 0), or a digest of what each id of a loaded one stands for; "": not known
     objective: str = "classification"  # or language_modelling: the next token at each place, all classes in every task
     whole_rows: bool = False  # whether an answer is right only when all places of its row are, as where it is a number or a sentence
     alternatives: tuple[Alternatives | None, ...] = ()  # of each task, where its questions have other answers to compare with

@@ -104,7 +104,7 @@ def check_fit(benchmark: Benchmark, source: str, known: int, longest: int | None
     remedy = f"Set benchmark.tokenizer{f'={source}' if own is not None else ' to a folder that holds its tokenizer.json'}."
     if ids > size or (ids != size if own is not None else 2 * ids <= size):
         raise ConfigurationError(f"the benchmark's tokenizer has {ids} token ids, but {source} knows {size}. {remedy}")
-    if own is not None and benchmark.tokenizer != own.name:
+    if own is not None and benchmark.tokenizer not in ("", own.name):
         raise ConfigurationError(
             f"the benchmark's tokenizer has {ids} token ids, as {source} has, but they stand for other words. {remedy}"
         )
