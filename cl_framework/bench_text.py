@@ -34,29 +34,53 @@ def compare(options: argparse.Namespace) -> int:
             for side, found in runs.items():
                 tell(side, f"batches of {batch}", repeat, options)
                 found.append(child(side, batch, options.steps or DEFAULT_STEPS, 1))
-        speeds = {side: max(LENGTH * run["samples"] / run["seconds"] for run in found) for side, found in runs.items()}
+        each = {side: [LENGTH * run["samples"] / run["seconds"] for run in found] for side, found in runs.items()}
+        speeds = {side: max(found) for side, found in each.items()}
         pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)
         difference = max(abs(ours - bare) for ours, bare in pairs)
         full, part = runs["text"][0], runs["half_text"][0]
-        shares = {"time": speeds["text"] / speeds["half_text"]} | {name: part[name] / full[name] for name in SIZES}
-        ratio = speeds["text"] / speeds["bare_text"]
-        results.append({"batch": batch, **speeds, "ratio": ratio, "loss_difference": difference, "half": shares})
+        shares: dict[str, Any] = {"time": speeds["text"] / speeds["half_text"], "time_interval": _interval(each["text"], each["half_text"])}
+        results.append(
+            {
+                "batch": batch,
+                **speeds,
+                "each": each,
+                "ratio": speeds["text"] / speeds["bare_text"],
+                "ratio_interval": _interval(each["text"], each["bare_text"]),
+                "loss_difference": difference,
+                "half": shares | {name: part[name] / full[name] for name in SIZES},
+            }
+        )
     rows = [
         [
             str(row["batch"]),
             *(f"{row[side]:,.0f}" for side in ("text", "bare_text")),
             f"{row['ratio']:.3f} (target {TARGET:g})",
+            _shown(row["ratio_interval"]),
             f"{row['loss_difference']:.1e}",
-            *(f"{row['half'][name]:.2f}" for name in ("time", *SIZES)),
+            f"{row['half']['time']:.2f}",
+            _shown(row["half"]["time_interval"]),
+            *(f"{row['half'][name]:.2f}" for name in SIZES),
         ]
         for row in results
     ]
-    header = [f"rows of {LENGTH}", "ours, tokens/s", "bare, tokens/s", "ours / bare", "loss curves differ by"]
-    finish([*header, "half / full: time", "trained", "optimizer's memory", "peak memory"], rows, results, options)
+    header = [f"rows of {LENGTH}", "ours, tokens/s", "bare, tokens/s", "ours / bare", "of pairs", "loss curves differ by"]
+    finish([*header, "half / full: time", "of pairs", "trained", "optimizer's memory", "peak memory"], rows, results, options)
     same = all(row["loss_difference"] <= LOSS_TOLERANCE for row in results)
     if not same:
         print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)
     return 0 if same else 1
+
+
+def _interval(speeds: list[float], others: list[float]) -> tuple[float, float] | None:
+    """Student's interval of the mean ratio of two sides' processes, each with the one that ran beside it; None for one process a side."""
+    from cl_framework.metrics import confidence_interval
+
+    return confidence_interval([speed / other for speed, other in zip(speeds, others, strict=True)])
+
+
+def _shown(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else "{:.2f} to {:.2f}".format(*interval)
 
 
 def _benchmark(batch: int, steps: int) -> Any:
