@@ -7,8 +7,11 @@ process takes in all.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 SEED = 0
@@ -39,14 +42,14 @@ def compare(options: argparse.Namespace) -> int:
         pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)
         difference = max(abs(ours - bare) for ours, bare in pairs)
         full, part = runs["text"][0], runs["half_text"][0]
-        shares: dict[str, Any] = {"time": speeds["text"] / speeds["half_text"], "time_interval": _interval(each["text"], each["half_text"])}
+        shares = {"time": speeds["text"] / speeds["half_text"], "time_of_pairs": of_pairs(each["text"], each["half_text"])}
         results.append(
             {
                 "batch": batch,
                 **speeds,
                 "each": each,
                 "ratio": speeds["text"] / speeds["bare_text"],
-                "ratio_interval": _interval(each["text"], each["bare_text"]),
+                "ratio_of_pairs": of_pairs(each["text"], each["bare_text"]),
                 "loss_difference": difference,
                 "half": shares | {name: part[name] / full[name] for name in SIZES},
             }
@@ -56,10 +59,10 @@ def compare(options: argparse.Namespace) -> int:
             str(row["batch"]),
             *(f"{row[side]:,.0f}" for side in ("text", "bare_text")),
             f"{row['ratio']:.3f} (target {TARGET:g})",
-            _shown(row["ratio_interval"]),
+            pairs_in_words(row["ratio_of_pairs"]),
             f"{row['loss_difference']:.1e}",
             f"{row['half']['time']:.2f}",
-            _shown(row["half"]["time_interval"]),
+            pairs_in_words(row["half"]["time_of_pairs"]),
             *(f"{row['half'][name]:.2f}" for name in SIZES),
         ]
         for row in results
@@ -72,15 +75,23 @@ def compare(options: argparse.Namespace) -> int:
     return 0 if same else 1
 
 
-def _interval(speeds: list[float], others: list[float]) -> tuple[float, float] | None:
-    """Student's interval of the mean ratio of two sides' processes, each with the one that ran beside it; None for one process a side."""
+def of_pairs(speeds: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """The mean ratio of two sides' processes, each with the one that ran next to it, and Student's interval; None for one process a side.
+
+    Of logarithms, so that noise in one side weighs as much as in the other. Where a machine is shared, the fastest of each side may have
+    run at different hours; pairs did not.
+    """
     from cl_framework.metrics import confidence_interval
 
-    return confidence_interval([speed / other for speed, other in zip(speeds, others, strict=True)])
+    ratios = [math.log(speed / other) for speed, other in zip(speeds, others, strict=True)]
+    interval = confidence_interval(ratios)
+    return {"mean": math.exp(mean(ratios)), "interval": interval and [math.exp(end) for end in interval]}
 
 
-def _shown(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else "{:.2f} to {:.2f}".format(*interval)
+def pairs_in_words(pairs: Mapping[str, Any]) -> str:
+    """What `of_pairs` says, to two decimals: the mean, and its interval in brackets."""
+    interval = pairs["interval"]
+    return f"{pairs['mean']:.2f}" + ("" if interval is None else " ({:.2f} to {:.2f})".format(*interval))
 
 
 def _benchmark(batch: int, steps: int) -> Any:

@@ -47,9 +47,18 @@ FIGURES = {
     "tokens_new": "new tokens",  # of rows that are packed full of them
     "tokens_replayed": "replayed tokens",
 }
+_UNSHOWN = ("eval_seconds", "optimizer_bytes", "peak_rss_mib")  # columns of a .csv that tables leave out
 CURVES = ("retention", "steps_to_criterion")  # columns of a .csv that hold a list: by lag, by Learn event
 _EARLIER = {"learning_accuracy_slope": "facilitation"}  # what a column is called in older files
-_COUNTS = ("steps", "samples_new", "samples_replayed", "answer_samples", "tokens_new", "tokens_replayed")  # whole numbers
+_COUNTS = (
+    "steps",
+    "samples_new",
+    "samples_replayed",
+    "answer_samples",
+    "tokens_new",
+    "tokens_replayed",
+    "optimizer_bytes",
+)  # whole numbers
 _IDENTITY = ("experiment", "settings", "fingerprint", "benchmark", "scenario", "stream", "strategies", "seed")
 
 
@@ -168,7 +177,7 @@ def strategies_in_words(summary: Mapping[str, Any]) -> str:
 def to_csv(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Figures of runs as CSV, one row a run, without rounding; `read_csv` gives them back."""
     buffer = io.StringIO()
-    columns = [*_IDENTITY, *FIGURES, "eval_seconds", *CURVES]
+    columns = [*_IDENTITY, *FIGURES, *_UNSHOWN, *CURVES]
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for summary in summaries:
@@ -187,13 +196,13 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
                 raise ConfigurationError(f"{path} is a file of audits: use `clu audit {path}`.")
             for row in reader:
                 run: dict[str, Any] = dict(row)
-                for key in (*FIGURES, "eval_seconds", *CURVES):
+                for key in (*FIGURES, *_UNSHOWN, *CURVES):
                     kind: Callable[[str], Any] = int if key in _COUNTS else list_of_numbers if key in CURVES else float
                     text = row.get(key) or row.get(_EARLIER.get(key, ""))
                     run[key] = kind(text) if text else None  # files written before there was a column have none
                 run |= {"seed": int(row["seed"]), "strategies": row["strategies"].split()}
                 run["settings"] = row.get("settings", "")
-                runs.append({key: run[key] for key in (*_IDENTITY, *FIGURES, "eval_seconds", *CURVES)})
+                runs.append({key: run[key] for key in (*_IDENTITY, *FIGURES, *_UNSHOWN, *CURVES)})
     except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise ConfigurationError(f"{path} holds no records of runs. Write some with `clu report RUN_DIR… --out FILE.csv`.") from error
     return runs

@@ -54,7 +54,10 @@ def _read_ids(path: Path, event: Unlearn) -> dict[int, int]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"the file {path} of {event} is no text; it must hold sample ids separated by blanks.") from error
     except OSError as error:
-        raise ConfigurationError(f"{event} needs the file {path}, which cannot be read ({error.strerror}).") from error
+        raise ConfigurationError(
+            f"{event} needs the file {path}, which cannot be read ({error.strerror}). Name a text file of sample ids that is there; a "
+            "relative path begins where clu is run."
+        ) from error
     ids: dict[int, int] = {}
     try:
         for number, line in enumerate(lines, start=1):

@@ -116,28 +116,38 @@ class Stream:
 
     def _check(self) -> None:
         live: set[TaskId] = set()
+        left: set[TaskId] = set()
         gone: set[TaskId] = set()
         kept: set[TaskId] = set()
         for position, event in enumerate(self.events):
-            if fault := self._fault(event, live, gone, kept):
+            if fault := self._fault(event, live, left, gone, kept):
                 raise ConfigurationError(f"event {position} ({event}) of stream {str(self)!r} {fault}")
             if isinstance(event, Learn):
                 live.add(event.task)
                 kept |= {event.task} if event.permanent else set()
             elif event.granularity == "task":
                 live.discard(event.task)
+                left.add(event.task)
                 if event.permanent:
                     gone.add(event.task)
 
-    def _fault(self, event: Event, live: set[TaskId], gone: set[TaskId], kept: set[TaskId]) -> str:
-        """What is impossible about an event after a history that left `live` known, `gone` out and `kept` in for good; "" if nothing is."""
+    def _fault(self, event: Event, live: set[TaskId], left: set[TaskId], gone: set[TaskId], kept: set[TaskId]) -> str:
+        """What is impossible about an event after a history; "" if nothing is.
+
+        live: tasks that are known; left: that were unlearned as a whole at some time, of these `gone` for good; kept: known for good.
+        """
         if self.num_tasks is not None and event.task >= self.num_tasks:
             return f"names task {event.task}, but the benchmark has tasks 0 to {self.num_tasks - 1}."
         if isinstance(event, Learn):
             return f"learns task {event.task} again after it was unlearned for good (U{event.task}!)." if event.task in gone else ""
         if event.task in kept:
             return f"unlearns of task {event.task}, which was learned for good (L{event.task}!). Learn it as L{event.task}."
-        return "" if event.task in live else f"unlearns task {event.task}, which is not known then. Learn it before: add L{event.task}."
+        if event.task in live:
+            return ""
+        if event.task in gone:
+            return f"unlearns task {event.task}, which was unlearned for good before (U{event.task}!). Remove that event."
+        was = "unlearned already" if event.task in left else "not known"
+        return f"unlearns task {event.task}, which is {was} then. Learn it before: add L{event.task}."
 
     @property
     def tasks(self) -> tuple[TaskId, ...]:
@@ -215,7 +225,7 @@ class Stream:
 
 def parse_requests(text: str, num_tasks: int | None = None) -> tuple[Unlearn, ...]:
     """Requests for classes or samples, such as "U1:class=3 U2:fraction=0.1@seed7". ConfigurationError for anything else."""
-    events = [event for token in text.split() for event in _parse_token(token)]
+    events = [event for token in text.split() for event in _parse_token(token, "without")]
     for event in events:
         if isinstance(event, Learn) or event.granularity == "task":
             raise ConfigurationError(
@@ -233,32 +243,32 @@ def ids_files_in(text: str) -> list[str]:
     return [match["value"] for match in matches if match["what"] == "ids"]
 
 
-def _parse_token(token: str) -> Sequence[Event]:
+def _parse_token(token: str, setting: str = "stream") -> Sequence[Event]:
     match = _EVENT.match(token)
     if match is None:
-        raise ConfigurationError(f"stream: cannot read event {token!r}. {_EXAMPLES}")
+        raise ConfigurationError(f"{setting}: cannot read event {token!r}. {_EXAMPLES}")
     first = int(match["first"])
     last = int(match["last"]) if match["last"] else first
     if last < first:
-        raise ConfigurationError(f"stream: the range in {token!r} runs backwards. {_EXAMPLES}")
+        raise ConfigurationError(f"{setting}: the range in {token!r} runs backwards. {_EXAMPLES}")
     if last >= _MOST_TASKS:
-        raise ConfigurationError(f"stream: {token!r} names task {last}; a stream has tasks 0 to {_MOST_TASKS - 1}. {_EXAMPLES}")
+        raise ConfigurationError(f"{setting}: {token!r} names task {last}; a stream has tasks 0 to {_MOST_TASKS - 1}. {_EXAMPLES}")
     tasks = range(first, last + 1)
     if match["kind"] == "L":
         if match["what"]:
-            raise ConfigurationError(f"stream: {token!r} has options, but a learn event takes none. {_EXAMPLES}")
+            raise ConfigurationError(f"{setting}: {token!r} has options, but a learn event takes none. {_EXAMPLES}")
         return [Learn(task, permanent=bool(match["final"])) for task in tasks]
-    return [_unlearn(token, task, bool(match["final"]), match["what"], match["value"]) for task in tasks]
+    return [_unlearn(token, task, bool(match["final"]), match["what"], match["value"], setting) for task in tasks]
 
 
-def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value: str | None) -> Unlearn:
+def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value: str | None, setting: str) -> Unlearn:
     allowed = " A fraction lies between 0 and 1." if what == "fraction" else ""
-    bad = ConfigurationError(f"stream: cannot read the request in {token!r}.{allowed} {_EXAMPLES}")
+    bad = ConfigurationError(f"{setting}: cannot read the request in {token!r}.{allowed} {_EXAMPLES}")
     if what is None:
         return Unlearn(task, permanent=permanent)
     if permanent:
         raise ConfigurationError(
-            f"stream: {token!r} has a !, which is for whole tasks: classes and samples that were unlearned never come back anyway. "
+            f"{setting}: {token!r} has a !, which is for whole tasks: classes and samples that were unlearned never come back anyway. "
             f"Write {token.replace('!', '', 1)!r}."
         )
     assert value is not None
@@ -268,7 +278,7 @@ def _unlearn(token: str, task: TaskId, permanent: bool, what: str | None, value:
         if len(once) < len(classes):
             twice = next(label for label in once if classes.count(label) > 1)
             raise ConfigurationError(
-                f"stream: {token!r} names class {twice} more than once. Name each class once: U{task}:class={','.join(map(str, once))}."
+                f"{setting}: {token!r} names class {twice} more than once. Name each class once: U{task}:class={','.join(map(str, once))}."
             )
         return Unlearn(task, classes=classes)
     if what == "ids":

@@ -5,6 +5,7 @@ Source: Liu et al. 2022, "Continual Learning and Private Unlearning", and Maini 
 Uses: unlearn, loss
 Cost: two forward passes a step, over forget rows and over what memories lend; nothing while learning.
 Differs: retained rows are drawn from the memories of the stack, and not one at random for each forget row. Plain SGD, capped steps.
+    Of a text both means are over its answered tokens first and then over rows, where the published loss is one over all tokens.
     Published with gamma 1, which here destroys everything within 20 steps. Seen here (split digits, class-incremental, "L0-4 U1", ER
     beside it, seeds 0 and 1) with the defaults: the task falls to 0 %, the others lose 2.5 and 1.7 points.
 Interacts: borrows the draws of every memory beside it, without what is forgotten; needs at least one.

@@ -4,9 +4,10 @@ Source: the baseline of machine unlearning, e.g. Golatkar et al. 2020, "NegGrad"
 Uses: unlearn, loss
 Cost: one forward and one backward pass over the forget rows a step; nothing while learning.
 Differs: steps are capped (`steps`), since the loss has no lower bound and the model is destroyed if it goes on. The optimizer is plain
-    SGD at a rate of its own. Approximate: what comes out depends on the path that was learned along. Seen here (split digits,
-    class-incremental, "L0-4 U1", ER beside it, seeds 0 and 1): the task falls from 85 and 90 % to 30 and 26, the others lose 2.5 and
-    5.3 points; at four times the rate everything is at 0.
+    SGD at a rate of its own. Of a text the mean is over its answered tokens first and then over rows, where the usual one is over all
+    tokens. Approximate: what comes out depends on the path that was learned along. Seen here (split digits, class-incremental,
+    "L0-4 U1", ER beside it, seeds 0 and 1): the task falls from 85 and 90 % to 30 and 26, the others lose 2.5 and 5.3 points; at four
+    times the rate everything is at 0.
 Interacts: replayed samples of other strategies take no part, so that what is retained is not held by anything.
 """
 

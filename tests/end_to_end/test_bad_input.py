@@ -24,6 +24,11 @@ REFUSED = [
     (["stream=L0 X1"], "clu: stream: cannot read event 'X1'. Write events like"),
     (["stream=L0-9"], "names task 2, but the benchmark has tasks 0 to 1."),
     (["stream=L0 U1"], "unlearns task 1, which is not known then. Learn it before: add L1."),
+    (
+        ["stream=L0 U0:ids=nowhere.txt"],
+        "U0:ids=nowhere.txt needs the file nowhere.txt, which cannot be read (No such file or directory). Name a text file of sample ids "
+        "that is there; a relative path begins where clu is run.",
+    ),
     (["stream=L0 U0"], "clu: stream: event U0 unlearns at task level, but no strategy of this stack can do that"),
     (
         ["scenario=domain_il", "benchmark.name=split_digits", "~benchmark.tasks"],

@@ -23,6 +23,7 @@ import pytest
 
 from cl_framework.bench import step_table
 from cl_framework.bench_strategies import strategies_table
+from cl_framework.bench_text import of_pairs, pairs_in_words
 from cl_framework.cli import main
 from cl_framework.collected import FIGURES, collect
 from cl_framework.forking import forked
@@ -321,19 +322,29 @@ def test_joint_training_is_set_beside_the_committed_floor_with_its_interval() ->
 
 
 def test_what_is_said_of_tokens_a_second_is_the_committed_record() -> None:
-    rows = json.loads((ROOT / "experiments" / "results" / "bench_text.json").read_text())["results"]
-    text = " ".join(README.read_text().split())
-    assert [row["batch"] for row in rows] == [8, 32] and min(row["ratio"] for row in rows) >= 0.95
-    ratios = "{:.2f} and {:.2f} of the bare loop's tokens a second for batches of 8 and 32 rows (target 0.95)"
-    assert ratios.format(*(row["ratio"] for row in rows)) in text
-    saved = (
-        "of which {:.0f} percent of the parameters learn, takes {:.2f} and {:.2f} of the time of full fine-tuning and {:.2f} of its "
-        "optimizer's memory"
+    record = json.loads((ROOT / "experiments" / "results" / "bench_text.json").read_text())
+    rows, text = record["results"], " ".join(README.read_text().split())
+    assert [row["batch"] for row in rows] == [8, 32] and f"clu bench --text --repeats {record['repeats']} --steps 50" in text
+    ratios = [of_pairs(row["each"]["text"], row["each"]["bare_text"]) for row in rows]
+    assert ratios == [row["ratio_of_pairs"] for row in rows] and min(ratio["interval"][0] for ratio in ratios) >= 0.95
+    said = "ours shows {} and {} of the bare loop's tokens a second for batches of 8 and 32 rows (target at least 0.95"
+    assert said.format(*map(pairs_in_words, ratios)) in text
+    fastest = [max(row["each"]["text"]) / max(row["each"]["bare_text"]) for row in rows]
+    assert "the fastest of ours beside the fastest of the bare ones {:.2f} and {:.2f}.".format(*fastest) in text
+    halves = [row["half"] for row in rows]
+    times = [of_pairs(row["each"]["text"], row["each"]["half_text"]) for row in rows]
+    assert times == [half["time_of_pairs"] for half in halves] and min(time["interval"][0] for time in times) > 0.7, (
+        "30 percent are excluded"
     )
-    small, large = (row["half"] for row in rows)
+    saved = (
+        "of which {:.0f} percent of the parameters learn, takes {} and {} of the time of full fine-tuning in such pairs, {:.2f} of its "
+        "optimizer's memory, and {:.2f} and {:.2f} of the memory of the whole process"
+    )
+    small, large = halves
     assert small["trained"] == large["trained"] and small["moments"] == large["moments"]
-    assert saved.format(100 * small["trained"], small["time"], large["time"], small["moments"]) in text
-    assert saved.format(100 * small["trained"], large["time"], small["time"], small["moments"]) not in text
+    sizes = (small["moments"], small["peak_rss_mib"], large["peak_rss_mib"])
+    assert saved.format(100 * small["trained"], *map(pairs_in_words, times), *sizes) in text
+    assert saved.format(100 * small["trained"], *map(pairs_in_words, reversed(times)), *sizes) not in text
 
 
 APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  # the rest are exact, or controls

@@ -313,6 +313,18 @@ def test_committed_records_give_the_same_table(runs: Path, tmp_path: Path) -> No
     assert comparison(read_csv(path)) != comparison(changed)
 
 
+def test_committed_records_hold_memory_that_tables_leave_out(runs: Path, tmp_path: Path) -> None:
+    """What the optimizer held and the process took, in bytes and MiB."""
+    summaries = collect([runs]).summaries
+    path = tmp_path / "records.csv"
+    path.write_text(to_csv(summaries))
+    for column in ("optimizer_bytes", "peak_rss_mib"):
+        told = [summary[column] for summary in summaries]
+        assert [row[column] for row in read_csv(path)] == told and all(value is not None for value in told)
+    header, _ = comparison(summaries)
+    assert not [title for title in header if "MiB" in title or "bytes" in title]
+
+
 def test_report_writes_what_it_says(runs: Path, tmp_path: Path) -> None:
     table, notes = tmp_path / "table.md", report([runs], tmp_path / "table.md")[1]
     assert notes == [f"written: {table}"]

@@ -120,9 +120,12 @@ def test_what_is_wrong_is_named(folder: Path, tmp_path_factory: pytest.TempPathF
             benchmark_of(folder)
     file.write_text(f'[{{"query": "Who?", "answer": "He."}}, {{"query": "{"Who " * 20}?", "answer": "He."}}]')
     with pytest.raises(
-        ConfigurationError, match=r"2_Ada/forget_level2.json: row 1: the question has 82 tokens, which leaves no room for an answer"
+        ConfigurationError,
+        match=r"2_Ada/forget_level2.json: row 1: the question has 82 tokens, which leaves no room for an answer in 40\. "
+        r"Set benchmark\.length=82 or higher\.",
     ):
         benchmark_of(folder, length=40)
+    assert len(benchmark_of(folder, length=82).train[0]) == 5, "the length named is enough"
     assert len(benchmark_of(folder, length=90).train[0]) == 5
     file.unlink()
     with pytest.raises(ConfigurationError, match=r"2_Ada/forget_level2.json is missing\. Copy it from where the data came from\."):

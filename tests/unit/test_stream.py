@@ -83,7 +83,8 @@ def test_bad_grammar_is_quoted_with_examples(text: str, message: str) -> None:
         ("L0 L6", "event 1 (L6) of stream 'L0 L6' names task 6, but the benchmark has tasks 0 to 5."),
         ("U0", "event 0 (U0) of stream 'U0' unlearns task 0, which is not known then. Learn it before: add L0."),
         ("L0 U1 L1", "event 1 (U1) of stream 'L0 U1 L1' unlearns task 1, which is not known then. Learn it before: add L1."),
-        ("L0 U0 U0", "event 2 (U0) of stream 'L0 U0 U0' unlearns task 0, which is not known then. Learn it before: add L0."),
+        ("L0 U0 U0", "event 2 (U0) of stream 'L0 U0 U0' unlearns task 0, which is unlearned already then. Learn it before: add L0."),
+        ("L0 U0! U0", "event 2 (U0) of stream 'L0 U0! U0' unlearns task 0, which was unlearned for good before (U0!). Remove that event."),
         ("L0! L1 L0 U0", "event 3 (U0) of stream 'L0! L1 L0 U0' unlearns of task 0, which was learned for good (L0!). Learn it as L0."),
         (
             "L0! U0:class=1",

@@ -36,6 +36,15 @@ def test_what_is_left_out_must_be_of_a_task_that_there_is() -> None:
     assert len(assemble(load_experiment(BASE, ["without=U2:class=5"])).training_ids(2)) == 40
     with pytest.raises(ConfigurationError, match=r"without: U9:class=3 names task 9, but the benchmark has tasks 0 to 2\."):
         assemble(load_experiment(BASE, ["without=U9:class=3"]))
+    with pytest.raises(ConfigurationError, match=r"without: cannot read event 'L0\?'\. Write events like"):
+        assemble(load_experiment(BASE, ["without=L0?"]))
+
+
+def test_what_is_left_out_must_be_of_a_task_that_is_learned() -> None:
+    never = ["stream=L0 L2", "without=U2:class=5 U1:class=3"]
+    with pytest.raises(ConfigurationError, match=r"^without: U1:class=3 does nothing: the stream never learns task 1\. Leave it out\.$"):
+        assemble(load_experiment(BASE, never))
+    assert len(assemble(load_experiment(BASE, ["stream=L0 L2", "without=U2:class=5"])).training_ids(2)) == 40
 
 
 def test_a_blurry_stream_runs(tmp_path: Path) -> None:
