@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from cl_framework.benchmarks.base import Benchmark, BenchmarkContext, scaled_of,
 from cl_framework.benchmarks.sources import held_on
 from cl_framework.calls import has_features, run_model
 from cl_framework.config import Experiment, GivenOptions, Named
-from cl_framework.digests import bytes_of
 from cl_framework.errors import ConfigurationError, FrameworkError
 from cl_framework.learner import Learner
 from cl_framework.rng import global_randomness_kept, seeded
@@ -27,9 +25,6 @@ from cl_framework.schema import RunConfig
 from cl_framework.stack import Stack
 from cl_framework.strategy import Setting
 from cl_framework.stream import Learn, Stream, Unlearn, parse_requests
-
-_ENDS = 64  # items at either end of a source on disk that go into the digest of a given benchmark
-_PIECE = 1024  # items digested at once
 
 
 def make_stack(experiment: Experiment) -> Stack:
@@ -62,23 +57,12 @@ def make_benchmark(experiment: Experiment) -> Benchmark:
 
 
 def given(benchmark: Benchmark) -> Named:
-    """A benchmark that is an object, as a configuration knows it: by its name and a digest of its samples.
-
-    Of sources in memory all items count, of those that workers read the first and last 64, since reading all would take too long.
-    """
+    """A benchmark that is an object, as a configuration knows it: by its name and the digest of its samples."""
     if not isinstance(benchmark, Benchmark):
         raise ConfigurationError(
             f"benchmark= takes a Benchmark, such as that of from_datasets(train, test); got {type(benchmark).__name__}."
         )
-    digest = hashlib.sha256(repr((benchmark.classes, benchmark.scenarios)).encode())
-    for source in (*benchmark.train, *benchmark.test):
-        digest.update(source.targets.numpy().tobytes())
-        rows = torch.arange(len(source))
-        for piece in (rows if source.in_memory else torch.cat([rows[:_ENDS], rows[_ENDS:][-_ENDS:]])).split(_PIECE):
-            items = source.read(piece)
-            for part in items.values() if isinstance(items, dict) else (items,):
-                digest.update(bytes_of(part))
-    return Named(benchmark.name, GivenOptions(digest.hexdigest()[:16]), None)
+    return Named(benchmark.name, GivenOptions(benchmark.digest), None)
 
 
 def data_root(run: RunConfig) -> Path:

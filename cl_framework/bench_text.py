@@ -22,6 +22,7 @@ RATE = 1e-3
 DEFAULT_BATCHES = [8, 32]
 DEFAULT_STEPS = 200
 WARM_UP_STEPS = 5
+SIDES = ("bare_text", "text", "half_text")  # forth and back: what is compared runs next to each other, and neither always first
 SIZES = ("trained", "moments", "peak_rss_mib")  # of half fine-tuning, beside full
 TARGET = 0.95  # of the bare loop's speed, at least
 
@@ -32,24 +33,24 @@ def compare(options: argparse.Namespace) -> int:
 
     results: list[dict[str, Any]] = []
     for batch in options.batch or DEFAULT_BATCHES:
-        runs: dict[str, list[dict[str, Any]]] = {"text": [], "bare_text": [], "half_text": []}
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for repeat in range(options.repeats):
-            for side, found in runs.items():
+            for side in SIDES if repeat % 2 == 0 else reversed(SIDES):
                 tell(side, f"batches of {batch}", repeat, options)
-                found.append(child(side, batch, options.steps or DEFAULT_STEPS, 1))
+                runs[side].append(child(side, batch, options.steps or DEFAULT_STEPS, 1))
         each = {side: [LENGTH * run["samples"] / run["seconds"] for run in found] for side, found in runs.items()}
         speeds = {side: max(found) for side, found in each.items()}
         pairs = zip(runs["text"][0]["losses"], runs["bare_text"][0]["losses"], strict=True)
         difference = max(abs(ours - bare) for ours, bare in pairs)
         full, part = runs["text"][0], runs["half_text"][0]
-        shares = {"time": speeds["text"] / speeds["half_text"], "time_of_pairs": of_pairs(each["text"], each["half_text"])}
+        shares = {"time": speeds["text"] / speeds["half_text"], "time_by_rounds": by_rounds(each["text"], each["half_text"])}
         results.append(
             {
                 "batch": batch,
                 **speeds,
                 "each": each,
                 "ratio": speeds["text"] / speeds["bare_text"],
-                "ratio_of_pairs": of_pairs(each["text"], each["bare_text"]),
+                "ratio_by_rounds": by_rounds(each["text"], each["bare_text"]),
                 "loss_difference": difference,
                 "half": shares | {name: part[name] / full[name] for name in SIZES},
             }
@@ -59,27 +60,27 @@ def compare(options: argparse.Namespace) -> int:
             str(row["batch"]),
             *(f"{row[side]:,.0f}" for side in ("text", "bare_text")),
             f"{row['ratio']:.3f} (target {TARGET:g})",
-            pairs_in_words(row["ratio_of_pairs"]),
+            rounds_in_words(row["ratio_by_rounds"]),
             f"{row['loss_difference']:.1e}",
             f"{row['half']['time']:.2f}",
-            pairs_in_words(row["half"]["time_of_pairs"]),
+            rounds_in_words(row["half"]["time_by_rounds"]),
             *(f"{row['half'][name]:.2f}" for name in SIZES),
         ]
         for row in results
     ]
-    header = [f"rows of {LENGTH}", "ours, tokens/s", "bare, tokens/s", "ours / bare", "of pairs", "loss curves differ by"]
-    finish([*header, "half / full: time", "of pairs", "trained", "optimizer's memory", "peak memory"], rows, results, options)
+    header = [f"rows of {LENGTH}", "ours, tokens/s", "bare, tokens/s", "ours / bare", "by rounds", "loss curves differ by"]
+    finish([*header, "half / full: time", "by rounds", "trained", "optimizer's memory", "peak memory"], rows, results, options)
     same = all(row["loss_difference"] <= LOSS_TOLERANCE for row in results)
     if not same:
         print("clu: the sides did not do the same work: the ratios mean nothing.", file=sys.stderr)
     return 0 if same else 1
 
 
-def of_pairs(speeds: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """The mean ratio of two sides' processes, each with the one that ran next to it, and Student's interval; None for one process a side.
+def by_rounds(speeds: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """The mean ratio of two sides' processes, each with the one of the same round, and Student's interval; None for one process a side.
 
     Of logarithms, so that noise in one side weighs as much as in the other. Where a machine is shared, the fastest of each side may have
-    run at different hours; pairs did not.
+    run at different hours; those of a round did not.
     """
     from cl_framework.metrics import confidence_interval
 
@@ -88,10 +89,10 @@ def of_pairs(speeds: Sequence[float], others: Sequence[float]) -> dict[str, Any]
     return {"mean": math.exp(mean(ratios)), "interval": interval and [math.exp(end) for end in interval]}
 
 
-def pairs_in_words(pairs: Mapping[str, Any]) -> str:
-    """What `of_pairs` says, to two decimals: the mean, and its interval in brackets."""
-    interval = pairs["interval"]
-    return f"{pairs['mean']:.2f}" + ("" if interval is None else " ({:.2f} to {:.2f})".format(*interval))
+def rounds_in_words(found: Mapping[str, Any]) -> str:
+    """What `by_rounds` says, to two decimals: the mean, and its interval in brackets."""
+    interval = found["interval"]
+    return f"{found['mean']:.2f}" + ("" if interval is None else " ({:.2f} to {:.2f})".format(*interval))
 
 
 def _benchmark(batch: int, steps: int) -> Any:

@@ -122,6 +122,11 @@ class Learner:
         has_moments = optimizer.name != "sgd" or optimizer.momentum > 0
         return self.stack.is_exact(event, keeps_moments=optimizer.reset == "never" and has_moments)
 
+    def residual(self, event: Unlearn) -> list[str]:
+        """What was made of the data that `event` names and stays as it is, since no strategy makes it anew: it caps what is claimed."""
+        trained = self.benchmark.tokenizer == "bpe" and event.task == 0
+        return ["the tokenizer, which was trained on texts of task 0"] if trained else []
+
     # --- phases ---
 
     def learn_phase(self, event: Learn) -> Phase:

@@ -41,6 +41,8 @@ from cl_framework.unlearning.fast import ROUNDED_METRIC, retained_after, split_o
 from cl_framework.unlearning.quantization import rounded_accuracies
 from cl_framework.walk import Stopped, Walk
 
+_REMEDY = "Undo that, or start a new run."
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -125,6 +127,7 @@ def resume(
         check_same(experiment, state, directory)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
+            _check_same_data(state, learner, directory)
             check_complete(directory, _begun(state, learner.stream), {} if state is None else state["lengths"])
             rows = RowsWriter(directory.path, state)
             for difference in differences(directory.read_env(), _environment_of(learner)):
@@ -135,18 +138,17 @@ def resume(
 
 def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
     """Refuse to continue under another configuration or seed, and name the key that differs."""
-    remedy = "Undo that, or start a new run."
     if state is None:
         here = RunDirectory.create("", "", experiment.fingerprint, experiment.run.seed).path.name
         if directory.path.name != here:
             raise ConfigurationError(
                 f"{directory.path} has no checkpoint to compare with, and its configuration belongs in a folder named {here}: "
-                f"it was renamed, or started under another configuration. {remedy}"
+                f"it was renamed, or started under another configuration. {_REMEDY}"
             )
         return
     object_given = experiment.benchmark if isinstance(experiment.benchmark.options, GivenOptions) else None
     if object_given is not None and state["config"]["benchmark"].get(GIVEN) != object_given.options.given:
-        raise ConfigurationError(f"{directory.path} was started on other data than the benchmark given now. {remedy}")
+        raise ConfigurationError(f"{directory.path} was started on other data than the benchmark given now. {_REMEDY}")
     if state["fingerprint"] == experiment.fingerprint and state["config"]["seed"] == experiment.run.seed:
         return
     started = load_experiment(state["config"], given=object_given)
@@ -155,7 +157,14 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
         keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
     if not keys:  # both read the files as they are now
         keys = ["a file of ids in the stream has changed or is gone, or what the options mean in this version of the package"]
-    raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {remedy}")
+    raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {_REMEDY}")
+
+
+def _check_same_data(state: dict[str, Any] | None, learner: Learner, directory: RunDirectory) -> None:
+    """Refuse to continue on other samples: files that a benchmark reads may have changed. Checkpoints of earlier versions do not tell."""
+    if state is not None and state.get("data", learner.benchmark.digest) != learner.benchmark.digest:
+        name = learner.benchmark.name
+        raise ConfigurationError(f"{directory.path} was started on other data than benchmark {name!r} gives now. {_REMEDY}")
 
 
 def _begun(state: Mapping[str, Any] | None, stream: Stream) -> list[Row]:
@@ -353,6 +362,7 @@ class Runner:
         state = {
             "format": 2,
             "fingerprint": self.experiment.fingerprint,
+            "data": self.learner.benchmark.digest,
             "config": self.experiment.to_dict(),
             "position": {"event_index": index, "stream_step": position.stream_step},
             "inside": inside,

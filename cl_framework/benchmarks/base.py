@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +13,12 @@ import torch
 from torch import Tensor
 
 from cl_framework.criterion import asked
+from cl_framework.digests import bytes_of
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, concatenated, each
+
+_ENDS = 64  # items at either end of a source on disk that go into the digest of a benchmark's samples
+_PIECE = 1024  # items digested at once
 
 
 class Source(Protocol):
@@ -98,6 +103,26 @@ class Benchmark:
     def offsets(self) -> Tensor:
         """(T + 1,) int64: the first global sample id of each task, and the number of all."""
         return torch.tensor([0, *(len(source) for source in self.train)]).cumsum(0)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its classes and samples, as a model is given them: a resume needs the same, and so does an oracle that is taken from a folder.
+
+        Of sources in memory all items count; of those that workers read, and of those that are made of one data set, the first and last 64
+        and that data set, since reading all would take too long.
+        """
+        digest = hashlib.sha256(repr((self.classes, self.scenarios)).encode())
+        sources = (*self.train, *self.test)
+        bases = {id(base): base for source in sources if (base := getattr(source, "base", None)) is not None}
+        for source in (*sources, *bases.values()):
+            digest.update(bytes_of(source.targets))
+            rows = torch.arange(len(source))
+            ends = torch.cat([rows[:_ENDS], rows[_ENDS:][-_ENDS:]])
+            for piece in rows.split(_PIECE) if source.in_memory and not hasattr(source, "base") else (ends,):
+                items = source.read(piece)
+                for part in items.values() if isinstance(items, dict) else (items,):
+                    digest.update(bytes_of(part))
+        return digest.hexdigest()[:16]
 
     @cached_property
     def tokens_a_row(self) -> int | None:

@@ -112,6 +112,7 @@ class Certifier:
         if not (exact and self.learner.stack.unlearner_of(event).strategy.traits.replays):  # a replay starts from older weights
             untreated = self.movements.untreated(since, index, event.task, self.learner.model)
             found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]
+        residual = self.learner.residual(event)
         there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
         gone = {*purged, *standing.get("states_before", ())} - there
         self.log.append(
@@ -125,8 +126,9 @@ class Certifier:
                 "out_of_reach": list(OUT_OF_REACH),
                 "canaries": {"searched": canaries.searched, "of": canaries.of},
                 "contains": found,
+                "residual": residual,
                 "removed": gone_values,
-                "guarantee_achieved": "none" if found else ("exact" if exact else "approximate"),
+                "guarantee_achieved": "none" if found else ("exact" if exact and not residual else "approximate"),
                 **self._rows(),
                 "states": self._states(),
                 "ancestry": self._ancestry(exact, found) | dict.fromkeys(sorted(gone), REMOVED),

@@ -1,7 +1,7 @@
 """Models to compare an unlearned one with: the run itself, lived through again in memory, and oracles that never saw the data.
 
 An oracle of an event is the state to which the stream leads without what was unlearned up to there: `Stream.without_unlearned`, and
-without the samples unlearned one by one. Its states are kept under `OUT/oracles/`, by what led to them, code and machine included
+without the samples unlearned one by one. Its states are kept under `OUT/oracles/`, by what led to them, data, code and machine included
 (`surroundings`), so that requests, repeated audits and runs that differ only in how they unlearn share what they can. An oracle of one
 event knows what a later one unlearns: kept states are no part of the run, and `clu audit` names the folder where some know what was
 unlearned since.
@@ -148,7 +148,7 @@ class Oracles:
         self.learner = assemble(replace(learning, run=replace(learning.run, seed=seed)), benchmark, dealt_by=experiment.run.seed)
         self._never = self.learner.deleted
         numbers = replace(learning, run=replace(learning.run, stream="")).fingerprint
-        kept = digest_of([numbers, surroundings(learning, self.learner.device)])
+        kept = digest_of([numbers, benchmark.digest, surroundings(learning, self.learner.device)])
         self.history = History(folder / f"{kept[:16]}-s{experiment.run.seed}-o{seed}")
         self.measurements = KeptMeasurements(self.history.folder / "measured")
         if made is not None and self.history.folder not in made:

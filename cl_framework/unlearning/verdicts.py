@@ -69,9 +69,12 @@ def farthest_answer(one: Measured, oracle: Measured) -> float:
     return max(gaps, default=0.0, key=lambda gap: (math.isnan(gap), gap))
 
 
-def exact_claim(models: Models, claimed: bool, unlike: Sequence[str] = ()) -> Figure:
+def exact_claim(models: Models, claimed: bool, unlike: Sequence[str] = (), residual: Sequence[str] = ()) -> Figure:
     """E1: whether an answer that claims to be exact has led to the oracle of the run's own seed: weights, statistics, answers, and what
-    strategies and optimizers keep; `unlike`: the places where only the one or only the other keeps something."""
+    strategies and optimizers keep.
+
+    unlike: the places where only the one or only the other keeps something; residual: what both have of the data that was unlearned.
+    """
     if not claimed:
         return Figure(CLAIM, None, NOT_RUN, "the answer does not claim to be exact")
     distance = farthest_answer(models.unlearned, models.oracle)
@@ -83,6 +86,8 @@ def exact_claim(models: Models, claimed: bool, unlike: Sequence[str] = ()) -> Fi
     why = f"nats, the farthest of its answers from the oracle's, 0 but for rounding; {weights}"
     if unlike:
         why += f"; what is kept beside it is not what is kept beside the oracle: {', '.join(unlike[:3])}{' ...' if len(unlike) > 3 else ''}"
+    if residual:
+        why += f"; both have {', '.join(residual)}"
     return Figure(CLAIM, distance, verdict, why, bound=NATS)
 
 

@@ -231,7 +231,9 @@ def _ancestry(evidence: Evidence) -> str:
         for path, kept_state in history.states() if taken else ():
             if found := still_there(taken, kept_state, "state"):
                 raise FrameworkError(f"{path} still holds what {event} unlearned, at {found[0]}.")
-    return f"{len(kept)} kept states by the ways that led to them, and what is in the newest"
+    beside = sorted({left for _, event, _, _ in evidence.gone for left in evidence.learner.residual(event)})
+    apart = f"; not made anew: {', '.join(beside)}" if beside else ""
+    return f"{len(kept)} kept states by the ways that led to them, and what is in the newest{apart}"
 
 
 def _way_of(path: Path) -> str:

@@ -23,7 +23,7 @@ import pytest
 
 from cl_framework.bench import step_table
 from cl_framework.bench_strategies import strategies_table
-from cl_framework.bench_text import of_pairs, pairs_in_words
+from cl_framework.bench_text import by_rounds, rounds_in_words
 from cl_framework.cli import main
 from cl_framework.collected import FIGURES, collect
 from cl_framework.forking import forked
@@ -365,26 +365,26 @@ def test_what_is_said_of_tokens_a_second_is_the_committed_record() -> None:
     record = json.loads((ROOT / "experiments" / "results" / "bench_text.json").read_text())
     rows, text = record["results"], " ".join(README.read_text().split())
     assert [row["batch"] for row in rows] == [8, 32] and f"clu bench --text --repeats {record['repeats']} --steps 50" in text
-    ratios = [of_pairs(row["each"]["text"], row["each"]["bare_text"]) for row in rows]
-    assert ratios == [row["ratio_of_pairs"] for row in rows] and min(ratio["interval"][0] for ratio in ratios) >= 0.95
+    ratios = [by_rounds(row["each"]["text"], row["each"]["bare_text"]) for row in rows]
+    assert ratios == [row["ratio_by_rounds"] for row in rows] and min(ratio["interval"][0] for ratio in ratios) >= 0.95
     said = "ours shows {} and {} of the bare loop's tokens a second for batches of 8 and 32 rows (target at least 0.95"
-    assert said.format(*map(pairs_in_words, ratios)) in text
+    assert said.format(*map(rounds_in_words, ratios)) in text
     fastest = [max(row["each"]["text"]) / max(row["each"]["bare_text"]) for row in rows]
     assert "the fastest of ours beside the fastest of the bare ones {:.2f} and {:.2f}.".format(*fastest) in text
     halves = [row["half"] for row in rows]
-    times = [of_pairs(row["each"]["text"], row["each"]["half_text"]) for row in rows]
-    assert times == [half["time_of_pairs"] for half in halves] and min(time["interval"][0] for time in times) > 0.7, (
+    times = [by_rounds(row["each"]["text"], row["each"]["half_text"]) for row in rows]
+    assert times == [half["time_by_rounds"] for half in halves] and min(time["interval"][0] for time in times) > 0.7, (
         "30 percent are excluded"
     )
     saved = (
-        "of which {:.0f} percent of the parameters learn, takes {} and {} of the time of full fine-tuning in such pairs, {:.2f} of its "
+        "of which {:.0f} percent of the parameters learn, takes {} and {} of the time of full fine-tuning in such rounds, {:.2f} of its "
         "optimizer's memory, and {:.2f} and {:.2f} of the memory of the whole process"
     )
     small, large = halves
     assert small["trained"] == large["trained"] and small["moments"] == large["moments"]
     sizes = (small["moments"], small["peak_rss_mib"], large["peak_rss_mib"])
-    assert saved.format(100 * small["trained"], *map(pairs_in_words, times), *sizes) in text
-    assert saved.format(100 * small["trained"], *map(pairs_in_words, reversed(times)), *sizes) not in text
+    assert saved.format(100 * small["trained"], *map(rounds_in_words, times), *sizes) in text
+    assert saved.format(100 * small["trained"], *map(rounds_in_words, reversed(times)), *sizes) not in text
 
 
 APPROXIMATE = ("grad_diff", "gradient_ascent", "npo", "rmu", "simnpo", "ssd")  # the rest are exact, or controls

@@ -246,6 +246,16 @@ def test_states_are_kept_by_code_and_machine(changed: str, tmp_path: Path, monke
     assert (after.history.folder == before.history.folder) is (changed == "nothing")
 
 
+def test_states_are_kept_by_the_data(tmp_path: Path) -> None:
+    experiment = made(tmp_path / "run")
+    whole = make_benchmark(experiment)
+    changed = copy.copy(whole.train[1])
+    changed.targets = whole.train[1].targets.roll(1)
+    other = replace(whole, train=[whole.train[0], changed, *whole.train[2:]])
+    found = [Oracles(experiment, data, 0, tmp_path / "oracles").after(2).new_events for data in (whole, make_benchmark(experiment), other)]
+    assert found == [1, 0, 1], "files may change under a name"
+
+
 def test_the_source_of_a_strategy_is_that_of_all_it_takes_from_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "pulling_back"
     package.mkdir()

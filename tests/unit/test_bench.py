@@ -85,9 +85,11 @@ def test_an_event_is_one_pass_over_mnists_size_unless_told_otherwise(monkeypatch
 
 def test_batches_are_those_asked_for_even_where_they_are_anothers_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
+    sides: list[str] = []
 
     def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:
         asked.append(batch)
+        sides.append(side)
         return {
             "seconds": 1.0,
             "steps": steps,
@@ -102,6 +104,8 @@ def test_batches_are_those_asked_for_even_where_they_are_anothers_defaults(monke
         asked.extend(batches)
 
     monkeypatch.setattr(bench, "child", child)
+    bench.main(["--text", "--batch", "7", "--repeats", "2"])
+    assert sides == ["bare_text", "text", "half_text", "half_text", "text", "bare_text"], "forth and back"
     monkeypatch.setattr(bench_strategies, "table", table)
     for words, default in (
         (["--text"], bench_text.DEFAULT_BATCHES),
@@ -136,22 +140,22 @@ def test_a_side_that_fails_is_named(said: str, reason: str, monkeypatch: pytest.
         bench.main(["--quick"])
 
 
-def test_the_interval_of_pairs_follows_the_pairs_and_not_the_hours() -> None:
-    """A machine that grows three times as fast meanwhile changes both sides of a pair alike."""
+def test_the_interval_of_rounds_follows_the_rounds_and_not_the_hours() -> None:
+    """A machine that grows three times as fast meanwhile changes both sides of a round alike."""
     hours = (1.0, 2.0, 3.0)
-    steady = bench_text.of_pairs([0.5 * hour for hour in hours], list(hours))
-    assert bench_text.pairs_in_words(steady) == "0.50 (0.50 to 0.50)"
-    noisy = bench_text.of_pairs([0.5, 0.5, 0.5], list(hours))
+    steady = bench_text.by_rounds([0.5 * hour for hour in hours], list(hours))
+    assert bench_text.rounds_in_words(steady) == "0.50 (0.50 to 0.50)"
+    noisy = bench_text.by_rounds([0.5, 0.5, 0.5], list(hours))
     assert noisy["interval"][0] < 0.2 < 0.5 < noisy["interval"][1]
-    there, back = bench_text.of_pairs([1.0, 2.0], [2.0, 1.0]), bench_text.of_pairs([2.0, 1.0], [1.0, 2.0])
+    there, back = bench_text.by_rounds([1.0, 2.0], [2.0, 1.0]), bench_text.by_rounds([2.0, 1.0], [1.0, 2.0])
     assert there["mean"] == back["mean"] == pytest.approx(1.0), "as much either way"
-    assert bench_text.pairs_in_words(bench_text.of_pairs([3.0], [2.0])) == "1.50"
+    assert bench_text.rounds_in_words(bench_text.by_rounds([3.0], [2.0])) == "1.50"
 
 
 @pytest.mark.slow
 def test_text_is_measured_beside_a_loop_that_does_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
-    sides = {"text": bench_text.ours, "bare_text": bench_text.bare, "half_text": bench_text.half}
+    sides = {"bare_text": bench_text.bare, "text": bench_text.ours, "half_text": bench_text.half}
     asked = []
 
     def child(side: str, batch: int, steps: int, capacity: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import math
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +37,8 @@ from cl_framework.runner import resume
 from cl_framework.strategy import Rows
 from cl_framework.testing.laboratory import finish, first_difference
 from cl_framework.unlearning.audit import audit
+from cl_framework.unlearning.deletion import DeletionLog
+from cl_framework.unlearning.verify import verify
 
 ENGLISH = ["the cat sat on the mat", "the dog ran to the cat", "a mat is on the floor", "the dog sat", "a cat ran"] * 4
 GERMAN = ["die katze sitzt auf der matte", "der hund rennt zur katze", "eine matte liegt am boden", "der hund sitzt"] * 4
@@ -589,6 +592,46 @@ def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
     assert summary is not None and [entry["event"] for entry in summary["unlearning"]] == ["U0"]
     before, after = (summary["loss_matrix"][event][0] for event in (1, 2))
     assert before < 3 and (after == before if name == "do_nothing" else after > before + 0.1)  # nats; of 258 tokens alike 5.55
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_a_resume_needs_the_texts_that_the_run_began_with(tokenizer: str, tmp_path: Path) -> None:
+    options = {"tokenizer": tokenizer} | ({"vocabulary": 300} if tokenizer == "bpe" else {})
+    texts = {"name": "language_modelling", "corpus": "folder", "folder": str(tmp_path / "texts"), "length": 6, "held_out": 0.4, **options}
+    stopped = run(experiment(tmp_path, {}, benchmark=texts), stop_requested=lambda done: done >= 3)
+    first, kept = tmp_path / "texts" / "a.txt", (tmp_path / "texts" / "a.txt").read_text()
+    before = {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()}
+    first.write_text("\n".join(line[::-1] for line in kept.splitlines()))
+    text = "was started on other data than benchmark 'folder' gives now. Undo that, or start a new run."
+    with pytest.raises(ConfigurationError, match=re.escape(text)):
+        resume(stopped.path)
+    assert {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()} == before
+    first.write_text(kept)
+    assert resume(stopped.path).status == "done"
+
+
+def test_a_checkpoint_from_before_it_knew_its_data_is_gone_on_with(tmp_path: Path) -> None:
+    stopped = run(experiment(tmp_path, {}), stop_requested=lambda done: done >= 3)
+    for path in (stopped.path / "ckpt").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert state.pop("data") == make_benchmark(load_experiment(stopped.path / "config.yaml")).digest
+        torch.save(state, path)
+    assert resume(stopped.path).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "stream", "left"),
+    [("bpe", "L0 L1 U0", True), ("bpe", "L0 L1 U0:fraction=0.5", True), ("bpe", "L0 L1 U1", False), ("bytes", "L0 L1 U0", False)],
+)
+def test_what_trained_the_tokenizer_is_never_said_to_be_exactly_gone(tokenizer: str, stream: str, left: bool, tmp_path: Path) -> None:
+    options = {"tokenizer": tokenizer} | ({"vocabulary": 300} if tokenizer == "bpe" else {})
+    texts = {"name": "language_modelling", "corpus": "folder", "folder": str(tmp_path / "texts"), "length": 6, "held_out": 0.4, **options}
+    path = run(experiment(tmp_path, {"rewind": {}}, benchmark=texts, stream=stream)).path
+    (done,) = [entry for entry in DeletionLog(path / "deletion").entries() if entry["kind"] == "done"]
+    named = ["the tokenizer, which was trained on texts of task 0"] if left else []
+    assert (done["residual"], done["guarantee_achieved"], done["contains"]) == (named, "approximate" if left else "exact", [])
+    told = {finding.claim: finding.why for finding in verify(path)}
+    assert told["no state descends from what was unlearned"].endswith(f"; not made anew: {named[0]}" if left else "in the newest")
 
 
 @pytest.mark.slow

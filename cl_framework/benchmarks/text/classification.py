@@ -29,7 +29,7 @@ class TextOptions:
     length: int = 32  # tokens a text at most, >= 2; longer texts are cut
     tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
-    train_limit: int | None = None  # training texts in all, stratified; default: all
+    train_limit: int | None = None  # training texts in all, stratified; a trained tokenizer sees all of task 0
 
     def __post_init__(self) -> None:
         if self.tasks is not None and self.classes_per_task is not None:

@@ -47,7 +47,7 @@ class LanguageOptions:
     length: int = 64  # tokens a row, >= 2
     tokenizer: str = "bpe"  # bpe (trained on task 0), bytes, the path of a tokenizer.json, or package:NAME
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
-    train_limit: int | None = None  # tokens of each text at most, its first ones, >= 2 (facts are no text); default: all
+    train_limit: int | None = None  # tokens of each text at most, its first ones, >= 2 (facts are no text); a trained tokenizer sees all
 
     def __post_init__(self) -> None:
         check_range("length", self.length, low=2)

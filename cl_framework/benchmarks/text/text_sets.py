@@ -2,6 +2,8 @@
 
 Sources: de Masson d'Autume et al. 2019 (AG News, Amazon, Yelp, DBpedia, Yahoo), Razdaibiedina et al. 2023 "Progressive Prompts" (these and
 ten of GLUE, SuperGLUE and IMDB), in the files of the O-LoRA repository (Wang et al. 2023).
+Differs: Amazon and Yelp, both of five stars, have ten labels here; where a publication gives them one set of five, its class-incremental
+    figures compare with none of these.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class TokenInputs:
         return {"input_ids": _known(items), "attention_mask": self._text(items)}
 
     def strong(self, items: Inputs, generator: torch.Generator) -> Inputs:
-        """Some tokens after the first are not attended to."""
+        """Some tokens after the first are not attended to by others; in a decoder each still decides the answer at its own place."""
         assert isinstance(items, Tensor)
         kept = torch.rand(items.shape, generator=generator).to(items.device, non_blocking=True) >= self.dropped
         kept[:, 0] = True
