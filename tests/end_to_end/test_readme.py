@@ -209,6 +209,132 @@ def said_of(name: str, one: str, other: str, figure: str) -> tuple[float, str]:
     return float(apart), f"{shown[0]}, {shown[1]} to {shown[2]}"
 
 
+@dataclass(frozen=True)
+class Apart:
+    """A difference in words: "+0.61" and "-0.56 to +1.77", `size` and `ends` without a plus."""
+
+    mean: str
+    interval: str
+
+    def __str__(self) -> str:
+        return f"{self.mean}, {self.interval}"
+
+    @property
+    def size(self) -> str:
+        return self.mean.removeprefix("+")
+
+    @property
+    def ends(self) -> str:
+        return self.interval.replace("+", "")
+
+
+Pair = tuple[str, str, str]  # one, minus other, in this figure
+RATES = ("cosine", "rewarm", "infinite")
+LOSSES = OLD, NEWEST = ("loss_of_old_tasks", "loss_of_newest_task")
+
+
+def encoders(one: str, other: str) -> list[Pair]:
+    """Both encoders of CLINC150, MiniLM first."""
+    return [(f"clinc150_{encoder}_{one}", f"clinc150_{encoder}_{other}", "average_accuracy") for encoder in ("minilm", "scratch")]
+
+
+def shift(one: str, other: str, figure: str) -> Pair:
+    """Rates of the shift between languages with a share of replay ("constant 0.05", "cosine": none), or other experiments of it."""
+
+    def named(name: str) -> str:
+        rate, _, share = name.partition(" ")
+        replays = rate in (*RATES, "constant")
+        return f"language_shift_{rate}" + (f" strategies.replay_share.share={share or '0.0'}" if replays else "")
+
+    return named(one), named(other), figure
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "pairs"),
+    [
+        (
+            "clinc150",
+            "Five percent replayed leave MiniLM {0.size} points behind joint training ({0.interval}), the encoder from scratch {1.size} "
+            "({1.interval})",
+            encoders("joint", "er_5"),
+        ),
+        ("clinc150", "1 percent is {0.size} and {1.size} points worse", encoders("er_5", "er_1")),
+        ("clinc150", "nor is half fine-tuning on ER ({0} and {1})", encoders("er_5_half", "er_5")),
+        (
+            "clinc150",
+            "is ahead of ER with 1 percent with MiniLM ({0}); it may draw from all that was seen. From scratch that does not show ({1})",
+            encoders("power_law", "er_1"),
+        ),
+        (
+            "clinc150",
+            "EWC does not help where classes compete: {0.mean} ({0.interval}) and {1.mean} ({1.interval}) over fine-tuning",
+            encoders("ewc", "finetune"),
+        ),
+        (
+            "language_shift",
+            "5 percent lower the loss on old languages by {0.size} nats ({0.ends}) and cost the newest nothing that shows ({1}); 1 percent "
+            "lower it by {2.size} ({2.ends}); 25 percent lower it by {3.size} and cost {4.size} ({4.ends})",
+            [
+                shift("constant", "constant 0.05", OLD),
+                shift("constant 0.05", "constant", NEWEST),
+                shift("constant", "constant 0.01", OLD),
+                shift("constant", "constant 0.25", OLD),
+                shift("constant 0.25", "constant", NEWEST),
+            ],
+        ),
+        (
+            "language_shift",
+            "Training on all together is another {0.size} better on the old ones; with 25 percent and an infinite rate {1.size} "
+            "({1.ends}), and then the newest language is not behind ({2})",
+            [
+                shift("constant 0.25", "joint", OLD),
+                shift("infinite 0.25", "joint", OLD),
+                shift("infinite 0.25", "joint", NEWEST),
+            ],
+        ),
+        (
+            "language_shift",
+            "it holds, on old languages ({0}) and on the newest ({1}), and beside re-warming with no replay ({2.mean} and {3.mean}), "
+            "with 5 percent ({4.mean} and {5.mean}) and with 25 ({6.mean} and {7.mean})",
+            [
+                shift(f"infinite {share}", f"{rate} {share}", loss)
+                for rate, share in (("cosine", "0.0"), ("rewarm", "0.0"), ("rewarm", "0.05"), ("rewarm", "0.25"))
+                for loss in LOSSES
+            ],
+        ),
+        (
+            "language_shift",
+            "it is behind a constant rate with 1 percent of replay ({0}) and with 5 ({1}), and not told apart without replay ({2}) and "
+            "with 25 percent ({3})",
+            [shift(f"rewarm {share}", f"constant {share}", NEWEST) for share in ("0.01", "0.05", "0.0", "0.25")],
+        ),
+        (
+            "language_shift",
+            "told apart in one (cosine with 5 percent, {0.size} behind, {0.ends})",
+            [shift("cosine 0.05", "constant 0.05", OLD)],
+        ),
+        (
+            "language_shift",
+            "ends better on old languages ({0}) and on the newest ({1}), because it learns",
+            [shift("half", "constant", loss) for loss in LOSSES],
+        ),
+        (
+            "language_shift_rate",
+            "on old languages it holds here too, on the newest it does not show ({0})",
+            [("language_shift_infinite", "language_shift_cosine", NEWEST)],
+        ),
+    ],
+)
+def test_what_is_said_of_two_experiments_is_in_the_committed_records(name: str, said: str, pairs: list[Pair]) -> None:
+    text = " ".join(README.read_text().split())
+    apart, reversed_ = (
+        [Apart(*said_of(name, *pair, figure)[1].split(", ")) for *pair, figure in some]
+        for some in (pairs, [(other, one, figure) for one, other, figure in pairs])
+    )
+    assert said.format(*apart) in text
+    assert said.format(*reversed_) not in text  # the control: the other way round
+
+
 def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> None:
     """What no table of differences shows: which rate and which share of the parameters lose least."""
     text = " ".join(README.read_text().split()).replace(" points", "").replace(" nats", "")
@@ -230,6 +356,9 @@ def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> N
     ):
         _, words = apart(rate, share, figure)
         assert f"({words})" in text, (rate, share)
+    ends = [apart(rate, share, OLD) for rate in ("cosine", "rewarm") for share in shares]
+    assert all(mean > 0 for mean, _ in ends) and sum(", +" in words for _, words in ends) == 1, "best in all eight, told apart in one"
+    assert all(" to -" in apart("infinite", share, NEWEST)[1] for share in shares), "ahead on the newest language with any share"
     half, full = "language_shift_half", "language_shift_constant strategies.replay_share.share=0.0"
     for figure in ("loss_rise", "forgetting"):
         assert f"({said_of('language_shift', half, full, figure)[1]})" in text, figure
@@ -259,8 +388,10 @@ def test_what_is_said_of_the_level_of_the_rate_is_in_the_committed_records() -> 
             apart = [lower[seed][figure] - other[seed][figure] for seed in (0, 1, 2)]
             low, high = confidence_interval(apart) or (0.0, 0.0)
             words = f"{mean(apart):+.3f}, {low:+.3f} to {high:+.3f}"
-            assert (f"{mean(apart):+.3f}" if name == "constant" else words) in text, (name, figure)
+            assert name == "constant" or words in text, (name, figure)
             assert f"{-mean(apart):+.3f}, {-high:+.3f} to {-low:+.3f}" not in text
+    level = [mean(lower[seed][figure] - others["constant"][seed][figure] for seed in (0, 1, 2)) for figure in LOSSES]
+    assert "and than a constant 0.003 ({:+.3f} and {:+.3f})".format(*level) in text
     rises = [float(said_of("language_shift_rate", f"language_shift_{rate}", constant, "loss_rise")[0]) for rate in RATES]
     assert f"by what is lost it forgets most, by {-max(rises):.3f} to {-min(rises):.3f} nats" in text
 
@@ -280,10 +411,6 @@ def test_what_is_said_of_the_level_of_the_rate_is_in_the_committed_records() -> 
     assert f"another {float(old):.3f} nats better on old languages than a constant rate without replay" in text
     assert f"and {-float(new):.3f} behind it on the newest ({-high:.3f} to {-low:.3f})" in text
     assert f"and {-float(new):.3f} behind it on the newest ({-low:.3f} to {-high:.3f})" not in text  # the control: the other way round
-
-
-RATES = ("cosine", "rewarm", "infinite")
-LOSSES = ("loss_of_old_tasks", "loss_of_newest_task")
 
 
 def test_what_half_fine_tuning_saves_in_time_is_in_the_committed_records() -> None:
@@ -359,6 +486,15 @@ def test_joint_training_is_set_beside_the_committed_floor_with_its_interval() ->
     said = "reaches {:.2f} percent with MiniLM, {:.2f} above the {:.2f} of a logistic regression"
     assert said.format(mean(joint), mean(joint) - floor, floor) in text and f"{weaker:.2f} with `--weak 1`" in text
     assert "Student's interval of three seeds ({:+.2f} to {:+.2f}) that is not told apart".format(*interval) in text
+    scratch = mean(run["average_accuracy"] for run in runs if run["experiment"] == "clinc150_scratch_joint")
+    assert scratch < floor and f"From scratch it reaches {scratch:.2f}, below that floor" in text
+    slower = {}
+    for encoder in ("minilm", "scratch"):
+        derpp, er = (
+            mean(run["train_seconds"] for run in runs if run["experiment"] == f"clinc150_{encoder}_{name}") for name in ("derpp", "er_5")
+        )
+        slower[encoder] = derpp / er
+    assert f"and takes {slower['scratch']:.1f} to {slower['minilm']:.0f} times as long" in text
 
 
 def test_what_is_said_of_tokens_a_second_is_the_committed_record() -> None:
@@ -483,6 +619,11 @@ def test_what_is_said_of_requests_one_after_another_is_in_the_committed_rows() -
     assert "back by {:.0f}, {:.0f} and {:.0f} points beyond".format(*(back[seed] for seed in (0, 1, 2))) in readme
     again = [row["value"] for row in rows if row["name"] == "M4" and row["strategy"] in ("rmu", "simnpo")]
     assert len(again) == 18 and f"M4, {min(again):.0f} to {max(again):.0f} points above the oracle" in readme
+    nothing = [row for row in rows if (row["name"], row["strategy"]) == ("T1", "do_nothing")]
+    low, high = (mean(row[end] for row in nothing) for end in ("low", "high"))
+    wide = "With 40 questions a request the truth ratio's interval is wide ({:.2f} to {:.2f} where nothing was unlearned)"
+    assert {row["n"] for row in nothing} == {40.0} and len(nothing) == 9
+    assert wide.format(low, high) in readme and wide.format(low + 0.01, high) not in readme
 
 
 def test_what_is_said_of_costs_is_in_the_committed_rows() -> None:
@@ -503,6 +644,47 @@ def figures_in(name: str, strategies: str, figure: str) -> list[Row]:
     """The rows of committed audits about the models that a stack has unlearned, of one figure."""
     rows = read_csv(ROOT / "experiments" / "results" / f"{name}.csv")
     return [row for row in rows if (row["model"], row["name"], " ".join(row["strategies"])) == (UNLEARNED, figure, strategies)]
+
+
+def test_what_is_said_of_truth_ratios_and_relearning_is_in_the_committed_rows() -> None:
+    text = " ".join(README.read_text().split())
+
+    def of(strategy: str, figure: str) -> list[Row]:
+        found = figures_in("audit_tofu", f"joint rewarm er {strategy}", figure)
+        assert [row["seed"] for row in found] == [0, 1, 2]
+        return found
+
+    def values(strategy: str, figure: str) -> list[float]:
+        return [row["value"] for row in of(strategy, figure)]
+
+    ratios, again = of("rmu", "T1"), values("rmu", "M4")
+    kept = {strategy: [row["details"]["retained"] for row in of(strategy, "T2")] for strategy in GRADIENTS}
+    rows = read_csv(ROOT / "experiments" / "results" / "audit_tofu.csv")
+    oracles = [row for row in rows if row["model"] == "oracle of another seed"]
+    distances = [row for row in oracles if row["name"] == "T1"]
+    failed = {(row["name"], row["seed"]) for row in oracles if row["verdict"] == "FAIL"}
+    assert len(distances) == 33 and failed == {("M6", 0), ("M6", 2)} and max(max(left[1:]) for left in kept.values()) < 0.001
+    assert values("rewind", "E1") == [0.0] * 3
+    for said, numbers in (
+        ("it is the oracle, bit for bit (E1), at {:.2f} of the suffix's seconds", [mean(values("rewind", "M12"))]),
+        (
+            "(KS {:.2f}, {:.2f} and {:.2f}, intervals from {:.2f} to {:.2f})",
+            [*values("rmu", "T1"), min(row["low"] for row in ratios), max(row["high"] for row in ratios)],
+        ),
+        ("teaches it the rest again: {:.0f} to {:.0f} points above the oracle", [min(again), max(again)]),
+        ("is relearned least: {:.1f}, {:.1f} and {:.1f} points above the oracle (M4", values("ssd", "M4")),
+        (
+            "a probability of {:.3f} and {:.3f} on the seed their rate was chosen on, and nothing on the other two",
+            [kept[strategy][0] for strategy in GRADIENTS],
+        ),
+        (
+            "An oracle of another seed is {:.2f} from the oracle in truth ratios ({:.2f} to {:.2f}, n {:.0f}) and passes all but M6, in "
+            "two seeds of three",
+            [mean(row[column] for row in distances) for column in ("value", "low", "high", "n")],
+        ),
+    ):
+        assert said.format(*numbers) in text, said
+        assert said.format(*(1.1 * number + 0.1 for number in numbers)) not in text
 
 
 def test_what_is_said_of_orders_is_in_the_committed_rows() -> None:
