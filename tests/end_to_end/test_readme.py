@@ -426,6 +426,14 @@ def test_what_half_fine_tuning_saves_in_time_is_in_the_committed_records() -> No
         assert f"{mean_apart} ({interval})" in text
         mean_apart, interval = said_of(name, whole, half, "train_seconds")[1].split(", ")
         assert f"{mean_apart} ({interval})" not in text
+    for name, half, whole in (
+        ("language_shift_reset", "language_shift_half", "language_shift"),
+        ("clinc150", "clinc150_scratch_er_5_half", "clinc150_scratch_er_5"),
+    ):
+        runs = collect([ROOT / "experiments" / "results" / f"{name}.csv"]).summaries
+        seconds = mean(run["train_seconds"] for run in runs if run["experiment"] == whole)
+        saved = Apart(*said_of(name, half, whole, "train_seconds")[1].split(", "))
+        assert f"{saved.mean} ({saved.interval}) of {seconds:.0f}, " in text
 
 
 def test_what_half_fine_tuning_saves_in_memory_is_in_the_committed_records() -> None:
@@ -665,6 +673,7 @@ def test_what_is_said_of_truth_ratios_and_relearning_is_in_the_committed_rows() 
     failed = {(row["name"], row["seed"]) for row in oracles if row["verdict"] == "FAIL"}
     assert len(distances) == 33 and failed == {("M6", 0), ("M6", 2)} and max(max(left[1:]) for left in kept.values()) < 0.001
     assert values("rewind", "E1") == [0.0] * 3
+    rounded = [row for row in rows if (row["model"], row["name"]) == (UNLEARNED, "M8") and row["verdict"] != "INVALID"]
     for said, numbers in (
         ("it is the oracle, bit for bit (E1), at {:.2f} of the suffix's seconds", [mean(values("rewind", "M12"))]),
         (
@@ -672,6 +681,10 @@ def test_what_is_said_of_truth_ratios_and_relearning_is_in_the_committed_rows() 
             [*values("rmu", "T1"), min(row["low"] for row in ratios), max(row["high"] for row in ratios)],
         ),
         ("teaches it the rest again: {:.0f} to {:.0f} points above the oracle", [min(again), max(again)]),
+        (
+            "Four bits bring nothing back where M8 is valid (at most {:.0f} point)",
+            [max(row["details"]["int4"] for row in rounded)],
+        ),
         ("is relearned least: {:.1f}, {:.1f} and {:.1f} points above the oracle (M4", values("ssd", "M4")),
         (
             "a probability of {:.3f} and {:.3f} on the seed their rate was chosen on, and nothing on the other two",
@@ -684,7 +697,7 @@ def test_what_is_said_of_truth_ratios_and_relearning_is_in_the_committed_rows() 
         ),
     ):
         assert said.format(*numbers) in text, said
-        assert said.format(*(1.1 * number + 0.1 for number in numbers)) not in text
+        assert said.format(*(1.1 * number + 1 for number in numbers)) not in text
 
 
 def test_what_is_said_of_orders_is_in_the_committed_rows() -> None:
