@@ -119,7 +119,7 @@ def recall_lines(plan: Plan, own: Tensor) -> list[str]:
     shown = int(torch.isin(own, plan.ids).sum())
     samples = f"{shown} of {len(own)} samples"
     if shown < len(own):
-        samples += f" ({len(own) - shown} never shown)"
+        samples += f" ({len(own) - shown} not shown in it)"
     if recall.samples > shown:
         samples += f" and {recall.samples - shown} of earlier tasks"
     visits, rows = recall.step

@@ -215,7 +215,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             file = path.open("w")
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(self.path, error) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

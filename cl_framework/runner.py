@@ -123,8 +123,11 @@ def resume(
         warn_listeners(listeners, text)
 
     with directory.lock():
-        state = CheckpointStore(directory.checkpoints).load_latest(warn)
+        damaged: list[str] = []
+        state = CheckpointStore(directory.checkpoints).load_latest(damaged.append)
         check_same(experiment, state, directory)
+        for text in damaged:  # only now is it true that the run goes on
+            warn(text)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
             _check_same_data(state, learner, directory)
@@ -143,7 +146,7 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
         if directory.path.name != here:
             raise ConfigurationError(
                 f"{directory.path} has no checkpoint to compare with, and its configuration belongs in a folder named {here}: "
-                f"it was renamed, or started under another configuration. {_REMEDY}"
+                f"it was renamed, or started under another configuration than the one asked for now. {_REMEDY}"
             )
         return
     object_given = experiment.benchmark if isinstance(experiment.benchmark.options, GivenOptions) else None

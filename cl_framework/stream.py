@@ -147,7 +147,8 @@ class Stream:
         if event.task in gone:
             return f"unlearns task {event.task}, which was unlearned for good before (U{event.task}!). Remove that event."
         was = "unlearned already" if event.task in left else "not known"
-        return f"unlearns task {event.task}, which is {was} then. Learn it before: add L{event.task}."
+        there = "" if self.num_tasks is not None else ", if the benchmark has that task"
+        return f"unlearns task {event.task}, which is {was} then. Learn it before: add L{event.task}{there}."
 
     @property
     def tasks(self) -> tuple[TaskId, ...]:

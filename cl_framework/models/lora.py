@@ -161,5 +161,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigurationError("low-rank adapters need the package peft: pip install 'cl-framework[text]'.") from error
+        raise ConfigurationError(
+            "low-rank adapters need the package peft: pip install -e '.[text]' -c constraints.txt, where the project lies."
+        ) from error
     return peft

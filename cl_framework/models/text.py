@@ -146,7 +146,9 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ConfigurationError("models of text need the package transformers: pip install 'cl-framework[text]'.") from error
+        raise ConfigurationError(
+            "models of text need the package transformers: pip install -e '.[text]' -c constraints.txt, where the project lies."
+        ) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

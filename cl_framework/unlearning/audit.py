@@ -165,7 +165,7 @@ def oracle_watch(
         if index in watch.seen:
             watch.seen[index].trained = cost
     watch.kept_know = oracles.know_unlearned()
-    tell(f"oracles of seed {seed}: {trained} events trained, the others were kept")
+    tell(f"oracles of seed {seed}: {trained} {'event' if trained == 1 else 'events'} trained, besides what was kept")
     return watch
 
 

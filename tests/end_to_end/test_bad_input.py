@@ -23,9 +23,9 @@ REFUSED = [
     (["~strategies.er"], "clu: ~strategies.er: there is nothing to remove."),
     (["stream=L0 X1"], "clu: stream: cannot read event 'X1'. Write events like"),
     (["stream=L0-9"], "names task 2, but the benchmark has tasks 0 to 1."),
-    (["stream=L0 U1"], "unlearns task 1, which is not known then. Learn it before: add L1."),
+    (["stream=L0 U1"], "unlearns task 1, which is not known then. Learn it before: add L1, if the benchmark has that task."),
     (
-        ["stream=L0 U0:ids=nowhere.txt"],
+        ["strategies.rewind={}", "stream=L0 U0:ids=nowhere.txt"],
         "U0:ids=nowhere.txt needs the file nowhere.txt, which cannot be read (No such file or directory). Name a text file of sample ids "
         "that is there; a relative path begins where clu is run.",
     ),
@@ -230,11 +230,12 @@ def test_a_renamed_run_without_checkpoints_is_told_from_one_of_other_settings(ex
     path = only_run(experiment.parent / "runs")
     (path / "DONE").unlink()
     for checkpoint in (path / "ckpt").glob("*.pt"):
-        checkpoint.unlink()
+        checkpoint.write_bytes(b"")
     renamed = path.rename(path.with_name("kept"))
     capsys.readouterr()
     assert clu("resume", renamed) == 2
-    assert f"has no checkpoint to compare with, and its configuration belongs in a folder named {path.name}: it was renamed" in said(capsys)
+    assert "is damaged" not in (told := said(capsys)), "nothing is repeated from its beginning there"
+    assert f"has no checkpoint to compare with, and its configuration belongs in a folder named {path.name}: it was renamed" in told
     assert clu("resume", renamed.rename(path)) == 0
 
 

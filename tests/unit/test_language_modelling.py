@@ -179,12 +179,17 @@ def test_what_is_wrong_with_texts_is_named(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "broken.txt.gz").write_bytes(b"no archive")
     (tmp_path / "damaged.txt.gz").write_bytes(damaged(gzip.compress("\n".join(ENGLISH + GERMAN).encode())))
     (tmp_path / "wide.txt").write_bytes("one\ntwo\n".encode("utf-16-le"))
+    (tmp_path / "marked.txt").write_bytes("one\ntwo\n".encode("utf-16"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "many").mkdir()
     for number in range(14):
         (tmp_path / "many" / f"text{number:02}.txt").write_text("one\ntwo\n")
     for options, text in (
         ({"texts": ("latin",)}, r"latin.txt is not written in utf-8: byte 11 in line 3\. Convert it to utf-8\."),
+        (
+            {"texts": ("marked",)},
+            r"marked.txt is not written in utf-8: byte 0 in line 1 \(UTF-16, by the mark it begins with\)\. Convert it to utf-8\.",
+        ),
         (
             {"texts": ("short",)},
             r"short.txt has 1 of the two paragraphs that are needed, one to learn and one held out: a line is a paragraph\. Break it into",

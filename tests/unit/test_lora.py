@@ -295,7 +295,9 @@ def test_runs_on_text(options: dict[str, Any], tmp_path: Path) -> None:
 
 def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigurationError, match=r"low-rank adapters need the package peft: pip install 'cl-framework\[text\]'"):
+    with pytest.raises(
+        ConfigurationError, match=r"low-rank adapters need the package peft: pip install -e '\.\[text\]' -c constraints\.txt"
+    ):
         assemble(experiment_of({"lora": {}}, tmp_path))
 
 

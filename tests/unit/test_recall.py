@@ -122,7 +122,7 @@ def test_bars() -> None:
 def test_lines() -> None:
     plan = Plan(torch.tensor([3, 3, 4, 4, 9, 9, 3, 3]), torch.tensor([0, 4, 8]), group=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     assert recall_lines(plan, torch.tensor([3, 4, 5])) == [
-        "2 of 3 samples (1 never shown) and 1 of earlier tasks, 1 to 2 visits each, 2 views a visit, most steps: 2 visits in 4 rows",
+        "2 of 3 samples (1 not shown in it) and 1 of earlier tasks, 1 to 2 visits each, 2 views a visit, most steps: 2 visits in 4 rows",
         "comes back after 6 / 6 / 6 slots (min / median / max)  █",
     ]
     plain = Plan.over(torch.arange(3), 1, 1, torch.Generator())

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_named(folder: Path, tmp_path_factory: pytest.TempPathF
     with pytest.raises(
         ConfigurationError,
         match=r"2_Ada/forget_level2.json: row 1: the question has 82 tokens, which leaves no room for an answer in 40\. "
-        r"Set benchmark\.length=82 or higher\.",
+        r"Set benchmark\.length=82 or higher, as other files may ask\.",
     ):
         benchmark_of(folder, length=40)
     assert len(benchmark_of(folder, length=82).train[0]) == 5, "the length named is enough"

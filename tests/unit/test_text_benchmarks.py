@@ -265,6 +265,14 @@ def test_other_formats(tmp_path: Path) -> None:
         (folder / "seq.in").write_text("wake me up\nplay a song\n")
         (folder / "label").write_text("alarm\nmusic\n")
     assert CORPORA["banking77"](tmp_path / "banking77").train == [("a card, please", "card"), ("where is it", "lost")]
+    with pytest.raises(ConfigurationError, match=r"train.csv has no column 'label'; it has text, category\. Name its columns in the first"):
+        CORPORA["folder"](tmp_path / "banking77")
+    for split in ("train", "test"):
+        (tmp_path / "banking77" / f"{split}.csv").write_text('by,label,text\nme,card,"a card, please"\nyou,lost,where is it\n')
+    own = benchmark_of(tmp_path, corpus="folder", folder=str(tmp_path / "banking77"), tokenizer="bytes")
+    assert own.name == "folder" and own.notes["classes"] == "card | lost" and [len(source) for source in own.test] == [1, 1]
+    with pytest.raises(ConfigurationError, match=r"corpus=folder needs folder, the place of its train.csv and test.csv\."):
+        benchmark_of(tmp_path, corpus="folder")
     assert CORPORA["hwu64"](tmp_path / "intents_hwu64_snips_atis").test == [("wake me up", "alarm"), ("play a song", "music")]
     with zipfile.ZipFile(tmp_path / "qc.zip", "w") as archive:
         for split in ("train", "test"):

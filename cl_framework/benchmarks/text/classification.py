@@ -46,11 +46,13 @@ class CorpusOptions(TextOptions):
 
 @dataclass(frozen=True)
 class NamedCorpusOptions(CorpusOptions):
-    corpus: str = "clinc150"  # clinc150, banking77, hwu64, trec or news20
+    corpus: str = "clinc150"  # clinc150, banking77, hwu64, trec, news20 or folder (train.csv and test.csv, columns text and label)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("corpus", self.corpus, tuple(CORPORA))
+        if self.corpus == "folder" and not self.folder:
+            raise ValueError("corpus=folder needs folder, the place of its train.csv and test.csv")
 
 
 @register_benchmark("docstrings", TextOptions)
@@ -61,7 +63,7 @@ def docstrings(options: TextOptions, context: BenchmarkContext) -> Benchmark:
 
 @register_benchmark("text_classification", NamedCorpusOptions)
 def text_classification(options: NamedCorpusOptions, context: BenchmarkContext) -> Benchmark:
-    """Intents, questions, news: clinc150 (ten domains), banking77, hwu64, trec, news20, from their published files."""
+    """Intents, questions, news: clinc150 (ten domains), banking77, hwu64, trec, news20, as they are published; or one's own."""
     name = options.corpus
     folder = Path(options.folder).expanduser() if options.folder else context.root / FOLDERS.get(name, name)
     return classification(name, CORPORA[name](folder), options, context)

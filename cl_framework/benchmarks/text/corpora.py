@@ -131,7 +131,16 @@ def _clinc_rows(path: Path, data: dict[str, Any], split: str, known: Collection[
 
 def banking77(folder: Path) -> Corpus:
     """BANKING77 (Casanueva et al. 2020): `train.csv` and `test.csv` with columns text and category."""
-    columns = "text", "category"
+    return _two_tables(folder, "category")
+
+
+def own(folder: Path) -> Corpus:
+    """Texts of one's own: `train.csv` and `test.csv` with columns text and label."""
+    return _two_tables(folder, "label")
+
+
+def _two_tables(folder: Path, label: str) -> Corpus:
+    columns = "text", label
     return _two_splits(folder / "train.csv", folder / "test.csv", lambda path: _csv(path, columns), columns)
 
 
@@ -181,6 +190,7 @@ CORPORA: dict[str, Callable[[Path], Corpus]] = {
     "hwu64": hwu64,
     "trec": trec,
     "news20": news20,
+    "folder": own,
 }
 FOLDERS = {"hwu64": "intents_hwu64_snips_atis"}  # where a corpus does not lie under its own name
 

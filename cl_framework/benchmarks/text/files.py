@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
@@ -44,7 +45,8 @@ def text_of(content: bytes, where: object, encoding: str = "utf-8") -> str:
     except UnicodeDecodeError as error:
         line = 1 + content[: error.start].count(b"\n")
         place = f"byte {error.start} in line {line}"
-        raise ConfigurationError(f"{where} is not written in {encoding}: {place}. Convert it to {encoding}.") from error
+        guess = " (UTF-16, by the mark it begins with)" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise ConfigurationError(f"{where} is not written in {encoding}: {place}{guess}. Convert it to {encoding}.") from error
     before, nul, _ = text.partition("\0")
     if nul:
         line = 1 + before.count("\n")

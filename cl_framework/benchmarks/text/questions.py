@@ -35,7 +35,7 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
             if len(question) > length:
                 raise ConfigurationError(
                     f"{_place(pairs, number, where)}: the question has {len(question)} tokens, which leaves no room for an answer in "
-                    f"{length}. Set benchmark.length={max(map(len, questions))} or higher."
+                    f"{length}. Set benchmark.length={max(map(len, questions))} or higher, as other files may ask."
                 )
         rows = [row[: length + 1] for row in rows]
     longest = max(map(len, rows), default=1) - 1

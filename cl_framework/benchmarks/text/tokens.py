@@ -199,7 +199,9 @@ def _tokenizers() -> Any:
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: F401  (submodules are not there before)
     except ImportError as error:
-        raise ConfigurationError("text needs the package tokenizers: pip install 'cl-framework[text]'.") from error
+        raise ConfigurationError(
+            "text needs the package tokenizers: pip install -e '.[text]' -c constraints.txt, where the project lies."
+        ) from error
     return tokenizers
 
 
