@@ -643,6 +643,12 @@ def test_what_is_said_of_requests_one_after_another_is_in_the_committed_rows() -
     ):
         assert said.format(*left(strategy, name)) in readme, (strategy, name)
         assert said.format(*(value + 0.01 for value in left(strategy, name))) not in readme
+    head = [left("reset_head", name)[0] for name in ("own", "retained")]
+    assert "A fresh head leaves {:.4f} of what is forgotten and {:.4f} of what is retained after the first request".format(*head) in readme
+    fresh = [row for row in rows if row["strategy"] == "reset_head"]
+    assert [row["verdict"] for row in fresh if row["name"] == "T2"] == ["INVALID"] * 9
+    kept = [row["value"] for row in fresh if row["name"] == "M11"]
+    assert len(set(kept)) == 1 and f"below it {kept[0]:.0f} tensors are as they were (M11)" in readme
     assert (
         "GradDiff {:.3f} and nothing, gradient ascent {:.3f} and nothing".format(
             *(left(strategy, "retained")[0] for strategy in ("grad_diff", "gradient_ascent"))
@@ -658,6 +664,16 @@ def test_what_is_said_of_requests_one_after_another_is_in_the_committed_rows() -
     wide = "With 40 questions a request the truth ratio's interval is wide ({:.2f} to {:.2f} where nothing was unlearned)"
     assert {row["n"] for row in nothing} == {40.0} and len(nothing) == 9
     assert wide.format(low, high) in readme and wide.format(low + 0.01, high) not in readme
+
+
+@pytest.mark.parametrize("name", ["audit_tofu", "audit_tofu_continual"])
+def test_every_unlearner_and_control_of_authors_has_three_seeds(name: str) -> None:
+    seeds: dict[str, set[int]] = {}
+    for row in read_csv(ROOT / "experiments" / "results" / f"{name}.csv"):
+        seeds.setdefault(row["strategy"], set()).add(row["seed"])
+    files = {path.stem.removeprefix(f"{name.removeprefix('audit_')}_") for path in (ROOT / "experiments" / "tofu").glob("*.yaml")}
+    assert set(seeds) == {file for file in files if not file.startswith(("tofu_", "continual_"))}
+    assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}
 
 
 def test_what_is_said_of_costs_is_in_the_committed_rows() -> None:
