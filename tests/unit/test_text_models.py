@@ -79,16 +79,16 @@ STACKS: dict[str, dict[str, Any]] = {
     "replay_share": {"replay_share": {"share": 0.5}, "rewarm": {}},
     "lora": {"lora": {}, "er": {"capacity": 8}, "infinite_rate": {}},
 }
-NOT_IN_SO_FEW_STEPS = ("lora",)  # 36 of them, and its encoder stays as it was drawn
+EPOCHS = {"lora": 40}  # its encoder stays as it was drawn, so that adapters need more steps; the others learn in six
 # Stacks that at the end know the first task, which fine-tuning never names again, at seeds 0 to 2. The others do not, or not at each: agem,
 # lwf, ewc and si of so few texts, and power_law, which shows a tenth as many of the old task.
-KEEPS = ("der", "derpp", "er_ace", "mir", "gdumb", "icarl", "refresh", "view_batch", "half", "joint", "cumulative", "replay_share")
+KEEPS = ("der", "derpp", "er_ace", "mir", "gdumb", "icarl", "refresh", "view_batch", "half", "joint", "cumulative", "replay_share", "lora")
 UNLEARNERS: dict[str, dict[str, Any]] = {
     "rewind": {},
     "rmu": {},
-    "gradient_ascent": {"epochs": 5, "lr": 0.02},
-    "grad_diff": {"epochs": 6, "gamma": 1.0},
-    "npo": {"epochs": 6, "lr": 0.02},
+    "gradient_ascent": {"epochs": 5, "lr": 0.05},
+    "grad_diff": {"epochs": 6, "gamma": 0.3},
+    "npo": {"epochs": 4, "lr": 0.02},
     "simnpo": {"epochs": 6},
     "ssd": {"alpha": 5.0},
     "reset_head": {},
@@ -96,11 +96,15 @@ UNLEARNERS: dict[str, dict[str, Any]] = {
     "do_nothing": {},
     "finetune_retain": {},
 }
+# Which take the other task with them, at seeds 0 to 2: nothing holds it beside gradient_ascent and noise, and rmu drives all features of so
+# small an encoder towards its direction, with a memory of 24 and alpha 5 as well (c of 5 spares it at some seeds). The others leave it as
+# it was, at each seed.
+LOSES_THE_OTHER_TASK = ("rmu", "gradient_ascent", "noise")
 
 
-def accuracies(folder: Path, strategies: dict[str, Any]) -> list[list[float]]:
+def accuracies(folder: Path, strategies: dict[str, Any], **settings: Any) -> list[list[float]]:
     """In percent, after each event of each task."""
-    summary = run(experiment(folder, strategies, epochs=6)).summary
+    summary = run(experiment(folder, strategies, **{"epochs": 6, **settings})).summary
     assert summary is not None
     matrix: list[list[float]] = summary["accuracy_matrix"]
     return matrix
@@ -108,15 +112,15 @@ def accuracies(folder: Path, strategies: dict[str, Any]) -> list[list[float]]:
 
 @pytest.mark.parametrize("name", STACKS)
 def test_strategies_learn_texts(name: str, tmp_path: Path) -> None:
-    (first, _), (old, new) = accuracies(tmp_path, STACKS[name])
+    (first, _), (old, new) = accuracies(tmp_path, STACKS[name], epochs=EPOCHS.get(name, 6))
     learned = new if name == "joint" else min(first, new)  # joint learns at the end
-    assert (learned > 50) == (name not in NOT_IN_SO_FEW_STEPS)  # of two classes a task
+    assert learned > 50  # of two classes a task
     assert old >= 50 or name not in KEEPS
 
 
-@pytest.mark.parametrize("name", [name for name in STACKS if name not in KEEPS])
-def test_strategies_that_keep_nothing_of_texts_do_something(name: str, tmp_path: Path) -> None:
-    """Accuracies do not tell them from fine-tuning; the model after the second task does."""
+@pytest.mark.parametrize("name", [name for name in STACKS if name not in KEEPS or "er" in STACKS[name]])
+def test_strategies_that_keep_nothing_of_texts_themselves_do_something(name: str, tmp_path: Path) -> None:
+    """Accuracies do not tell them from fine-tuning, or from the replay beside them; the model after the second task does."""
     ours, theirs = (finish(experiment(tmp_path, stack)).weights for stack in (STACKS[name], without(name)))
     assert first_difference(ours, theirs) is not None
 
@@ -126,11 +130,11 @@ def without(name: str) -> dict[str, Any]:
     return {slot: options for slot, options in STACKS[name].items() if slot != name}
 
 
-@pytest.mark.parametrize("beside", ["", "refresh", "view_batch", "half", "rewarm"])
+@pytest.mark.parametrize("beside", ["", "refresh", "view_batch", "half", "rewarm", "lora"])
 def test_what_replays_is_what_keeps_a_task_of_texts(beside: str, tmp_path: Path) -> None:
     """The control of what keeps: without replay the first task is never named again."""
     options = {"view_batch": {"views": 2}}.get(beside, {})
-    (first, _), (old, new) = accuracies(tmp_path, {beside: options} if beside else {})
+    (first, _), (old, new) = accuracies(tmp_path, {beside: options} if beside else {}, epochs=EPOCHS.get(beside, 6))
     assert (first, old, new) == (100, 0, 100)
 
 
@@ -138,8 +142,9 @@ def test_what_replays_is_what_keeps_a_task_of_texts(beside: str, tmp_path: Path)
 def test_strategies_unlearn_texts(name: str, tmp_path: Path) -> None:
     summary = run(experiment(tmp_path, {"er": {"capacity": 8}, name: UNLEARNERS[name]}, stream="L0 L1 U0 L2", epochs=6)).summary
     assert summary is not None and [entry["event"] for entry in summary["unlearning"]] == ["U0"]
-    before, after = (summary["accuracy_matrix"][event][0] for event in (1, 2))
-    assert before == 100 and (after == 100 if name == "do_nothing" else after <= 50)  # of two classes
+    before, (forgotten, other, _) = (summary["accuracy_matrix"][event] for event in (1, 2))
+    assert before[:2] == [100, 100] and (forgotten == 100 if name == "do_nothing" else forgotten <= 50)  # of two classes
+    assert other <= 50 if name in LOSES_THE_OTHER_TASK else other == 100
 
 
 PARTS: dict[str, dict[str, Any]] = {"analytic": {}, "isolation": {"scenario": "task_il"}}
@@ -169,20 +174,28 @@ def test_parts_and_heads_after_a_task_of_texts_is_unlearned_are_those_that_never
 
 @pytest.mark.parametrize("writes", ["all", "head"])
 def test_a_hypernetwork_writes_an_encoder_or_its_head_and_unlearns(writes: str, tmp_path: Path) -> None:
-    options = {"writes": writes, "hidden": [16], "chunk_size": 400, "unlearning_steps": 20}
+    options = {"writes": writes, "hidden": [16], "chunk_size": 400, "unlearning_steps": 40}
     learner = assemble(experiment(tmp_path, {"hypernetwork": options}, scenario="task_il"))
     written = learner.model.hypernetwork.layout.names  # type: ignore[union-attr]
     assert ([name.rpartition("head.")[2] for name in written] == ["weight", "bias"]) == (writes == "head")
     assert all("hypernetwork" in name or "embeddings" in name for name, _ in learner.model.named_parameters())
-    result = run(experiment(tmp_path, {"hypernetwork": options}, scenario="task_il", stream="L0 L1 U0 L2", epochs=8))
-    assert result.summary is not None and result.summary["average_accuracy"] > 60  # of two classes a task
+    settings: dict[str, Any] = {"scenario": "task_il", "epochs": 8}
+    _, before, after, last = accuracies(tmp_path, {"hypernetwork": options}, stream="L0 L1 U0 L2", **settings)
+    assert before[:2] == [100, 100] and after[0] <= 50 and after[1] == 100  # of two classes a task
+    assert last[1:] == [100, 100]  # and the next one is learned
+    tiny = {**options, "unlearning_steps": 1, "unlearning_lr": 1e-9}
+    _, same, answered = accuracies(tmp_path, {"hypernetwork": tiny}, stream="L0 L1 U0", **settings)
+    assert same == before[:2] and answered == [100, 100]  # the request alone takes nothing away: the steps do
 
 
 @pytest.mark.slow
-def test_a_stream_of_texts_is_audited_as_any_other(tmp_path: Path) -> None:
-    result = audit(run(experiment(tmp_path, {"er": {"capacity": 8}, "rewind": {}}, stream="L0 L1 U0 L2", epochs=6)).path, seeds=1)
+@pytest.mark.parametrize("name", ["rewind", "do_nothing"])
+def test_a_stream_of_texts_is_audited_as_any_other(name: str, tmp_path: Path) -> None:
+    result = audit(run(experiment(tmp_path, {"er": {"capacity": 8}, name: {}}, stream="L0 L1 U0 L2", epochs=6)).path, seeds=1)
     figures = {figure["name"]: figure for figure in result["requests"][0]["figures"]}
-    assert figures["M1"]["value"] == 0.0 and figures["M4"]["value"] == 0.0
+    values, verdicts = ({figure: figures[figure][key] for figure in ("M1", "M4", "M5")} for key in ("value", "verdict"))
+    assert all((value == 0.0) == (name == "rewind") for value in values.values()), values
+    assert set(verdicts.values()) == ({"PASS"} if name == "rewind" else {"FAIL"}), verdicts
 
 
 def test_a_model_and_a_benchmark_that_do_not_fit(tmp_path: Path) -> None:
