@@ -551,12 +551,16 @@ UNLEARNERS: dict[str, dict[str, Any]] = {
     "grad_diff": {},
     "npo": {},
     "simnpo": {},
-    "ssd": {"alpha": 5.0},
+    "ssd": {"alpha": 8.0},
     "reset_head": {},
-    "noise": {},
+    "noise": {"norm": 2.0},
     "do_nothing": {},
-    "finetune_retain": {},
+    "finetune_retain": {"lr": 0.05},
 }
+# Which take the other language with them, at seeds 0 to 2: nothing holds it beside gradient_ascent and noise, the head that reset_head
+# draws anew is that of all languages, and rmu drives all features of so small a decoder towards its direction (at lower rates it spares it
+# at some seeds). The others leave it better known than by how often each token comes; ssd, whose measures are of few texts, at 0 and 2.
+LOSES_THE_OTHER_LANGUAGE = ("rmu", "gradient_ascent", "reset_head", "noise")
 
 
 def losses_at_the_end(folder: Path, strategies: dict[str, Any], epochs: int) -> list[float]:
@@ -567,15 +571,19 @@ def losses_at_the_end(folder: Path, strategies: dict[str, Any], epochs: int) -> 
     return losses
 
 
+def by_frequency(folder: Path, task: int) -> float:
+    """Loss of a text of which only is known how often each token comes, in nats."""
+    benchmark = make_benchmark(experiment(folder, {}))
+    counts = benchmark.train[task].targets.flatten().bincount(minlength=benchmark.num_classes) + 0.1
+    return -float((counts / counts.sum()).log()[benchmark.test[task].targets.flatten()].mean())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_strategies_learn_languages(name: str, tmp_path: Path) -> None:
     epochs = EPOCHS.get(name, 2)
     old, new = losses_at_the_end(tmp_path, STACKS[name], epochs)
-    benchmark = make_benchmark(experiment(tmp_path, {}))
-    counts = benchmark.train[1].targets.flatten().bincount(minlength=benchmark.num_classes) + 0.1
-    by_frequency = -(counts / counts.sum()).log()[benchmark.test[1].targets.flatten()].mean()
-    assert new < by_frequency < 0.6 * math.log(258)  # more than how often each token comes is known; untrained it is ln 258
+    assert new < by_frequency(tmp_path, 1) < 0.6 * math.log(258)  # more than how often each token comes is known; untrained it is ln 258
     if name in KEEPS:
         without = {slot: options for slot, options in STACKS[name].items() if slot not in REPLAYING}
         forgetting, _ = losses_at_the_end(tmp_path, without, epochs)
@@ -595,8 +603,11 @@ def test_strategies_that_keep_nothing_of_languages_do_something(name: str, tmp_p
 def test_strategies_unlearn_languages(name: str, tmp_path: Path) -> None:
     summary = run(experiment(tmp_path, {"er": {"capacity": 8}, name: UNLEARNERS[name]}, stream="L0 L1 U0 L2", epochs=3)).summary
     assert summary is not None and [entry["event"] for entry in summary["unlearning"]] == ["U0"]
-    before, after = (summary["loss_matrix"][event][0] for event in (1, 2))
-    assert before < 3 and (after == before if name == "do_nothing" else after > before + 0.1)  # nats; of 258 tokens alike 5.55
+    before, (forgotten, other, _) = (summary["loss_matrix"][event] for event in (1, 2))
+    known = by_frequency(tmp_path, 1)
+    assert before[0] < by_frequency(tmp_path, 0) and before[1] < known
+    assert forgotten == before[0] if name == "do_nothing" else forgotten > before[0] + 0.1  # nats; of 258 tokens alike 5.55
+    assert other > known + 0.3 if name in LOSES_THE_OTHER_LANGUAGE else other < known
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
