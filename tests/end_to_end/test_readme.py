@@ -169,7 +169,16 @@ VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_la
 
 @pytest.mark.parametrize(
     "name",
-    [*VISION, "clinc150", "language_shift", "language_shift_reset", "language_shift_rate", "language_shift_gap", "unlearn_perm_mnist"],
+    [
+        *VISION,
+        "clinc150",
+        "language_shift",
+        "language_shift_reset",
+        "language_shift_rate",
+        "language_shift_rate_replay",
+        "language_shift_gap",
+        "unlearn_perm_mnist",
+    ],
 )
 def test_tables_are_made_from_the_committed_records(name: str, tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
@@ -328,6 +337,35 @@ def shift(one: str, other: str, figure: str) -> Pair:
             "language_shift",
             "ends better on old languages ({0}) and on the newest ({1}), because it learns",
             [shift("half", "constant", loss) for loss in LOSSES],
+        ),
+        (
+            "language_shift_rate_replay",
+            "5 percent lower the loss on old languages by {0.size} nats ({0.ends}) and cost the newest nothing that shows ({1}); "
+            "25 percent lower it by {2.size} ({2.ends}) and cost {3.size} ({3.ends}). Training on all together is then another {4.size} "
+            "better on the old ones ({4.ends}) and {5.size} behind on the newest ({5.ends})",
+            [
+                shift("constant", "constant 0.05", OLD),
+                shift("constant 0.05", "constant", NEWEST),
+                shift("constant", "constant 0.25", OLD),
+                shift("constant 0.25", "constant", NEWEST),
+                shift("constant 0.25", "joint", OLD),
+                shift("joint", "constant 0.25", NEWEST),
+            ],
+        ),
+        (
+            "language_shift_rate_replay",
+            "than the infinite one with 5 percent (old languages {0.size}, {0.ends}, the newest {1.size}, {1.ends}) and with 25 ({2.size}, "
+            "{2.ends}, and {3.size}, {3.ends}), and than cosine with 5 ({4.size}, {4.ends}, and {5.size}, {5.ends})",
+            [
+                shift(f"{rate} {share}", f"constant {share}", loss)
+                for rate, share in (("infinite", "0.05"), ("infinite", "0.25"), ("cosine", "0.05"))
+                for loss in LOSSES
+            ],
+        ),
+        (
+            "language_shift_rate_replay",
+            "An infinite rate beats repeated cosines with 5 percent on old languages ({0}); on the newest it does not show ({1})",
+            [shift("infinite 0.05", "cosine 0.05", loss) for loss in LOSSES],
         ),
         (
             "language_shift_rate",
@@ -826,6 +864,7 @@ def test_tables_stand_between_markers() -> None:
         "language_shift_reset",
         "language_shift_rate",
         "language_shift_rate_differences",
+        "language_shift_rate_replay",
         "language_shift_gap",
         "audit_tofu",
         "answers_tofu",
