@@ -19,7 +19,7 @@ from cl_framework.collected import collect
 from cl_framework.records import Row
 from cl_framework.unlearning.audit_report import NEVER_SEEN, ORACLE, UNLEARNED, comparison, read_csv
 from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, PASS, RELAPSE
-from tests.end_to_end.test_readme import README, ROOT, assert_said
+from tests.end_to_end.test_readme import README, ROOT, Apart, Pair, assert_said, said_of
 
 RESULTS = ROOT / "experiments" / "results"
 IN_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -41,92 +41,137 @@ def assert_numbers(said: str, numbers: Sequence[float | str]) -> None:
 # --- differences of two experiments, paired over the seeds ---
 
 
+def compared(name: str, pair: str) -> Pair:
+    """The experiments that "one < other" names, if it holds: the interval of their difference is below zero, above (>), or about it (~)."""
+    one, sign, other = pair.split()
+    one, other = (f"{name.removesuffix('_full')}_{method}" for method in (one, other))
+    interval = Apart(*said_of(name, one, other, "average_accuracy")[1].split(", ")).interval
+    low, high = map(float, interval.split(" to "))
+    assert sign == (">" if low > 0 else "<" if high < 0 else "~"), f"{pair}: {interval}"
+    return one, other, "average_accuracy"
+
+
 @pytest.mark.parametrize(
-    ("name", "said", "pairs"),  # of each pair one, minus other
+    ("name", "said", "pairs"),  # one, minus other: behind (<), ahead (>) or not told apart (~)
     [
-        ("seq_mnist", "Refresh learning gains nothing on ER ({0}) or DER++ ({1}), at", ["er_refresh er", "derpp_refresh derpp"]),
-        ("seq_mnist", "Half fine-tuning on ER: {0.mean} ({0.interval}), below ER in all five seeds", ["er_half er"]),
+        ("seq_mnist", "Refresh learning gains nothing on ER ({0}) or DER++ ({1}), at", ["er_refresh ~ er", "derpp_refresh ~ derpp"]),
+        ("seq_mnist", "Half fine-tuning on ER: {0.mean} ({0.interval}), below ER in all five seeds", ["er_half ~ er"]),
         (
             "seq_mnist",
             "is not told apart from uniform rehearsal ({0}) and is behind exponential rehearsal ({1})",
-            ["power_law uniform", "power_law exponential"],
+            ["power_law ~ uniform", "power_law < exponential"],
         ),
         (
             "seq_mnist",
             "All three lose to ER with 500 samples: power law {0.mean} ({0.interval}), uniform {1.mean} ({1.interval}), "
             "exponential {2.mean} ({2.interval}); ER replays",
-            ["power_law er", "uniform er", "exponential er"],
+            ["power_law < er", "uniform < er", "exponential < er"],
         ),
-        ("seq_mnist", "That it beats regularisers does appear ({0.mean} over LwF, {0.ends})", ["power_law lwf"]),
+        ("seq_mnist", "That it beats regularisers does appear ({0.mean} over LwF, {0.ends})", ["power_law > lwf"]),
         (
             "seq_mnist",
             "EWC, SI and LwF do not help where classes compete: {0.mean} ({0.interval}), {1.mean} ({1.interval}) and {2.mean} "
             "({2.interval}) beside fine-tuning",
-            ["ewc finetune", "si finetune", "lwf finetune"],
+            ["ewc ~ finetune", "si ~ finetune", "lwf ~ finetune"],
         ),
         (
             "perm_mnist",
             "a power law of lag beats exponential environments ({0}) and loses to uniform ones ({1})",
-            ["power_law exponential", "power_law uniform"],
+            ["power_law > exponential", "power_law < uniform"],
         ),
-        ("perm_mnist", "It is ahead of SI, the best of three regularisers ({0.mean}, {0.ends})", ["power_law si"]),
+        ("perm_mnist", "It is ahead of SI, the best of three regularisers ({0.mean}, {0.ends})", ["power_law > si"]),
         (
             "perm_mnist",
             "beat ER from a buffer of 500 (power law {0.mean}, uniform {1.mean}, exponential {2.mean})",
-            ["power_law er", "uniform er", "exponential er"],
+            ["power_law > er", "uniform > er", "exponential > er"],
         ),
-        ("perm_mnist", "half fine-tuning costs ER much ({0}; the same share and granularity)", ["er_half er"]),
-        ("online_cifar10_jpeg", "What replay gains over fine-tuning is there ({0})", ["er finetune"]),
-        ("online_cifar10_jpeg", "DER++ is behind ER ({0})", ["derpp er"]),
+        ("perm_mnist", "half fine-tuning costs ER much ({0}; the same share and granularity)", ["er_half < er"]),
+        ("online_cifar10_jpeg", "What replay gains over fine-tuning is there ({0})", ["er > finetune"]),
+        ("online_cifar10_jpeg", "DER++ is behind ER ({0})", ["derpp < er"]),
         (
             "online_cifar10_jpeg",
             "Refresh learning does not help: on ER {0.mean} ({0.interval}), on DER++ {1.mean} ({1.interval})",
-            ["er_refresh er", "derpp_refresh derpp"],
+            ["er_refresh ~ er", "derpp_refresh < derpp"],
         ),
         (
             "online_cifar10_jpeg",
             "View batches show half as many images in a single pass: on ER {0.mean} ({0.interval}), on DER++ {1.mean} ({1.interval})",
-            ["er_view_batch er", "derpp_view_batch derpp"],
+            ["er_view_batch ~ er", "derpp_view_batch ~ derpp"],
         ),
-        ("online_cifar10_jpeg", "Half fine-tuning on ER is not told apart from ER ({0})", ["er_half er"]),
-        ("online_cifar10_jpeg", "are not told apart from each other, nor from fine-tuning (power law {0})", ["power_law finetune"]),
+        ("online_cifar10_jpeg", "Half fine-tuning on ER is not told apart from ER ({0})", ["er_half ~ er"]),
+        ("online_cifar10_jpeg", "are not told apart from each other, nor from fine-tuning (power law {0})", ["power_law ~ finetune"]),
         (
             "online_cifar10_jpeg",
             "LwF, EWC and SI do not help where classes compete: {0.mean} ({0.interval}), {1.mean} ({1.interval}) and {2.mean} "
             "({2.interval}) beside fine-tuning",
-            ["lwf finetune", "ewc finetune", "si finetune"],
+            ["lwf ~ finetune", "ewc ~ finetune", "si ~ finetune"],
         ),
-        ("online_cifar10_jpeg", "is not told apart from ER ({0}), which sees each image of its memory", ["joint er"]),
-        ("online_cifar10_jpeg_full", "Replay is worth {0.mean} points ({0.interval})", ["er finetune"]),
+        ("online_cifar10_jpeg", "is not told apart from ER ({0}), which sees each image of its memory", ["joint ~ er"]),
+        ("online_cifar10_jpeg_full", "Replay is worth {0.mean} points ({0.interval})", ["er > finetune"]),
         (
             "online_cifar10_jpeg_full",
             "now stands apart from fine-tuning ({0}). Whether it is a power law does not show: {1.mean} ({1.interval}) over the "
             "exponential environment",
-            ["power_law finetune", "power_law exponential"],
+            ["power_law > finetune", "power_law ~ exponential"],
         ),
-        ("online_cifar10_jpeg_full", "is not told apart from ER with three seeds: {0.mean} ({0.interval}), where", ["derpp er"]),
+        ("online_cifar10_jpeg_full", "is not told apart from ER with three seeds: {0.mean} ({0.interval}), where", ["derpp ~ er"]),
         (
             "online_cifar10_jpeg_full",
             "Refresh learning does not help: on ER {0.mean} ({0.interval}), on DER++ {1.mean} ({1.interval})",
-            ["er_refresh er", "derpp_refresh derpp"],
+            ["er_refresh ~ er", "derpp_refresh < derpp"],
         ),
         (
             "online_cifar10_jpeg_full",
             "and lose by it: {0.mean} ({0.interval}) on ER, {1.mean} ({1.interval}) on DER++",
-            ["er_view_batch er", "derpp_view_batch derpp"],
+            ["er_view_batch < er", "derpp_view_batch < derpp"],
         ),
-        ("online_cifar10_jpeg_full", "Half fine-tuning is behind on all three seeds ({0})", ["er_half er"]),
+        ("online_cifar10_jpeg_full", "Half fine-tuning is behind on all three seeds ({0})", ["er_half ~ er"]),
         (
             "online_cifar10_jpeg_full",
             "LwF and EWC do not help where classes compete: {0.mean} ({0.interval}) and {1.mean} ({1.interval}).",
-            ["lwf finetune", "ewc finetune"],
+            ["lwf ~ finetune", "ewc ~ finetune"],
         ),
     ],
 )
 def test_what_is_said_of_two_experiments_on_images_is_in_the_committed_records(name: str, said: str, pairs: list[str]) -> None:
-    stem = name.removesuffix("_full")
-    names = [[f"{stem}_{one}" for one in pair.split()] for pair in pairs]
-    assert_said(name, said, [(one, other, "average_accuracy") for one, other in names])
+    assert_said(name, said, [compared(name, pair) for pair in pairs])
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "pairs"),
+    [
+        (
+            "seq_mnist",
+            "View batches (two of each image) help DER++ and are not told apart from nothing on ER",
+            ["derpp_view_batch > derpp", "er_view_batch ~ er"],
+        ),
+        (
+            "perm_mnist",
+            "cost DER++ much and ER nothing that five seeds can tell",
+            ["derpp_view_batch < derpp", "er_view_batch ~ er"],
+        ),
+        (
+            "perm_mnist",
+            "Refresh, with the same gamma, makes no difference that five seeds can tell",
+            ["derpp_refresh ~ derpp", "er_refresh ~ er"],
+        ),
+        (
+            "online_cifar10_jpeg",
+            "Power-law, uniform and exponential rehearsal are not told apart from each other, nor from fine-tuning",
+            [
+                *("power_law ~ uniform", "power_law ~ exponential", "uniform ~ exponential"),
+                *(f"{environment} ~ finetune" for environment in ("power_law", "uniform", "exponential")),
+            ],
+        ),
+        ("online_cifar10_jpeg_full", "Neither is told apart from joint training", ["derpp ~ joint", "er ~ joint"]),
+    ],
+)
+def test_verdicts_in_words_alone_are_those_of_the_committed_records(name: str, said: str, pairs: list[str]) -> None:
+    assert said in prose()
+    for pair in pairs:
+        compared(name, pair)
+        with pytest.raises(AssertionError):
+            compared(name, pair.translate(str.maketrans("<>~", "><>")))  # the control: another verdict
 
 
 # --- figures of experiments ---
