@@ -177,6 +177,7 @@ VISION = ("digits", "seq_mnist", "perm_mnist", "perm_mnist_retention", "power_la
         "language_shift_rate",
         "language_shift_rate_replay",
         "language_shift_gap",
+        "probes",
         "unlearn_perm_mnist",
     ],
 )
@@ -390,6 +391,26 @@ def shift(one: str, other: str, figure: str) -> Pair:
 )
 def test_what_is_said_of_two_experiments_is_in_the_committed_records(name: str, said: str, pairs: list[Pair]) -> None:
     assert_said(name, said, pairs)
+
+
+def test_what_is_said_of_probes_is_in_the_committed_records() -> None:
+    encoders_ = ("clinc150_scratch_er_5", "clinc150_scratch_finetune")
+    said = "(RankMe {0}), and their spectrum decays more slowly (alpha-ReQ {1})"
+    assert_said("probes", said, [(*encoders_, figure) for figure in ("rankme", "alpha_req")])
+    looked, plain = (
+        {(run["experiment"], run["seed"]): run for run in collect([ROOT / "experiments" / "results" / f"{name}.csv"]).summaries}
+        for name in ("probes", "clinc150")
+    )
+    apart = ("rankme", "alpha_req", "train_seconds", "eval_seconds", "peak_rss_mib", "settings", "fingerprint")
+    for key in [(experiment, seed) for experiment in encoders_ for seed in (0, 1, 2)]:
+        assert {name: value for name, value in looked[key].items() if name not in apart} == {
+            name: value for name, value in plain[key].items() if name not in apart
+        }
+        assert looked[key] != plain[key]
+    facts = [run for (experiment, _), run in looked.items() if experiment == "facts"]
+    left, gap = (mean(run[figure] for run in facts) for figure in ("retained_share", "stability_gap"))
+    words = "After one more chapter {:.2f} of what the facts and the chapter before them had taken off their loss is left, and {:.2f} nats"
+    assert len(facts) == 3 and words.format(left, gap) in " ".join(README.read_text().split())
 
 
 def test_what_is_said_of_forgetting_languages_is_in_the_committed_records() -> None:
@@ -874,6 +895,7 @@ def test_tables_stand_between_markers() -> None:
         "language_shift_rate_differences",
         "language_shift_rate_replay",
         "language_shift_gap",
+        "probes",
         "audit_tofu",
         "answers_tofu",
         "audit_tofu_continual",
