@@ -7,38 +7,44 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
 from functools import cache
 from itertools import pairwise
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 from omegaconf import OmegaConf
 
+from cl_framework.bench import step_table
+from cl_framework.bench_strategies import strategies_table
 from cl_framework.collected import collect
-from cl_framework.records import Row
-from cl_framework.unlearning.audit_report import NEVER_SEEN, ORACLE, UNLEARNED, comparison, read_csv
-from cl_framework.unlearning.fast import FAIL, INCONCLUSIVE, INVALID, PASS, RELAPSE
-from tests.end_to_end.test_readme import README, ROOT, Apart, Pair, assert_said, said_of
-
-RESULTS = ROOT / "experiments" / "results"
-IN_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+from cl_framework.tables import markdown
+from tests.end_to_end.readme_records import IN_WORDS, README, RESULTS, ROOT, Apart, Pair, assert_numbers, assert_said, prose, said_of
 
 
-def prose() -> str:
-    return " ".join(README.read_text().split())
+def test_the_cost_of_a_step_is_the_committed_records() -> None:
+    record = json.loads((ROOT / "experiments" / "results" / "bench_step.json").read_text())
+    header, rows = step_table(record["results"])
+    shown = re.search(r"<!-- table: bench_step -->\n(.*?)\n<!-- end -->", README.read_text(), re.DOTALL)
+    assert shown is not None and shown[1] == markdown(header, rows)
+    slower = [{**row, "ours_us": 2 * row["ours_us"]} for row in record["results"]]
+    assert shown[1] != markdown(*step_table(slower))
+    medians = [median(row["ours_us_of_each"]) / median(row["bare_us_of_each"]) for row in record["results"]]
+    assert "{:.2f}, {:.2f} and {:.2f} of the bare".format(*medians) in README.read_text()
 
 
-def assert_numbers(said: str, numbers: Sequence[float | str]) -> None:
-    """README says this with these numbers, and not where one of them, whichever, is another."""
-    text = prose()
-    assert said.format(*numbers) in text, said.format(*numbers)
-    for place, number in enumerate(numbers):
-        other = f"not {number}" if isinstance(number, str) else 1.1 * number + 1
-        assert said.format(*numbers[:place], other, *numbers[place + 1 :]) not in text, (said, place)
-
-
-# --- differences of two experiments, paired over the seeds ---
+def test_the_costs_of_strategies_are_the_committed_records() -> None:
+    models = ("slim_resnet18", "mlp")
+    records = [json.loads((ROOT / "experiments" / "results" / f"bench_strategies_{model}.json").read_text()) for model in models]
+    results = [row for record in records for row in record["results"]]
+    shown = re.search(r"<!-- table: bench_strategies -->\n(.*?)\n<!-- end -->", README.read_text(), re.DOTALL)
+    assert shown is not None and shown[1] == markdown(*strategies_table(results))
+    assert shown[1] != markdown(*strategies_table([{**row, "ratio": 2 * row["ratio"]} for row in results]))
+    slim, mlp = ([row["ratio"] for row in results if row["model"] == model] for model in models)
+    assert f"within 1.15 × its passes (at most {max(slim):.2f})" in README.read_text()
+    assert max(slim) <= 1.15 and f"from {min(mlp):.2f} to {max(mlp):.2f} ×" in README.read_text()
+    halves = [record["half"][1]["us"] / record["half"][0]["us"] for record in records]
+    assert "takes {:.2f} and {:.2f} of full fine-tuning's time".format(*halves) in README.read_text()
 
 
 def compared(name: str, pair: str) -> Pair:
@@ -174,9 +180,6 @@ def test_verdicts_in_words_alone_are_those_of_the_committed_records(name: str, s
             compared(name, pair.translate(str.maketrans("<>~", "><>")))  # the control: another verdict
 
 
-# --- figures of experiments ---
-
-
 @cache
 def by_seed(name: str, experiment: str, figure: str, settings: str = "") -> dict[int, float]:
     """A figure of the runs of an experiment, or of those with these settings."""
@@ -266,6 +269,8 @@ def test_what_is_said_of_curves_by_lag_is_in_the_committed_records() -> None:
 
 
 HIDDEN = "model.hidden=[{0}, {0}]"
+
+
 GRID = {  # settings of the power law beside the two other environments
     "tasks": f"benchmark.tasks=10 {HIDDEN.format(100)} strategies.power_law.budget=0.1",
     "more": f"benchmark.tasks=20 {HIDDEN.format(100)} strategies.power_law.budget=0.5",
@@ -273,6 +278,8 @@ GRID = {  # settings of the power law beside the two other environments
     "less": f"benchmark.tasks=20 {HIDDEN.format(100)} strategies.power_law.budget=0.02",
     "larger": f"benchmark.tasks=20 {HIDDEN.format(400)} strategies.power_law.budget=0.1",
 }
+
+
 ENVIRONMENTS = ("uniform", "power_law", "exponential")
 
 
@@ -363,164 +370,3 @@ def test_settings_that_are_said_to_be_tried_are_those_of_the_committed_files(sai
 
     assert prose().count(said.format(*map(value, settings))) == times
     assert_numbers(said, [*map(value, settings)])
-
-
-# --- rows of audits ---
-
-
-@cache
-def rows_of(name: str) -> list[Row]:
-    return read_csv(RESULTS / f"{name}.csv")
-
-
-def audited(name: str, figure: str, strategy: str = "", model: str = UNLEARNED, **where: object) -> list[Row]:
-    """Rows of one figure: of a strategy, or of all; `where`: columns."""
-    some = [row for row in rows_of(name) if (row["name"], row["model"]) == (figure, model) and strategy in ("", row["strategy"])]
-    return [row for row in some if all(row[column] == value for column, value in where.items())]
-
-
-def values(rows: Sequence[Row]) -> list[float]:
-    return [row["value"] for row in rows if row["value"] is not None]
-
-
-def details(rows: Sequence[Row], name: str) -> list[float]:
-    return [row["details"][name] for row in rows]
-
-
-def count(rows: Sequence[Row], verdict: str) -> int:
-    return sum(row["verdict"] == verdict for row in rows)
-
-
-def test_what_is_said_of_a_hypernetwork_s_requests_is_in_the_committed_rows() -> None:
-    name = "audit_perm_mnist"
-    gaps, spill, back = (audited(name, figure) for figure in ("M1", "M2", "M3"))
-    chance = 10.0  # of ten classes, which M1 takes off
-    returned = max((row for row in back if row["value"] is not None), key=lambda row: row["value"])
-    (left,) = [chance + row["value"] for row in gaps if all(row[key] == returned[key] for key in ("stream", "seed", "event_index"))]
-    relapsed = [value for value in values(back) if value > RELAPSE]
-    kept = by_seed_of_sequences("average_accuracy")
-    extra = [audit / train for audit, train in zip(*map(by_seed_of_sequences, ("audit_seconds", "train_seconds")), strict=True)]
-    assert len(gaps) == len(spill) == 48 and len(kept) == 9
-    for said, numbers in (
-        ("Retained tasks stand at {:.1f} percent on average over the three sequences", [mean(kept)]),
-        ("and all {} unlearned tasks end", [str(len(gaps))]),
-        ("costs the retained tasks {:.2f} points on average and {:.2f} at most", [mean(values(spill)), max(values(spill))]),
-        ("On average {:.2f} points come back later", [mean(values(back))]),
-        (
-            "in {} requests it is more than {:g}, in one {:.2f} (on the way, from {:.1f} to {:.1f};",
-            [IN_WORDS[len(relapsed)], RELAPSE, max(relapsed), left, left + max(relapsed)],
-        ),
-        ("What figures and record take is {:.1f} percent of training", [100 * mean(extra)]),
-    ):
-        assert_numbers(said, numbers)
-
-
-def by_seed_of_sequences(figure: str) -> list[float]:
-    """Of all runs of the three published sequences."""
-    return [run[figure] for run in collect([RESULTS / "unlearn_perm_mnist.csv"]).summaries]
-
-
-def test_what_is_said_of_a_hypernetwork_beside_oracles_is_in_the_committed_rows() -> None:
-    name = "audit_perm_mnist_standard"
-    gaps, probes, again, answers = (audited(name, figure) for figure in ("M1", "M9", "M4", "M6"))
-    floored = [row for row in probes if "untrained_probe" in row["details"]]
-    assert {row["seed"] for row in floored} == {2} == {row["seed"] for row in probes} - {0, 1}
-    assert count(floored, FAIL) == len(floored) and not any(row["unlearned"] for row in probes)
-    for said, numbers in (
-        (
-            "is right in {:.1f} percent, where the oracle's gives {:.1f} and the model before {:.1f}",
-            [mean(details(probes, model)) for model in ("probe", "oracle_probe", "before_probe")],
-        ),
-        ("(M9, {:.2f} of the way, too far in all {})", [mean(values(probes)), str(count(probes, FAIL))]),
-        ("Features of the untrained model tell {:.1f} percent;", [mean(details(floored, "untrained_probe"))]),
-        (
-            "in the {} requests of seed 2, of which {:.2f} to {:.2f} of the way is too far as well",
-            [IN_WORDS[len(floored)], min(values(floored)), max(values(floored))],
-        ),
-        (
-            "accuracy within {:.1f} points of an oracle that itself lies between {:.1f} and {:.1f}, with the old embedding put back at "
-            "{:.1f} percent at most",
-            [
-                max(map(abs, values(gaps))),
-                min(details(gaps, "oracle")),
-                max(details(gaps, "oracle")),
-                max(details(gaps, "old_embedding_put_back")),
-            ],
-        ),
-        ("no farther from the oracle than another oracle in {} of {}", [str(count(answers, PASS)), str(len(answers))]),
-        (
-            "slower than of a task never seen ({:.1f} points beside {:.1f})",
-            [mean(values(rows)) for rows in (again, audited(name, "M4", model=NEVER_SEEN))],
-        ),
-    ):
-        assert_numbers(said, numbers)
-    assert count(probes, FAIL) == len(probes) == 33
-
-
-EXACT = ("rewind", "analytic")  # answer exactly
-
-
-def test_what_is_said_of_classes_that_compete_is_in_the_committed_rows() -> None:
-    name = "audit_fashion_mnist"
-
-    def over(strategy: str, figure: str, summary: Callable[[Sequence[float]], float] = mean) -> list[float]:
-        """For tasks, then classes."""
-        return [summary(values(audited(name, figure, strategy, granularity=kind))) for kind in ("task", "class")]
-
-    head, ascent, descent = (
-        audited(name, figure, one) for figure, one in (("M6", "reset_head"), ("M1", "gradient_ascent"), ("M1", "grad_diff"))
-    )
-    samples = [row for row in audited(name, "M1", granularity="sample") if row["strategy"] not in EXACT]
-    oracles = {figure: audited(name, figure, model=ORACLE) for figure in ("M3", "M6")}
-    header, lines = comparison(rows_of(name))
-    words = [line[header.index('"unlearned"')].split("/") for line in lines if line[1] == ORACLE]
-    earned, requests = (str(sum(int(word[place]) for word in words)) for place in (0, 1))
-    relapses = [*over("npo", "M3"), *over("simnpo", "M3")]
-    for said, numbers in (
-        ("({} of {} requests in the oracle's own rows)", [earned, requests]),
-        (
-            "so that it fails M6 in {} requests of {} and M3 in {};",
-            [str(count(oracles["M6"], FAIL)), str(len(oracles["M6"])), str(count(oracles["M3"], FAIL))],
-        ),
-        ("fails M6 in {} requests of {}, and", [IN_WORDS[count(head, FAIL)], IN_WORDS[len(head)]]),
-        (
-            "SimNPO to {} to {} points of it, and both relapse, by {:.0f} to {:.0f} points",
-            [str(math.floor(min(over("simnpo", "M1")))), str(math.ceil(max(over("simnpo", "M1")))), min(relapses), max(relapses)],
-        ),
-        (
-            "in {} requests of {} and in {} so far that nothing can be said (INVALID)",
-            [str(count(ascent, INVALID)), str(len(ascent)), str(count(descent, INVALID))],
-        ),
-        ("M1 tells nothing in {} of {} requests that were not answered exactly", [str(count(samples, INCONCLUSIVE)), str(len(samples))]),
-    ):
-        assert_numbers(said, numbers)
-    assert max(over("npo", "M1")) < 1, "NPO brings task and class to the oracle's accuracy"
-
-
-def test_what_is_said_of_known_tasks_is_in_the_committed_rows() -> None:
-    name = "audit_fashion_by_task"
-
-    def of(strategy: str, figure: str) -> list[Row]:
-        found = audited(name, figure, strategy)
-        assert len(found) == 12
-        return found
-
-    left = {round(mean(values(of(strategy, "M1")))) for strategy in ("do_nothing", "noise", "finetune_retain")}
-    probes = of("hypernetwork", "M9")
-    told = len(probes) - count(probes, INCONCLUSIVE)
-    oracles = audited(name, "M1", model=ORACLE)
-    assert len(left) == 1
-    for said, numbers in (
-        ("`rewind` is exact at {:.2f} of the suffix's seconds", [mean(values(of("rewind", "M12")))]),
-        ("loses {:.2f} points elsewhere", [mean(values(of("hypernetwork", "M2")))]),
-        (
-            "is within the noise by M1 in {} requests of 12 and by M6 in {};",
-            [str(count(of("hypernetwork", figure), PASS)) for figure in ("M1", "M6")],
-        ),
-        ("({} of 12 inconclusive) and fails it in {} of the other {},", [str(len(probes) - told), str(count(probes, FAIL)), str(told)]),
-        ("stays known, {} points above the oracle", [str(*left)]),
-        ("hides it (M6 passes in {} of 12)", [str(count(of("reset_head", "M6"), PASS))]),
-        ("(M4 fails in {})", [str(count(of("reset_head", "M4"), FAIL))]),
-        ("a third one fails M1 in {} of {}.", [str(count(oracles, FAIL)), str(len(oracles))]),
-    ):
-        assert_numbers(said, numbers)
