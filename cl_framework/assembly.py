@@ -144,12 +144,8 @@ def _check_single_rows(learner: Learner) -> None:
 
 
 def _check_requests(learner: Learner) -> None:
-    """Refuse requests for samples that do not exist, are never shown or all gone by then, and a Learn of which none are left."""
+    """Refuse requests for samples that do not exist, or that are all gone by then, and a Learn of a task of which none are left."""
     gone = learner.deleted
-    learned = {event.task for event in learner.stream if isinstance(event, Learn)}
-    for request in parse_requests(learner.run.without):
-        if request.task not in learned:
-            raise ConfigurationError(f"without: {request} does nothing: the stream never learns task {request.task}. Leave it out.")
     for index, event in enumerate(learner.stream):
         if isinstance(event, Learn):
             planned = learner.planned_ids(event.task)
@@ -163,6 +159,14 @@ def _check_requests(learner: Learner) -> None:
                 )
             if event.granularity != "task":
                 gone = torch.cat([gone, ids]).unique()
+
+
+def check_without(learner: Learner) -> None:
+    """Refuse a run that is to be without samples that its stream never learns. Streams that are made of a run's, as oracles', may be."""
+    learned = {event.task for event in learner.stream if isinstance(event, Learn)}
+    for request in parse_requests(learner.run.without):
+        if request.task not in learned:
+            raise ConfigurationError(f"without: {request} does nothing: the stream never learns task {request.task}. Leave it out.")
 
 
 def _nothing_left(learner: Learner, event: Learn, index: int) -> ConfigurationError:

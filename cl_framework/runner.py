@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cl_framework.assembly import assemble, given, torch_as_configured
+from cl_framework.assembly import assemble, check_without, given, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
 from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
@@ -73,6 +73,7 @@ def run(
         return finished
     with torch_as_configured(experiment):
         learner = assemble(experiment, benchmark)
+        check_without(learner)
         with directory.lock():
             finished = _finished(directory, experiment.run.again)
             if finished is not None:
@@ -126,12 +127,12 @@ def resume(
         damaged: list[str] = []
         state = CheckpointStore(directory.checkpoints).load_latest(damaged.append)
         check_same(experiment, state, directory)
-        for text in damaged:  # only now is it true that the run goes on
-            warn(text)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
             _check_same_data(state, learner, directory)
             check_complete(directory, _begun(state, learner.stream), {} if state is None else state["lengths"])
+            for text in damaged:  # only now is it true that the run goes on
+                warn(text)
             rows = RowsWriter(directory.path, state)
             for difference in differences(directory.read_env(), _environment_of(learner)):
                 warn(f"resume: {difference}; figures may differ in their last bits.")
@@ -165,7 +166,9 @@ def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: 
 
 def _check_same_data(state: dict[str, Any] | None, learner: Learner, directory: RunDirectory) -> None:
     """Refuse to continue on other samples: files that a benchmark reads may have changed. Checkpoints of earlier versions do not tell."""
-    if state is not None and state.get("data", learner.benchmark.digest) != learner.benchmark.digest:
+    now, before = learner.benchmark.digests, (state or {}).get("data", {})
+    shared = next((kind for kind in now if kind in before), None)  # all samples, where they were in memory then and are now
+    if shared is not None and now[shared] != before[shared]:
         name = learner.benchmark.name
         raise ConfigurationError(f"{directory.path} was started on other data than benchmark {name!r} gives now. {_REMEDY}")
 
@@ -365,7 +368,7 @@ class Runner:
         state = {
             "format": 2,
             "fingerprint": self.experiment.fingerprint,
-            "data": self.learner.benchmark.digest,
+            "data": self.learner.benchmark.digests,
             "config": self.experiment.to_dict(),
             "position": {"event_index": index, "stream_step": position.stream_step},
             "inside": inside,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_framework.assembly import assemble, make_stack
+from cl_framework.assembly import assemble, check_without, make_stack
 from cl_framework.config import Experiment
 from cl_framework.cost import new_and_past
 from cl_framework.errors import ConfigurationError
@@ -30,6 +30,7 @@ def describe(experiment: Experiment, plot: Path | None = None) -> str:
     parts += ["", "# one step", stack.describe(), "", "# schedule"]
     try:
         learner = assemble(experiment)
+        check_without(learner)
     except ConfigurationError as error:
         if "data.root" not in str(error) or plot is not None:
             raise

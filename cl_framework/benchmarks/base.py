@@ -12,12 +12,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cl_framework.benchmarks.sources import LazySource
 from cl_framework.criterion import asked
 from cl_framework.digests import bytes_of
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, concatenated, each
 
 _ENDS = 64  # items at either end of a source on disk that go into the digest of a benchmark's samples
+_READS = 2048  # items at most that are read of sources on disk, at either end of all of them
 _PIECE = 1024  # items digested at once
 
 
@@ -104,21 +106,30 @@ class Benchmark:
         """(T + 1,) int64: the first global sample id of each task, and the number of all."""
         return torch.tensor([0, *(len(source) for source in self.train)]).cumsum(0)
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Of its classes and samples, as a model is given them: a resume needs the same, and so does an oracle that is taken from a folder.
+        """Of its classes and samples: of all that are in memory, of others as `digests` says."""
+        return next(iter(self.digests.values()))
 
-        Of sources in memory all items count; of those that workers read, and of those that are made of one data set, the first and last 64
-        and that data set, since reading all would take too long.
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digests of its classes and samples, by how much they read: a resume needs the same data, and so does an oracle that is kept.
+
+        whole: all samples, where they are in memory; ends: all labels, and the first and last 64 items of each task (fewer where the tasks
+        are many), since workers would take too long to read all. Tasks that are made of one data set, by the configuration, count as that.
         """
+        made = [source.base if isinstance(source, LazySource) else source for source in (*self.train, *self.test)]
+        sources = list({id(source): source for source in made}.values())
+        ends = max(1, min(_ENDS, _READS // len(sources)))
+        rows = [torch.arange(len(source)) for source in sources]
+        found = {"ends": self._digest(sources, [torch.cat([every[:ends], every[ends:][-ends:]]) for every in rows])}
+        return {"whole": self._digest(sources, rows), **found} if all(source.in_memory for source in sources) else found
+
+    def _digest(self, sources: Sequence[Source], rows: Sequence[Tensor]) -> str:
         digest = hashlib.sha256(repr((self.classes, self.scenarios)).encode())
-        sources = (*self.train, *self.test)
-        bases = {id(base): base for source in sources if (base := getattr(source, "base", None)) is not None}
-        for source in (*sources, *bases.values()):
+        for source, chosen in zip(sources, rows, strict=True):
             digest.update(bytes_of(source.targets))
-            rows = torch.arange(len(source))
-            ends = torch.cat([rows[:_ENDS], rows[_ENDS:][-_ENDS:]])
-            for piece in rows.split(_PIECE) if source.in_memory and not hasattr(source, "base") else (ends,):
+            for piece in chosen.split(_PIECE):
                 items = source.read(piece)
                 for part in items.values() if isinstance(items, dict) else (items,):
                     digest.update(bytes_of(part))

@@ -42,6 +42,12 @@ def test_a_resume_needs_the_same_data(tmp_path: Path) -> None:
     assert (done.path / "records.jsonl").read_bytes() == (whole.path / "records.jsonl").read_bytes()
 
 
+def test_data_are_known_again_wherever_they_are_held() -> None:
+    held, read, other = own(in_memory="always").digests, own(in_memory="never").digests, own(seed=1, in_memory="never").digests
+    assert set(held) == {"whole", "ends"} and set(read) == {"ends"}
+    assert held["ends"] == read["ends"] != other["ends"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_does_not_fit_gives_the_same_figures(tmp_path: Path, workers: int) -> None:

@@ -719,6 +719,13 @@ def test_few_events_have_few_orders() -> None:
     assert found == ["L0 L1 U1", "L1 L0 U1"]
 
 
+def test_a_run_without_some_samples_of_a_later_task_is_audited_after_other_orders(tmp_path: Path) -> None:
+    """Orders end with the request: what is left out of tasks behind it does nothing there, and that is no fault of the run."""
+    path = run(made(tmp_path, "rewind", "L0 L1 U0 L2", epochs=1, without="U2:class=5")).path
+    figures = {figure["name"]: figure for figure in audit(path, tier="full", seeds=1, orders=2)["requests"][0]["figures"]}
+    assert figures["M7"]["verdict"] != "NOT RUN"
+
+
 @pytest.mark.slow
 def test_the_full_tier_adds_orders(tmp_path: Path) -> None:
     path = run(made(tmp_path, "rewind", "L0 L1 L2 U0", epochs=4)).path

@@ -40,10 +40,11 @@ def test_what_is_left_out_must_be_of_a_task_that_there_is() -> None:
         assemble(load_experiment(BASE, ["without=L0?"]))
 
 
-def test_what_is_left_out_must_be_of_a_task_that_is_learned() -> None:
+def test_what_is_left_out_must_be_of_a_task_that_is_learned(tmp_path: Path) -> None:
     never = ["stream=L0 L2", "without=U2:class=5 U1:class=3"]
     with pytest.raises(ConfigurationError, match=r"^without: U1:class=3 does nothing: the stream never learns task 1\. Leave it out\.$"):
-        assemble(load_experiment(BASE, never))
+        run(load_experiment(BASE, [*never, f"out={tmp_path}"]))
+    assert not list(tmp_path.iterdir())
     assert len(assemble(load_experiment(BASE, ["stream=L0 L2", "without=U2:class=5"])).training_ids(2)) == 40
 
 
