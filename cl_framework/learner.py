@@ -122,12 +122,6 @@ class Learner:
         has_moments = optimizer.name != "sgd" or optimizer.momentum > 0
         return self.stack.is_exact(event, keeps_moments=optimizer.reset == "never" and has_moments)
 
-    def residual(self, event: Unlearn) -> list[str]:
-        """What was made of the data that `event` names and stays as it is, since no strategy makes it anew: it caps what is claimed."""
-        of_task_0 = self.forgotten(event).ids < self.benchmark.offsets[1]  # blurry streams deal them to other tasks, too
-        trained = self.benchmark.tokenizer == "bpe" and bool(of_task_0.any())
-        return ["the tokenizer, which was trained on texts of task 0"] if trained else []
-
     # --- phases ---
 
     def learn_phase(self, event: Learn) -> Phase:

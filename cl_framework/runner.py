@@ -19,7 +19,7 @@ import torch
 from cl_framework.assembly import assemble, check_without, given, torch_as_configured
 from cl_framework.benchmarks.base import Benchmark
 from cl_framework.checkpoint import CheckpointStore
-from cl_framework.config import GIVEN, NOT_RESUMED, Experiment, GivenOptions, load_experiment
+from cl_framework.config import NOT_RESUMED, Experiment, load_experiment
 from cl_framework.cost import Stopwatch, answer_row, cost_row, peak_rss_mib, stored_bytes
 from cl_framework.errors import ConfigurationError
 from cl_framework.evaluation import Accuracy, evaluate
@@ -31,6 +31,7 @@ from cl_framework.metrics import within
 from cl_framework.records import EVENTS, RECORDS, Row, RunDirectory, differences, environment
 from cl_framework.representation import probed
 from cl_framework.rows import RowsWriter
+from cl_framework.same_run import check_same_configuration, check_same_data
 from cl_framework.strategy import Batch, Evaluation
 from cl_framework.stream import Learn, Stream, Unlearn
 from cl_framework.summary import rebuild_summary
@@ -40,8 +41,6 @@ from cl_framework.unlearning.deletion import check_complete
 from cl_framework.unlearning.fast import ROUNDED_METRIC, retained_after, split_of
 from cl_framework.unlearning.quantization import rounded_accuracies
 from cl_framework.walk import Stopped, Walk
-
-_REMEDY = "Undo that, or start a new run."
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,10 @@ def resume(
     with directory.lock():
         damaged: list[str] = []
         state = CheckpointStore(directory.checkpoints).load_latest(damaged.append)
-        check_same(experiment, state, directory)
+        check_same_configuration(experiment, state, directory)
         with torch_as_configured(experiment):
             learner = assemble(experiment, benchmark)
-            _check_same_data(state, learner, directory)
+            check_same_data(state, learner, directory)
             check_complete(directory, _begun(state, learner.stream), {} if state is None else state["lengths"])
             for text in damaged:  # only now is it true that the run goes on
                 warn(text)
@@ -138,39 +137,6 @@ def resume(
                 warn(f"resume: {difference}; figures may differ in their last bits.")
             directory.unmark()
             return Runner(experiment, directory, rows, learner, listeners, stop_requested).walk(state)
-
-
-def check_same(experiment: Experiment, state: dict[str, Any] | None, directory: RunDirectory) -> None:
-    """Refuse to continue under another configuration or seed, and name the key that differs."""
-    if state is None:
-        here = RunDirectory.create("", "", experiment.fingerprint, experiment.run.seed).path.name
-        if directory.path.name != here:
-            raise ConfigurationError(
-                f"{directory.path} has no checkpoint to compare with, and its configuration belongs in a folder named {here}: "
-                f"it was renamed, or started under another configuration than the one asked for now. {_REMEDY}"
-            )
-        return
-    object_given = experiment.benchmark if isinstance(experiment.benchmark.options, GivenOptions) else None
-    if object_given is not None and state["config"]["benchmark"].get(GIVEN) != object_given.options.given:
-        raise ConfigurationError(f"{directory.path} was started on other data than the benchmark given now. {_REMEDY}")
-    if state["fingerprint"] == experiment.fingerprint and state["config"]["seed"] == experiment.run.seed:
-        return
-    started = load_experiment(state["config"], given=object_given)
-    keys = experiment.differing_keys(started)
-    if experiment.run.seed != started.run.seed:
-        keys.insert(0, f"seed is {experiment.run.seed}, was {started.run.seed}")
-    if not keys:  # both read the files as they are now
-        keys = ["a file of ids in the stream has changed or is gone, or what the options mean in this version of the package"]
-    raise ConfigurationError(f"{directory.path} was started under another configuration: {'; '.join(keys)}. {_REMEDY}")
-
-
-def _check_same_data(state: dict[str, Any] | None, learner: Learner, directory: RunDirectory) -> None:
-    """Refuse to continue on other samples: files that a benchmark reads may have changed. Checkpoints of earlier versions do not tell."""
-    now, before = learner.benchmark.digests, (state or {}).get("data", {})
-    shared = next((kind for kind in now if kind in before), None)  # all samples, where they were in memory then and are now
-    if shared is not None and now[shared] != before[shared]:
-        name = learner.benchmark.name
-        raise ConfigurationError(f"{directory.path} was started on other data than benchmark {name!r} gives now. {_REMEDY}")
 
 
 def _begun(state: Mapping[str, Any] | None, stream: Stream) -> list[Row]:

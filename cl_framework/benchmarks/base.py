@@ -152,6 +152,11 @@ class Benchmark:
         first, end = self.offsets[task : task + 2].tolist()
         return torch.arange(first, end)
 
+    def residual(self, ids: Tensor) -> list[str]:
+        """What was made of the training samples with these ids and stays as it is once they are unlearned: it caps what is claimed."""
+        trained = self.tokenizer == "bpe" and bool((ids < self.offsets[1]).any())  # blurry streams deal them to other tasks, too
+        return ["the tokenizer, which was trained on texts of task 0"] if trained else []
+
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The task of each sample id, and its row in the task's training source: (B,), (B,)."""
         tasks = torch.bucketize(ids, self.offsets, right=True) - 1

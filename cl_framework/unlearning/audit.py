@@ -194,7 +194,8 @@ def entry(directory: RunDirectory, learner: Learner, question: Question, own: Se
     mine = [with_put_back(figure, own.put_back, question) for figure in figures(question, models, later)]
     cost = efficiency(directory.events()[question.index], first.trained)
     kept_apart = sorted({*unlike(own.kept, first.kept), *unlike(first.kept, own.kept)})
-    mine.append(exact_claim(models, learner.is_exact(question.event), kept_apart, learner.residual(question.event)))
+    residual = learner.benchmark.residual(learner.forgotten(question.event).ids)
+    mine.append(exact_claim(models, learner.is_exact(question.event), kept_apart, residual))
     mine += [spill_of(directory, learner, question, first.recorded), shadow(directory, question), with_moved(cost, own.moved)]
     row = {
         "event_index": question.index,

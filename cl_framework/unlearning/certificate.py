@@ -112,7 +112,7 @@ class Certifier:
         if not (exact and self.learner.stack.unlearner_of(event).strategy.traits.replays):  # a replay starts from older weights
             untreated = self.movements.untreated(since, index, event.task, self.learner.model)
             found += [f"memory.weights.{name} (as it was before the request)" for name in untreated]
-        residual = self.learner.residual(event)
+        residual = self.learner.benchmark.residual(ids)
         there = {path.name for path in self.directory.checkpoints.rglob("*.pt")}
         gone = {*purged, *standing.get("states_before", ())} - there
         self.log.append(

@@ -231,7 +231,7 @@ def _ancestry(evidence: Evidence) -> str:
         for path, kept_state in history.states() if taken else ():
             if found := still_there(taken, kept_state, "state"):
                 raise FrameworkError(f"{path} still holds what {event} unlearned, at {found[0]}.")
-    beside = sorted({left for _, event, _, _ in evidence.gone for left in evidence.learner.residual(event)})
+    beside = sorted({left for _, _, ids, _ in evidence.gone for left in evidence.learner.benchmark.residual(ids)})
     apart = f"; not made anew: {', '.join(beside)}" if beside else ""
     return f"{len(kept)} kept states by the ways that led to them, and what is in the newest{apart}"
 

@@ -633,7 +633,7 @@ def test_texts_that_a_blurry_stream_shows_with_another_task_trained_the_tokenize
     for blurry, left in ((0.2, 1), (0.0, 0)):
         learner = assemble(load_experiment({**settings, "blurry": blurry, "strategies": {"rewind": {}}, "stream": "L0 L1 U1"}))
         (request,) = learner.stream.unlearns
-        assert len(learner.residual(request)) == left
+        assert len(learner.benchmark.residual(learner.forgotten(request).ids)) == left
 
 
 def test_a_checkpoint_from_before_it_knew_its_data_is_gone_on_with(tmp_path: Path) -> None:
