@@ -38,6 +38,16 @@ def run_model(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Tensor | None,
         ) from error
 
 
+def logits_at(model: nn.Module, rows: Rows, places: Tensor) -> Tensor:
+    """(B, C): of texts the logits at one place (B,) of each, as `run_model` has them; where a model has a head it is asked no further."""
+    chosen = torch.arange(len(places), device=places.device)
+    extract, head = getattr(model, "features", None), getattr(model, "head", None)
+    if callable(getattr(model, "features_and_logits", None)) or not (callable(extract) and callable(head)):
+        return run_model(model, rows)[1][chosen, :, places]
+    scores: Tensor = head(extract(rows.inputs, *conditioning(model, rows))[chosen, places].unsqueeze(1))
+    return scores.squeeze(2)
+
+
 def has_features(model: nn.Module) -> bool:
     """Whether `run_model` gives features of this model."""
     if callable(getattr(model, "features_and_logits", None)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from cl_framework.criterion import asked
 from cl_framework.digests import bytes_of
 from cl_framework.errors import ContractError
 from cl_framework.inputs import Inputs, concatenated, each
+
+if TYPE_CHECKING:
+    from cl_framework.benchmarks.text.tokens import Tokens
 
 _ENDS = 64  # items at either end of a source on disk that go into the digest of a benchmark's samples
 _READS = 2048  # items at most that are read of sources on disk, at either end of all of them
@@ -74,6 +77,7 @@ class Alternatives:
     wrong: tuple[Tensor, Tensor]  # some rows a question
     owner: tuple[int, ...]  # of each wrong row: the row of `right` that it belongs to
     asked_by: tuple[int, ...] = ()  # of each row of `right`: the row of the task's training split with that question; () where no task asks
+    rephrased: tuple[Tensor, Tensor] | None = None  # each question in other words with its own answer, a row a row of `right`
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class Benchmark:
     whole_rows: bool = False  # whether an answer is right only when all places of its row are, as where it is a number or a sentence
     alternatives: tuple[Alternatives | None, ...] = ()  # of each task, where its questions have other answers to compare with
     utility: dict[str, Alternatives] = field(default_factory=dict)  # by name: questions of no task, which are to be answered as before
+    general: tuple[Tensor, Tensor] | None = None  # (G, L) each: a text of no task in full rows, and the tokens that follow each of its own
+    tokens: Tokens | None = None  # what makes texts of token ids again, where answers are compared as texts
     notes: dict[str, str] = field(default_factory=dict)  # e.g. class order, what was left out: told at a run's start, kept in its env.json
 
     @property
@@ -113,7 +119,7 @@ class Benchmark:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Digests of its classes, samples and other answers, by how much they read. A resume needs the same, and an oracle that is kept.
+        """Digests of its classes, samples and what is asked beside them, by how much they read. A resume and a kept oracle need the same.
 
         whole: all samples, where they are in memory; ends: all labels, and the first and last 64 items of each task (fewer where the tasks
         are many), since workers would take too long to read all. Tasks that are made of one data set, by the configuration, count as that.
@@ -135,8 +141,10 @@ class Benchmark:
                     digest.update(bytes_of(part))
         for name, beside in self._other_answers():
             digest.update(repr((name, beside.owner, beside.asked_by)).encode())
-            for part in (*beside.right, *beside.wrong):
+            for part in (*beside.right, *beside.wrong, *(beside.rephrased or ())):
                 digest.update(bytes_of(part))
+        for part in self.general or ():
+            digest.update(bytes_of(part))
         return digest.hexdigest()[:16]
 
     def _other_answers(self) -> list[tuple[str, Alternatives]]:
@@ -153,8 +161,8 @@ class Benchmark:
     @cached_property
     def longest_row(self) -> int:
         """Tokens of the longest row of text that a model is asked: other answers may be longer than any row that is trained on."""
-        beside = [answers for _, answers in self._other_answers()]
-        return max(self.input_shape[0], *(items.shape[1] for one in beside for items, _ in (one.right, one.wrong)), 0)
+        rows = [part for _, beside in self._other_answers() for part in (beside.right, beside.wrong, beside.rephrased) if part is not None]
+        return max(self.input_shape[0], *(items.shape[1] for items, _ in rows), 0)
 
     def ids_of(self, task: int) -> Tensor:
         """Global training sample ids of a task, ascending."""

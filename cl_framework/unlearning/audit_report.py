@@ -34,6 +34,9 @@ NAMES = {
     "T2": "T2 probability",
     "T3": "T3 extraction",
     "T4": "T4 exact memory",
+    "T5": "T5 ROUGE-L",
+    "T6": "T6 other words",
+    "T7": "T7 general text",
 }
 _WORDS = {True: "yes", False: "not shown", None: NOT_RUN}
 UNLEARNED, BEFORE, ORACLE, NEVER_SEEN = "unlearned", "before the request", "oracle of another seed", "a task never seen"  # a row's model

@@ -31,7 +31,7 @@ ROUNDED_METRIC = "accuracy_"  # before the name of a rounding, int8 or int4: an 
 class Figure:
     """A figure of EVALUATION's table with its verdict. `value` is None where it is NOT RUN."""
 
-    name: str  # M1 to M12, E1, T1 to T4
+    name: str  # M1 to M12, E1, T1 to T7
     value: float | None
     verdict: str
     why: str  # the rule or the reason, in words

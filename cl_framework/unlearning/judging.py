@@ -31,6 +31,9 @@ LEAST = {
     "T2": 0.02,  # of a mean probability
     "T3": 0.02,  # of the mean extraction strength
     "T4": 0.02,  # of the share of tokens
+    "T5": 0.05,  # of the mean recall of words
+    "T6": 0.02,  # of a mean probability
+    "T7": 0.05,  # nats a token
 }
 
 FEWEST = 10  # samples on either side, below which their spread is not taken for that of all

@@ -1,4 +1,5 @@
-"""What a language model still says to questions with known answers: probability, exact memorisation, extraction strength, truth ratio.
+"""What a language model still says to questions with known answers: probability, exact memorisation, extraction strength, truth ratio,
+what it says by itself (`free_generation`), the same asked in other words, and how well it speaks at all.
 
 Sources: Maini et al. 2024 "TOFU" (probability, truth ratio), Wang et al. 2025 "Towards Effective Evaluations and Comparisons for LLM
 Unlearning Methods" (extraction strength). The truth ratio here is the mean over false answers of their length-normalised probability,
@@ -23,11 +24,13 @@ from cl_framework.learner import Learner
 from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
+from cl_framework.unlearning.free_generation import word_recall
 
 if TYPE_CHECKING:
     from cl_framework.unlearning.measure import Question, Samples
 
 _AT_ONCE = 2048  # places of texts in a batch
+SPOKEN = 100  # questions at most that a model answers by itself, of what was unlearned and of all that is retained
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Recalled:
     truth_ratio: Tensor  # (M,) of those that have other answers, >= 0
     utility: Mapping[str, float]  # probability of the right answers that are to stay, [0, 1]: retained, real_authors, world_facts
     retained: int  # questions whose answers are to stay
+    spoken: Tensor  # (S,) recall of ROUGE-L of what the model says by itself to some questions, [0, 1]; empty without tokens to read it by
+    spoken_utility: Mapping[str, float]  # the mean of that on what is retained, [0, 1]
+    rephrased: Tensor  # (R,) probability of the right answer to each question that can be asked in other words, [0, 1]
+    general: float | None  # loss on a text of no task, nats a token; None where the benchmark has none
 
 
 def recalled(learner: Learner, question: Question) -> Recalled | None:
@@ -49,12 +56,37 @@ def recalled(learner: Learner, question: Question) -> Recalled | None:
     benchmark, task, (unlearned, *kept) = learner.benchmark, question.event.task, question.questions
     answers = recall(learner, unlearned.read(learner))
     beside = benchmark.alternatives[task] if benchmark.alternatives else None
-    ratios = torch.empty(0, dtype=torch.float64)
+    ratios = rephrased = torch.empty(0, dtype=torch.float64)
     if beside is not None:
         of_unlearned = torch.isin(torch.tensor(beside.asked_by), benchmark.locate(question.forgotten)[1])
         ratios = truth_ratios(learner, beside, task)[of_unlearned]
+        if beside.rephrased is not None:
+            rephrased = recall(learner, _rows(learner, beside.rephrased, task)).probability[of_unlearned]
     utility, count = _utility(learner, question, kept), sum(map(len, kept))
-    return Recalled(answers.probability, answers.exact, answers.strength, ratios, utility, count)
+    own = (answers.probability, answers.exact, answers.strength, ratios)
+    return Recalled(*own, utility, count, *_spoken(learner, unlearned, kept), rephrased, _general_loss(learner, _live_task(question)))
+
+
+def _spoken(learner: Learner, unlearned: Samples, retained: Sequence[Samples]) -> tuple[Tensor, dict[str, float]]:
+    """What the model says by itself to some questions: recall of words of those unlearned, and its mean over tasks of those retained."""
+    if learner.benchmark.tokens is None:
+        return torch.empty(0, dtype=torch.float64), {}
+    share = max(1, SPOKEN // max(1, len(retained)))
+    kept = [float(word_recall(learner, samples.evenly(share).read(learner)).mean()) for samples in retained]
+    return word_recall(learner, unlearned.evenly(SPOKEN).read(learner)), {"retained": mean(kept)} if kept else {}
+
+
+def _general_loss(learner: Learner, task: TaskId) -> float | None:
+    """The mean over tokens of a text of no task, in nats; 708 at most, where a double ends."""
+    if learner.benchmark.general is None:
+        return None
+    probability = recall(learner, _rows(learner, learner.benchmark.general, task)).probability  # all rows are full: of as many tokens
+    return float(-probability.clamp(min=torch.finfo(probability.dtype).tiny).log().mean())
+
+
+def _live_task(question: Question) -> TaskId:
+    """The task as which is asked what no task teaches."""
+    return next((task for task in question.live if task != question.event.task), question.event.task)
 
 
 def _utility(learner: Learner, question: Question, retained: Sequence[Samples]) -> dict[str, float]:
@@ -62,9 +94,8 @@ def _utility(learner: Learner, question: Question, retained: Sequence[Samples]) 
     the code of TOFU has it for real authors and world facts: chance where a model has no idea."""
     kept = [float(recall(learner, samples.read(learner)).probability.mean()) for samples in retained]
     utility = {"retained": mean(kept)} if kept else {}
-    as_of_task = next((task for task in question.live if task != question.event.task), question.event.task)
     for name, beside in learner.benchmark.utility.items():
-        utility[name] = float(right_shares(learner, beside, as_of_task).mean())
+        utility[name] = float(right_shares(learner, beside, _live_task(question)).mean())
     return utility
 
 

@@ -1,4 +1,6 @@
-"""The table of answers of `clu audit --answers`: how probable the right ones were before a request, are after it, and are to the oracle."""
+"""The table of answers of `clu audit --answers`: how probable the right ones were before a request, are after it, and are to the oracle;
+what models say by themselves; and what a text of no task costs them.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,28 @@ from cl_framework.metrics import mean_and_deviation
 from cl_framework.records import Row
 from cl_framework.unlearning.audit_report import UNLEARNED
 
-_SETS = {  # column: the details of T2 before the request, after it, and of the oracle
-    "forgotten": ("before", "own", "oracle"),
-    "retained": ("before_retained", "retained", "oracle_retained"),
-    "real authors": ("before_real_authors", "real_authors", "oracle_real_authors"),
-    "world facts": ("before_world_facts", "world_facts", "oracle_world_facts"),
+_OWN = ("before", "own", "oracle")  # details before the request, after it, and of the oracle
+_KEPT = ("before_retained", "retained", "oracle_retained")
+_SETS = {  # column: the figure, and its details
+    "forgotten": ("T2", _OWN),
+    "retained": ("T2", _KEPT),
+    "real authors": ("T2", ("before_real_authors", "real_authors", "oracle_real_authors")),
+    "world facts": ("T2", ("before_world_facts", "world_facts", "oracle_world_facts")),
+    "asked in other words": ("T6", _OWN),
+    "said, forgotten": ("T5", _OWN),
+    "said, retained": ("T5", _KEPT),
+    "general text": ("T7", _OWN),
 }
 ANSWER_WORDS = (
     "Probability of the right answers before the request → after it (oracle), means over runs ± standard deviation. forgotten: what was "
     "unlearned (T2); retained: utility on the other tasks; n: how many questions these two are of; real authors and world facts, which no "
-    "task teaches: as a share of all answers offered, as TOFU's code has it."
+    "task teaches: as a share of all answers offered, as TOFU's code has it; asked in other words: what was unlearned (T6). said: which "
+    "share of the right answer's words a model says by itself, in their order (ROUGE-L, T5). general text: nats a token of a text of no "
+    "task (T7). Columns that an older audit has not are left out."
 )
+
+
+_FIGURES = {figure for figure, _ in _SETS.values()}
 
 
 def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -29,7 +42,7 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """
     groups: dict[tuple[str, str, str, int, str], list[Row]] = {}
     for row in rows:
-        if row["name"] == "T2" and row["model"] == UNLEARNED:
+        if row["name"] in _FIGURES and row["model"] == UNLEARNED:
             stack = ", ".join(row["strategies"])
             groups.setdefault((row["experiment"], row["granularity"], stack, row["event_index"], row["event"]), []).append(row)
     if not groups:
@@ -38,8 +51,9 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     table = {key: {title: _cell(mine, title) for title in _SETS} for key, mine in groups.items()}
     titles = [title for title in _SETS if any(cells[title] for cells in table.values())]
     lines = []
-    for key, mine in sorted(groups.items()):
+    for key, rows_of_all in sorted(groups.items()):
         experiment, granularity, stack, _, request = key
+        mine = [row for row in rows_of_all if row["name"] == "T2"]
         cells = (table[key][title] or "–" for title in titles)
         seeds = sorted({row["seed"] for row in mine})
         lines.append([experiment, granularity, stack, request, *cells, _asked(mine), str(len(mine)), ", ".join(map(str, seeds))])
@@ -48,9 +62,11 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _cell(rows: Sequence[Row], title: str) -> str:
     """Of a column; empty where a request has no value."""
-    if not all(name in row["details"] for row in rows for name in _SETS[title]):
+    figure, names = _SETS[title]
+    mine = [row["details"] for row in rows if row["name"] == figure]
+    if not mine or not all(name in details for details in mine for name in names):
         return ""
-    before, after, oracle = (_spread([row["details"][name] for row in rows]) for name in _SETS[title])
+    before, after, oracle = (_spread([details[name] for details in mine]) for name in names)
     return f"{before} → {after} ({oracle})"
 
 

@@ -1,6 +1,6 @@
 """Figures M1 to M12 and E1 with verdicts, from measurements of an unlearned model, its oracle, and oracles of other seeds. Pure functions.
 
-For bounds and noise floors see `judging`; of questions with known answers T1 to T4 join them.
+For bounds and noise floors see `judging`; of questions with known answers T1 to T7 join them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Later:
 
 
 def figures(question: Question, models: Models, later: Later) -> list[Figure]:
-    """M1, M3 to M6 and M8 to M10 of one request, T1 to T4 where it is about questions. What does not apply is NOT RUN, with the reason."""
+    """M1, M3 to M6 and M8 to M10 of one request, T1 to T7 where it is about questions. What does not apply is NOT RUN, with the reason."""
     made = [
         forget_gap(question, models),
         relearning_gap(models),

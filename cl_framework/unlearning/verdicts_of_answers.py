@@ -1,4 +1,4 @@
-"""Figures T1 to T4 of a language model that was asked questions with known answers: see `recall_of_answers`. Pure functions."""
+"""Figures T1 to T7 of a language model that was asked questions with known answers: see `recall_of_answers`. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ FEWEST_RATIOS = 10  # questions of which distributions are compared: of fewer th
 
 
 def answers(models: Models) -> list[Figure]:
-    """T1 to T4: truth ratios, probability, extraction strength and exact memorisation of the answers, beside the oracle's."""
+    """T1 to T7, beside the oracle's: truth ratios; probability, extraction strength and exact memorisation of the answers; what the model
+    says by itself; their probability asked in other words; and the loss on a text of no task."""
     own, before, oracle = models.unlearned.recalled, models.before.recalled, models.oracle.recalled
     if own is None or before is None or oracle is None:
         return []
-    return [_forget_quality(models, own, before, oracle), *(_answer_gap(models, name, column) for name, column in _ANSWERS.items())]
+    gaps = [_answer_gap(models, name, column) for name, column in _ANSWERS.items()]
+    return [_forget_quality(models, own, before, oracle), *gaps, _general_gap(models)]
 
 
-_ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact"}  # figure -> what it is the mean of
+_ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact", "T5": "spoken", "T6": "rephrased"}  # figure -> what it is the mean of
+_UTILITY = {"T2": "utility", "T5": "spoken_utility"}  # figure -> the same of what is to stay
+_WITHOUT = {
+    "T5": "the benchmark does not say how token ids are read (Benchmark.tokens)",
+    "T6": "the benchmark does not ask what was unlearned in other words",
+}
 
 
 def _forget_quality(models: Models, own: Recalled, before: Recalled, oracle: Recalled) -> Figure:
@@ -44,7 +51,10 @@ def _forget_quality(models: Models, own: Recalled, before: Recalled, oracle: Rec
 
 
 def _answer_gap(models: Models, name: str, column: str) -> Figure:
-    """How far the mean of a column of `Recalled` lies from the oracle's, -1 to 1; probabilities bring the utility of all three models."""
+    """How far the mean of a column of `Recalled` lies from the oracle's, -1 to 1; with the utility of all models, where there is one."""
+    count = len(getattr(_recalled(models.unlearned), column))
+    if not count:
+        return Figure(name, None, NOT_RUN, _WITHOUT[name])
 
     def mean_of(one: Measured) -> float:
         return float(getattr(_recalled(one), column).mean())
@@ -52,15 +62,32 @@ def _answer_gap(models: Models, name: str, column: str) -> Figure:
     def gap(one: Measured) -> float:
         return mean_of(one) - mean_of(models.oracle)
 
-    own = _recalled(models.unlearned)
     details = {"own": mean_of(models.unlearned), "oracle": mean_of(models.oracle), "before": mean_of(models.before)}
-    details["n"] = float(len(own.probability))
-    if column == "probability":
-        details["n_retained"] = float(own.retained)
+    details["n"] = float(count)
+    if name == "T2":
+        details["n_retained"] = float(_recalled(models.unlearned).retained)
+    if name in _UTILITY:
         for who, model in (("", models.unlearned), ("oracle_", models.oracle), ("before_", models.before)):
-            details |= {f"{who}{part}": value for part, value in _recalled(model).utility.items()}
+            details |= {f"{who}{part}": value for part, value in getattr(_recalled(model), _UTILITY[name]).items()}
     figure = judged(name, gap(models.unlearned), noise_floor(models, gap), "from the oracle's mean", details=details)
     return attacked(figure, abs(gap(models.before)), "the answers")
+
+
+def _general_gap(models: Models) -> Figure:
+    """T7: how much more a text of no task costs than the oracle, in nats a token; what costs less is no harm."""
+    if _recalled(models.oracle).general is None:
+        return Figure("T7", None, NOT_RUN, "the benchmark has no text beside its tasks (benchmark.general)")
+
+    def loss(one: Measured) -> float:
+        general = _recalled(one).general
+        assert general is not None
+        return general
+
+    def gap(one: Measured) -> float:
+        return loss(one) - loss(models.oracle)
+
+    details = {"own": loss(models.unlearned), "oracle": loss(models.oracle), "before": loss(models.before)}
+    return judged("T7", gap(models.unlearned), noise_floor(models, gap), "nats a token over the oracle's", two_sided=False, details=details)
 
 
 def _recalled(one: Measured) -> Recalled:

@@ -116,6 +116,7 @@ def question_benchmark(
         tokenizer=tokens.name,
         objective="language_modelling",
         whole_rows=True,
+        tokens=tokens,
         notes={"questions": counts, **cut_notes(named, tokens), **notes},
     )
 

@@ -7,17 +7,19 @@ questions), and is asked all three levels (the third attacks: prefixes, affirmat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, is_text, json_members
+from cl_framework.benchmarks.text.general import MANUAL, general_rows
 from cl_framework.benchmarks.text.questions import question_benchmark
 from cl_framework.benchmarks.text.tokens import VOCABULARY, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
+from cl_framework.schema import LATER
 
 ARCHIVE = "rwku_5subjects.tar.xz"
 LEVELS = (1, 2, 3)
@@ -34,6 +36,7 @@ class RwkuOptions:
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int = 192  # tokens of a row; a passage or an answer is cut there
     folder: str | None = None  # default: rwku_sample in data.root
+    general: str = field(default=MANUAL, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
 
     def __post_init__(self) -> None:
         check_choice("taught", self.taught, ("questions", "passages"))
@@ -63,8 +66,9 @@ def rwku(options: RwkuOptions, context: BenchmarkContext) -> Benchmark:
     near = [pair for name in names for level in TAUGHT for pair in _questions(people[name], f"neighbor_level{level}", folder, name)]
     tasks.append(("neighbours", near, near))
     tokens = make_tokens(options.tokenizer, options.vocabulary, (f"{question} {answer}" for question, answer, _ in tasks[0][1]))
-    notes = {"people": ", ".join(names), "taught": options.taught}
-    return question_benchmark("rwku", tasks, tokens, options.length, str(folder), notes, cut=True)
+    general, said = general_rows(options.general, tokens, options.length)
+    notes = {"people": ", ".join(names), "taught": options.taught, "general text": said}
+    return replace(question_benchmark("rwku", tasks, tokens, options.length, str(folder), notes, cut=True), general=general)
 
 
 def _questions(files: Files, name: str, folder: Path, person: str) -> list[tuple[str, str, str]]:

@@ -3,13 +3,13 @@
 Task 0 holds the authors that are retained, tasks 1, 2, ... the requests: learn all ("L0-1", with `joint` at once, as published), then
 unlearn ("U1"). A task is asked its training questions: what was taught is what is to be known or not known. Beside each question stand a
 true answer in other words and false ones, where the files have them. Questions about real authors and the world, which no task teaches,
-tell what else a request does.
+tell what else a request does, and so does a text of neither (`general`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,19 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
+from cl_framework.benchmarks.text.general import MANUAL, general_rows
 from cl_framework.benchmarks.text.questions import Pairs, cut_notes, length_notes, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import VOCABULARY, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
+from cl_framework.schema import LATER
 
 FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}  # questions: 1, 5 and 10 percent of 4,000, twenty an author
 AN_AUTHOR = 20
 UTILITY = ("real_authors", "world_facts")  # files of questions that no task holds, with false answers beside the right ones
 OTHERS = "_perturbed.jsonl.gz"  # how the names of files with other answers end
+REPHRASED = "paraphrased_question"  # the column of a question in other words, where such a file has it
 
 Entry = dict[str, Any]  # a row of a file: its texts by column, and PLACE
 PLACE = "file and row"
@@ -45,6 +48,7 @@ class TofuOptions:
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int | None = None  # tokens of a question with its answer; what is longer is cut there; default: of the longest
     folder: str | None = None  # default: tofu in data.root
+    general: str = field(default=MANUAL, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
 
     def __post_init__(self) -> None:
         check_choice("forget", self.forget, FORGET)
@@ -71,8 +75,10 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     utility = {name: _alternatives(dict(enumerate(entries)), "answer", rows, of_task=False) for name, entries in _utility(folder).items()}
     own, beside = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)}, _targets(others, utility)
     lengths = {**cut_notes(own | beside, tokens), **length_notes(beside, list(own.values()))}
-    notes = {**benchmark.notes, **_notes(parts, others, utility), **lengths}
-    return replace(benchmark, alternatives=tuple(others.get(name) for name in parts), utility=utility, notes=notes)
+    general, said = general_rows(options.general, tokens, benchmark.input_shape[0])
+    notes = {**benchmark.notes, **_notes(parts, others, utility), **lengths, "general text": said}
+    alternatives = tuple(others.get(name) for name in parts)
+    return replace(benchmark, alternatives=alternatives, utility=utility, general=general, notes=notes)
 
 
 # --- tasks ---
@@ -157,12 +163,14 @@ def _alternatives(
     entries = list(by_place.values())
     false = [(entry["question"], answer, entry[PLACE]) for entry in entries for answer in entry["perturbed_answer"]]
     owner = [place for place, entry in enumerate(entries) for _ in entry["perturbed_answer"]]
-    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner), tuple(by_place) if of_task else ())
+    asked = of_task and all(is_text(entry.get(REPHRASED)) for entry in entries)
+    rephrased = rows(_pairs(entries, "answer", REPHRASED)) if asked else None
+    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner), tuple(by_place) if of_task else (), rephrased)
 
 
-def _pairs(entries: Sequence[Entry], answer: str) -> Pairs:
-    """Questions, what the column `answer` says to them, and where they stand."""
-    return [(entry["question"], entry[answer], entry[PLACE]) for entry in entries]
+def _pairs(entries: Sequence[Entry], answer: str, question: str = "question") -> Pairs:
+    """What the columns `question` and `answer` say, and where it stands."""
+    return [(entry[question], entry[answer], entry[PLACE]) for entry in entries]
 
 
 # --- notes ---
@@ -173,6 +181,8 @@ def _targets(others: Mapping[str, Alternatives], utility: Mapping[str, Alternati
     named: dict[str, Tensor] = {}
     for name, beside in others.items():
         named |= {f"{name} in other words": beside.right[1], f"{name} false": beside.wrong[1]}
+        if beside.rephrased is not None:
+            named[f"{name} asked in other words"] = beside.rephrased[1]
     for name, beside in utility.items():
         named |= {name: beside.right[1], f"{name} false": beside.wrong[1]}
     return named

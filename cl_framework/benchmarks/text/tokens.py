@@ -55,6 +55,8 @@ class Tokens(Protocol):
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]: ...  # of each text alone
 
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]: ...  # of token ids, without what begins and ends a text, and padding
+
 
 class Bytes:
     """One token a byte of UTF-8; nothing is learned."""
@@ -71,6 +73,9 @@ class Bytes:
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         return [[byte + _RESERVED for byte in text.encode()] for text in texts]
+
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [bytes(token - _RESERVED for token in row if token >= _RESERVED).decode(errors="replace") for row in rows]
 
 
 class Trained:
@@ -103,6 +108,11 @@ class Trained:
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         return [[one + _RESERVED for one in encoding.ids] for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        own = [[token - _RESERVED for token in row if token >= _RESERVED] for row in rows]
+        decoded: list[str] = self._tokenizer.decode_batch(own)
+        return decoded
 
 
 class Loaded:
@@ -149,6 +159,10 @@ class Loaded:
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        decoded: list[str] = self._tokenizer.decode_batch([[token for token in row if token >= 0] for row in rows])
+        return decoded
 
     def _first_of(self, names: Sequence[str]) -> int:
         known = (self._tokenizer.token_to_id(name) for name in names)
