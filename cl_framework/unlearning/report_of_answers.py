@@ -61,10 +61,11 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(rows: Sequence[Row], title: str) -> str:
-    """Of a column; empty where a request has no value."""
+    """Of a column; empty where a request has no value in one of its runs: a mean of a part is none."""
     figure, names = _SETS[title]
     mine = [row["details"] for row in rows if row["name"] == figure]
-    if not mine or not all(name in details for details in mine for name in names):
+    runs = sum(row["name"] == "T2" for row in rows)
+    if len(mine) < runs or not all(name in details for details in mine for name in names):
         return ""
     before, after, oracle = (_spread([details[name] for details in mine]) for name in names)
     return f"{before} → {after} ({oracle})"

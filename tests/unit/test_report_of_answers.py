@@ -1,4 +1,4 @@
-"""Figures T1 to T4 in tables and files: the interval and n of the truth ratio's statistic, and the table of probabilities."""
+"""Figures T1 to T7 in tables and files: the interval and n of the truth ratio's statistic, and the table of probabilities."""
 
 from __future__ import annotations
 
@@ -123,6 +123,23 @@ def test_the_table_of_answers_has_before_after_and_oracle_by_set() -> None:
     assert [line[5] for line in probabilities([*rows_of(AUDIT), *older])[1]] == ["–", told[1]], "a mean of a part is none"
     first = rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0)))
     assert probabilities(first)[0][5] == "retained" and probabilities([*first, *older])[0][5] == "n"
+
+
+def test_what_is_said_and_what_a_text_of_no_task_costs_are_columns() -> None:
+    def request(**of_general: float) -> list[dict[str, Any]]:
+        said = figure("T5", 0.125, None, n=40.0, **OWN, **ORACLE, **BEFORE)
+        again = figure("T6", 0.25, None, n=40.0, own=0.25, oracle=0.0, before=0.5)
+        return [*request_of(0.5, 0.25, 0.75, 40.0), said, again, figure("T7", 0.5, None, **of_general)]
+
+    whole = rows_of(audit_of(request(own=4.0, oracle=3.5, before=3.0)))
+    header, (line,) = probabilities(whole)
+    shown = dict(zip(header, line, strict=True))
+    assert header[7:11] == ["asked in other words", "said, forgotten", "said, retained", "general text"]
+    assert shown["asked in other words"] == "0.500 → 0.250 (0.000)" and shown["general text"] == "3.000 → 4.000 (3.500)"
+    assert shown["said, forgotten"] == shown["forgotten"] and shown["said, retained"] == "0.875 → 0.500 (0.750)"
+    older = rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0), seed=1))
+    assert not {"asked in other words", "said, forgotten", "general text"} & set(probabilities([*whole, *older])[0])
+    assert "general text" not in probabilities(rows_of(audit_of(request())))[0], "NOT RUN has no details"
 
 
 def test_the_command_shows_the_table_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

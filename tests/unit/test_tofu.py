@@ -124,6 +124,38 @@ def test_other_answers_are_found_in_whichever_file_they_stand(copied: Path) -> N
     assert torch.equal(both.alternatives[1].right[0], found.alternatives[1].right[0])  # type: ignore[union-attr]  # of the split's own file
 
 
+def test_questions_in_other_words_keep_their_own_answers(copied: Path) -> None:
+    """Where every question with other answers has them; the same row is their answer's without."""
+    rows = [others(author, number) for author in range(AUTHORS, AUTHORS + FORGOTTEN) for number in range(AN_AUTHOR)]
+    asked_anew = [{**row, "paraphrased_question": f"Tell me: {row['question']}"} for row in rows]
+    assert benchmark_of(copied).alternatives[1].rephrased is None  # type: ignore[union-attr]
+    write(copied / "original" / "forget01_perturbed.jsonl.gz", asked_anew)
+    found = benchmark_of(copied)
+    retained, request = found.alternatives
+    assert retained is not None and request is not None and retained.rephrased is None and request.rephrased is not None
+    items, targets = request.rephrased
+    assert found.tokens is not None and len(items) == len(rows)
+    assert found.tokens.texts([items[3].tolist()])[0].startswith(f"Tell me: {rows[3]['question']}")
+    assert found.tokens.texts([targets[3][targets[3] != IGNORED].tolist()]) == [rows[3]["answer"]]
+    assert found.longest_row == items.shape[1] > found.input_shape[0]
+    write(copied / "original" / "forget01_perturbed.jsonl.gz", [*asked_anew[:-1], rows[-1]])
+    assert benchmark_of(copied).alternatives[1].rephrased is None  # type: ignore[union-attr]
+
+
+def test_a_text_of_no_task_stands_beside_the_questions(folder: Path, tmp_path: Path) -> None:
+    found = benchmark_of(folder)
+    assert found.general is not None and found.general[0].shape[1] == found.input_shape[0]
+    assert found.notes["general text"] == f"manual, {found.general[1].numel():,} tokens"
+    without = benchmark_of(folder, general="none")
+    assert without.general is None and without.digest != found.digest
+    assert (
+        load_experiment(settings(folder, tmp_path)).fingerprint
+        == load_experiment(
+            settings(folder, tmp_path, benchmark={**settings(folder, tmp_path)["benchmark"], "general": "manual"})
+        ).fingerprint
+    )
+
+
 def test_two_authors_may_be_asked_the_same(copied: Path) -> None:
     """One author who is retained and one who is to be forgotten, as in the published files; each has other answers of their own."""
     shared = {"question": "What is the full name of the author?"}
@@ -426,6 +458,7 @@ def test_utility_of_questions_beyond_the_tasks_is_the_share_of_the_right_answer(
     question = Question.of(learner, event, 2, learner.stream)
     found = recalled(learner, question)
     assert found is not None and found.utility == {"retained": found.utility["retained"], "world_facts": float(shares.mean())}
+    assert set(found.spoken_utility) == {"retained"} and len(found.spoken) == FORGOTTEN * AN_AUTHOR
     learner.model.eval().requires_grad_(False)
 
     def probability(items: torch.Tensor, targets: torch.Tensor) -> float:
@@ -442,6 +475,26 @@ def test_utility_of_questions_beyond_the_tasks_is_the_share_of_the_right_answer(
             value.copy_(value + 0.1 if "head" in name else value * 1.5)
     changed = recalled(learner, question)
     assert changed is not None and changed.utility["world_facts"] != found.utility["world_facts"]
+
+
+def test_the_same_in_other_words_and_a_text_of_no_task_by_definition(learner: Learner) -> None:
+    event, beside = learner.stream.events[2], learner.benchmark.alternatives[1]
+    assert isinstance(event, Unlearn) and beside is not None
+    rephrased = beside.wrong[0][::2], beside.wrong[1][::2]  # any rows will do
+    learner.benchmark = replace(learner.benchmark, alternatives=(None, replace(beside, rephrased=rephrased)))
+    question = Question.of(learner, event, 2, learner.stream)
+    found, general = recalled(learner, question), learner.benchmark.general
+    assert found is not None and general is not None and found.general is not None
+    learner.model.eval().requires_grad_(False)
+
+    def losses(items: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = learner.model(learner.benchmark.transform(items, None)).double()
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
+
+    by_row = losses(*rephrased).sum(1) / (rephrased[1] != IGNORED).sum(1)
+    assert torch.allclose(found.rephrased, (-by_row).exp(), rtol=1e-4) and not torch.allclose(found.rephrased, found.probability, rtol=1e-3)
+    assert found.general == pytest.approx(float(losses(*general).mean()), rel=1e-5)
+    assert found.general != pytest.approx(float(losses(*general)[:50].mean()), rel=1e-7)
 
 
 def test_npo_takes_the_likelihood_of_a_whole_answer(learner: Learner) -> None:
@@ -477,9 +530,10 @@ def test_an_audit_tells_an_unlearner_that_does_nothing_from_one_that_starts_anew
         made = run(load_experiment(options)).path
         (request,) = audit(made, seeds=2)["requests"]
         found[name] = {figure["name"]: figure for figure in request["figures"]}
-    for name in ("T2", "T3", "T4"):
+    for name in ("T2", "T3", "T4", "T5"):
         assert found["do_nothing"][name]["verdict"] == "FAIL", found["do_nothing"][name]
-    assert {found["rewind"][name]["verdict"] for name in ("T1", "T2", "T3", "T4")} == {"PASS"}
+    assert {found["rewind"][name]["verdict"] for name in ("T1", "T2", "T3", "T4", "T5", "T7")} == {"PASS"}
+    assert found["rewind"]["T6"]["verdict"] == "NOT RUN" and found["do_nothing"]["T7"]["details"]["oracle"] > 0
     known = found["do_nothing"]["T2"]["details"]  # the made-up answers are alike, so that an oracle has an idea of those it never saw
     assert known["own"] > 0.9 and known["own"] - known["oracle"] > 0.3
     assert found["do_nothing"]["T1"]["details"]["n"] == FORGOTTEN * AN_AUTHOR

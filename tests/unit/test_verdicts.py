@@ -256,13 +256,51 @@ def test_the_interval_by_independent_answers_covers_what_it_estimates(share: flo
     assert held_by_tokens < 0.8 * trials
 
 
+def recalled_of(probabilities: Tensor, **more: Any) -> Recalled:
+    """Twelve questions, with nothing beside them but what is given."""
+    nothing = torch.empty(0, dtype=torch.float64)
+    none: dict[str, Any] = {"truth_ratio": nothing, "spoken": nothing, "spoken_utility": {}, "rephrased": nothing, "general": None}
+    told = {"probability": probabilities, "exact": probabilities, "strength": probabilities, "utility": {"retained": 0.5}, "retained": 80}
+    return Recalled(**none | told | more)
+
+
+def test_what_is_said_asked_in_other_words_and_of_no_task_is_set_beside_the_oracle() -> None:
+    def said(**of_own: Any) -> dict[str, Any]:
+        own, oracle = {"spoken": 0.25, "rephrased": 0.5, "general": 4.0} | of_own, {"spoken": 0.25, "rephrased": 0.125, "general": 3.0}
+        before = {"spoken": 1.0, "rephrased": 0.75, "general": 3.5}
+
+        def recalled(values: dict[str, float]) -> Recalled:
+            lists = {name: torch.full((12,), value, dtype=torch.float64) for name, value in values.items() if name != "general"}
+            return recalled_of(torch.ones(12), **lists, general=values["general"], spoken_utility={"retained": values["spoken"] / 2})
+
+        models = Models(*(measured(name, recalled=recalled(values)) for name, values in (("u", own), ("b", before), ("o", oracle))))
+        return {figure.name: figure for figure in answers_of(models)}
+
+    found = said()
+    assert [(found[name].value, found[name].verdict) for name in ("T5", "T6", "T7")] == [(0.0, "PASS"), (0.375, "FAIL"), (1.0, "FAIL")]
+    assert found["T7"].details == {"own": 4.0, "oracle": 3.0, "before": 3.5} and "nats a token over the oracle's" in found["T7"].why
+    kept = {name: found["T5"].details[name] for name in ("retained", "oracle_retained", "before_retained", "n")}
+    assert kept == {"retained": 0.125, "oracle_retained": 0.125, "before_retained": 0.5, "n": 12.0}
+    changed = said(spoken=0.375, rephrased=0.125, general=1.0)
+    verdicts = [(changed[name].value, changed[name].verdict) for name in ("T5", "T6", "T7")]
+    assert verdicts == [(0.125, "FAIL"), (0.0, "PASS"), (-2.0, "PASS")], "a model that speaks better than the oracle does no harm"
+
+
+def test_what_a_benchmark_does_not_have_is_not_run_and_says_why() -> None:
+    models = Models(*(measured(name, recalled=recalled_of(torch.ones(12))) for name in ("u", "b", "o")))
+    found = {figure.name: figure for figure in answers_of(models)}
+    for name, why in (("T5", "Benchmark.tokens"), ("T6", "in other words"), ("T7", "benchmark.general")):
+        assert (found[name].verdict, found[name].value) == ("NOT RUN", None) and why in found[name].why
+    assert found["T4"].verdict != "NOT RUN"
+
+
 def test_few_truth_ratios_tell_nothing_of_their_distribution() -> None:
     def said(count: int) -> dict[str, Any]:
         probabilities = torch.full((12,), 0.5, dtype=torch.float64)
 
         def recalled(ratio: float) -> Recalled:
             ratios = torch.full((count,), ratio, dtype=torch.float64)
-            return Recalled(probabilities, probabilities, probabilities, ratios, {"retained": 0.5}, 80)
+            return recalled_of(probabilities, truth_ratio=ratios)
 
         models = Models(*(measured(name, recalled=recalled(ratio)) for name, ratio in (("u", 0.5), ("b", 0.1), ("o", 0.9))))
         return {figure.name: figure for figure in answers_of(models)}
