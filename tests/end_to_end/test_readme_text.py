@@ -132,17 +132,24 @@ def shift(one: str, other: str, figure: str) -> Pair:
         (
             "language_shift_rate_replay",
             "than the infinite one with 5 percent (old languages {0.size}, {0.ends}, the newest {1.size}, {1.ends}) and with 25 ({2.size}, "
-            "{2.ends}, and {3.size}, {3.ends}), and than cosine with 5 ({4.size}, {4.ends}, and {5.size}, {5.ends})",
+            "{2.ends}, and {3.size}, {3.ends}), than cosine with 5 ({4.size}, {4.ends}, and {5.size}, {5.ends}) and with 25 ({6.size}, "
+            "{6.ends}, and {7.size}, {7.ends}), and than the re-warmed one with 5 ({8.size}, {8.ends}, and {9.size}, {9.ends}) and with 25 "
+            "({10.size}, {10.ends}, and {11.size}, {11.ends})",
             [
                 shift(f"{rate} {share}", f"constant {share}", loss)
-                for rate, share in (("infinite", "0.05"), ("infinite", "0.25"), ("cosine", "0.05"))
+                for rate in ("infinite", "cosine", "rewarm")
+                for share in ("0.05", "0.25")
                 for loss in LOSSES
             ],
         ),
         (
             "language_shift_rate_replay",
-            "An infinite rate beats repeated cosines with 5 percent on old languages ({0}); on the newest it does not show ({1})",
-            [shift("infinite 0.05", "cosine 0.05", loss) for loss in LOSSES],
+            "An infinite rate beats repeated cosines with 5 percent on old languages ({0}); on the newest it does not show ({1}), "
+            "nor on either with 25 ({2} and {3}). It is ahead of the re-warmed rate on old languages with both ({4} and {5})",
+            [
+                *(shift(f"infinite {share}", f"cosine {share}", loss) for share in ("0.05", "0.25") for loss in LOSSES),
+                *(shift(f"infinite {share}", f"rewarm {share}", OLD) for share in ("0.05", "0.25")),
+            ],
         ),
         (
             "language_shift_rate",
