@@ -39,7 +39,7 @@ def run_model(model: nn.Module, rows: Rows | JoinedRows) -> tuple[Tensor | None,
 
 
 def logits_at(model: nn.Module, rows: Rows, places: Tensor) -> Tensor:
-    """(B, C): of texts the logits at one place (B,) of each, as `run_model` has them; where a model has a head it is asked no further."""
+    """(B, C): the logits at one place (B,) of each text. A head answers each place of features (B, L, D) by itself: here no other."""
     chosen = torch.arange(len(places), device=places.device)
     extract, head = getattr(model, "features", None), getattr(model, "head", None)
     if callable(getattr(model, "features_and_logits", None)) or not (callable(extract) and callable(head)):

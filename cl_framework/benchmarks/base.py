@@ -77,7 +77,7 @@ class Alternatives:
     wrong: tuple[Tensor, Tensor]  # some rows a question
     owner: tuple[int, ...]  # of each wrong row: the row of `right` that it belongs to
     asked_by: tuple[int, ...] = ()  # of each row of `right`: the row of the task's training split with that question; () where no task asks
-    rephrased: tuple[Tensor, Tensor] | None = None  # each question in other words with its own answer, a row a row of `right`
+    paraphrased: tuple[Tensor, Tensor] | None = None  # each question in other words with its own answer, a row a row of `right`
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Benchmark:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Digests of its classes, samples and what is asked beside them, by how much they read. A resume and a kept oracle need the same.
+        """Digests of its classes and samples, by how much they read: a resume needs the same data, and so does an oracle that is kept.
 
         whole: all samples, where they are in memory; ends: all labels, and the first and last 64 items of each task (fewer where the tasks
         are many), since workers would take too long to read all. Tasks that are made of one data set, by the configuration, count as that.
@@ -139,18 +139,7 @@ class Benchmark:
                 items = source.read(piece)
                 for part in items.values() if isinstance(items, dict) else (items,):
                     digest.update(bytes_of(part))
-        for name, beside in self._other_answers():
-            digest.update(repr((name, beside.owner, beside.asked_by)).encode())
-            for part in (*beside.right, *beside.wrong, *(beside.rephrased or ())):
-                digest.update(bytes_of(part))
-        for part in self.general or ():
-            digest.update(bytes_of(part))
         return digest.hexdigest()[:16]
-
-    def _other_answers(self) -> list[tuple[str, Alternatives]]:
-        """Those beside the questions of each task, by its index, and those of no task, by their name."""
-        of_tasks = ((str(task), beside) for task, beside in enumerate(self.alternatives))
-        return [*((name, beside) for name, beside in of_tasks if beside is not None), *self.utility.items()]
 
     @cached_property
     def tokens_a_row(self) -> int | None:
@@ -161,7 +150,8 @@ class Benchmark:
     @cached_property
     def longest_row(self) -> int:
         """Tokens of the longest row of text that a model is asked: other answers may be longer than any row that is trained on."""
-        rows = [part for _, beside in self._other_answers() for part in (beside.right, beside.wrong, beside.rephrased) if part is not None]
+        beside = (*(one for one in self.alternatives if one is not None), *self.utility.values())
+        rows = [part for one in beside for part in (one.right, one.wrong, one.paraphrased) if part is not None]
         return max(self.input_shape[0], *(items.shape[1] for items, _ in rows), 0)
 
     def ids_of(self, task: int) -> Tensor:

@@ -35,7 +35,7 @@ NAMES = {
     "T3": "T3 extraction",
     "T4": "T4 exact memory",
     "T5": "T5 ROUGE-L",
-    "T6": "T6 other words",
+    "T6": "T6 paraphrased",
     "T7": "T7 general text",
 }
 _WORDS = {True: "yes", False: "not shown", None: NOT_RUN}

@@ -1,12 +1,11 @@
 """What a language model says to a question by itself, token after token, where other figures put the right beginning into its mouth.
 
 Source: Maini et al. 2024 "TOFU": the recall of ROUGE-L (Lin 2004) of greedy decoding against the right answer, the share of its words that
-stand in what is said, in their order. Words here are runs of letters and digits of any script, in lower case, and are not stemmed.
+stand in what is said, in their order. A word here is what stands between spaces, in lower case and without the punctuation around it: the
+sign and the decimal point of a number belong to it. Words are not stemmed.
 """
 
 from __future__ import annotations
-
-import re
 
 import torch
 from torch import Tensor
@@ -18,37 +17,38 @@ from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Rows
 
 _AT_ONCE = 32  # texts in a batch
-_NO_WORD = re.compile(r"[\W_]+")
+SILENT = -1  # stands where nothing more is said
+_AROUND = ".,;:!?…\"'`“”‘’«»()[]{}"  # punctuation that is no part of a word
 
 
-def word_recall(learner: Learner, rows: Rows) -> Tensor:
-    """(N,) in [0, 1], of each question's right answer. `rows` as a benchmark of questions has them; learner.benchmark has its tokens."""
+def rouge_l(learner: Learner, rows: Rows) -> Tensor:
+    """(N,) recall in [0, 1] of each question's right answer. `rows`: N >= 1 of a benchmark of questions, which says what its tokens are."""
     tokens = learner.benchmark.tokens
     assert tokens is not None
     wanted = asked(rows.targets)
     right = tokens.texts([row[places].tolist() for row, places in zip(rows.targets, wanted, strict=True)])
-    said = tokens.texts([[token for token in row if token >= 0] for row in generated(learner, rows).tolist()])
-    return torch.tensor([rouge_l_recall(one, other) for one, other in zip(said, right, strict=True)], dtype=torch.float64)
+    said = tokens.texts([[token for token in row if token != SILENT] for row in generated(learner, rows).tolist()])
+    return torch.tensor([recall_of_words(one, other) for one, other in zip(said, right, strict=True)], dtype=torch.float64)
 
 
-def rouge_l_recall(said: str, right: str) -> float:
+def recall_of_words(said: str, right: str) -> float:
     """The longest common subsequence of words, over the words of `right`, [0, 1]; 0 where it has none."""
     from torchmetrics.functional.text import rouge_score
 
-    scores = rouge_score(said, right, rouge_keys="rougeL", normalizer=_words)
+    scores = rouge_score(said, right, rouge_keys="rougeL", normalizer=str.lower, tokenizer=_words)
     return float(scores["rougeL_recall"])
 
 
-def _words(text: str) -> str:
-    return _NO_WORD.sub(" ", text.lower())
+def _words(text: str) -> list[str]:
+    return [word for word in (part.strip(_AROUND) for part in text.split()) if word]
 
 
 def generated(learner: Learner, rows: Rows) -> Tensor:
-    """(N, L) token ids that greedy decoding puts behind each question (L places in a row), -1 behind them: up to what ends an answer, which
-    is not among them, and no more than the right one has.
+    """(N, L) token ids that greedy decoding puts behind each question (L places in a row), SILENT behind them: up to what ends an answer,
+    which is not among them, and no more than the right one and its end have.
     """
     order = last_asked(rows.targets).argsort(stable=True)
-    said = torch.full(rows.targets.shape, -1, dtype=torch.int64, device=rows.targets.device)
+    said = torch.full(rows.targets.shape, SILENT, dtype=torch.int64, device=rows.targets.device)
     with torch.no_grad(), evaluation_mode(learner.model), global_randomness_kept(learner.device):
         for places in order.split(_AT_ONCE):
             said[places] = _decoded(learner, rows.take(places))
@@ -62,8 +62,8 @@ def _decoded(learner: Learner, rows: Rows) -> Tensor:
     _, end = tokens.bounds
     first, last = wanted.long().argmax(1), last_asked(rows.targets)
     behind = torch.arange(items.shape[1], device=items.device) > first.unsqueeze(1)
-    texts = items.masked_fill(behind, tokens.padding)
-    said = torch.full(items.shape, -1, dtype=torch.int64, device=items.device)
+    texts = items.masked_fill(behind, tokens.padding)  # the right answer is nowhere any more
+    said = torch.full(items.shape, SILENT, dtype=torch.int64, device=items.device)
     speaking = torch.arange(len(texts), device=items.device)
     for step in range(items.shape[1]):
         place = first[speaking] + step

@@ -53,7 +53,7 @@ def contents_of(learner: Learner, question: Question) -> list[Any]:
     benchmark = learner.benchmark
     samples = (question.members, question.others, question.pool, question.probed, *question.retained, *question.questions)
     rows = [part.read(learner) for part in samples if len(part)]
-    beside = [benchmark.alternatives, benchmark.utility, benchmark.general or ()]
+    beside = (benchmark.alternatives, benchmark.utility, benchmark.general or ())  # no part of the benchmark's digest
     return [[[part.items, part.targets] for part in rows], [as_plain(part) for part in beside]]
 
 

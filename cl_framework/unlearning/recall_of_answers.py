@@ -24,13 +24,13 @@ from cl_framework.learner import Learner
 from cl_framework.rng import global_randomness_kept
 from cl_framework.strategy import Rows
 from cl_framework.stream import TaskId
-from cl_framework.unlearning.free_generation import word_recall
+from cl_framework.unlearning.free_generation import rouge_l
 
 if TYPE_CHECKING:
     from cl_framework.unlearning.measure import Question, Samples
 
 _AT_ONCE = 2048  # places of texts in a batch
-SPOKEN = 100  # questions at most that a model answers by itself, of what was unlearned and of all that is retained
+GENERATED = 50  # questions at most that a model answers by itself, of what was unlearned and, over all tasks, of what is retained
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Recalled:
     truth_ratio: Tensor  # (M,) of those that have other answers, >= 0
     utility: Mapping[str, float]  # probability of the right answers that are to stay, [0, 1]: retained, real_authors, world_facts
     retained: int  # questions whose answers are to stay
-    spoken: Tensor  # (S,) recall of ROUGE-L of what the model says by itself to some questions, [0, 1]; empty without tokens to read it by
-    spoken_utility: Mapping[str, float]  # the mean of that on what is retained, [0, 1]
-    rephrased: Tensor  # (R,) probability of the right answer to each question that can be asked in other words, [0, 1]
+    rouge_l: Tensor  # (S,) recall of what the model says by itself to some questions, [0, 1]; empty without tokens to read it by
+    rouge_l_utility: Mapping[str, float]  # the mean of that on what is retained, [0, 1]
+    paraphrased: Tensor  # (R,) probability of the right answer to each question that can be asked in other words, [0, 1]
     general: float | None  # loss on a text of no task, nats a token; None where the benchmark has none
 
 
@@ -56,24 +56,34 @@ def recalled(learner: Learner, question: Question) -> Recalled | None:
     benchmark, task, (unlearned, *kept) = learner.benchmark, question.event.task, question.questions
     answers = recall(learner, unlearned.read(learner))
     beside = benchmark.alternatives[task] if benchmark.alternatives else None
-    ratios = rephrased = torch.empty(0, dtype=torch.float64)
+    ratios = paraphrased = torch.empty(0, dtype=torch.float64)
     if beside is not None:
         of_unlearned = torch.isin(torch.tensor(beside.asked_by), benchmark.locate(question.forgotten)[1])
         ratios = truth_ratios(learner, beside, task)[of_unlearned]
-        if beside.rephrased is not None:
-            rephrased = recall(learner, _rows(learner, beside.rephrased, task)).probability[of_unlearned]
-    utility, count = _utility(learner, question, kept), sum(map(len, kept))
-    own = (answers.probability, answers.exact, answers.strength, ratios)
-    return Recalled(*own, utility, count, *_spoken(learner, unlearned, kept), rephrased, _general_loss(learner, _live_task(question)))
+        if beside.paraphrased is not None:
+            paraphrased = recall(learner, _rows(learner, beside.paraphrased, task)).probability[of_unlearned]
+    said, said_of_retained = _generated(learner, unlearned, kept)
+    return Recalled(
+        probability=answers.probability,
+        exact=answers.exact,
+        strength=answers.strength,
+        truth_ratio=ratios,
+        utility=_utility(learner, question, kept),
+        retained=sum(map(len, kept)),
+        rouge_l=said,
+        rouge_l_utility=said_of_retained,
+        paraphrased=paraphrased,
+        general=_general_loss(learner, _live_task(question)),
+    )
 
 
-def _spoken(learner: Learner, unlearned: Samples, retained: Sequence[Samples]) -> tuple[Tensor, dict[str, float]]:
-    """What the model says by itself to some questions: recall of words of those unlearned, and its mean over tasks of those retained."""
+def _generated(learner: Learner, unlearned: Samples, retained: Sequence[Samples]) -> tuple[Tensor, dict[str, float]]:
+    """What the model says by itself: recall of ROUGE-L on some questions unlearned, and its mean over tasks on some retained."""
     if learner.benchmark.tokens is None:
         return torch.empty(0, dtype=torch.float64), {}
-    share = max(1, SPOKEN // max(1, len(retained)))
-    kept = [float(word_recall(learner, samples.evenly(share).read(learner)).mean()) for samples in retained]
-    return word_recall(learner, unlearned.evenly(SPOKEN).read(learner)), {"retained": mean(kept)} if kept else {}
+    share = max(1, GENERATED // max(1, len(retained)))
+    kept = [float(rouge_l(learner, samples.evenly(share).read(learner)).mean()) for samples in retained]
+    return rouge_l(learner, unlearned.evenly(GENERATED).read(learner)), {"retained": mean(kept)} if kept else {}
 
 
 def _general_loss(learner: Learner, task: TaskId) -> float | None:

@@ -18,21 +18,19 @@ _SETS = {  # column: the figure, and its details
     "retained": ("T2", _KEPT),
     "real authors": ("T2", ("before_real_authors", "real_authors", "oracle_real_authors")),
     "world facts": ("T2", ("before_world_facts", "world_facts", "oracle_world_facts")),
-    "asked in other words": ("T6", _OWN),
-    "said, forgotten": ("T5", _OWN),
-    "said, retained": ("T5", _KEPT),
+    "paraphrased": ("T6", _OWN),
+    "ROUGE-L, forgotten": ("T5", _OWN),
+    "ROUGE-L, retained": ("T5", _KEPT),
     "general text": ("T7", _OWN),
 }
+_FIGURES = {figure for figure, _ in _SETS.values()}
 ANSWER_WORDS = (
     "Probability of the right answers before the request → after it (oracle), means over runs ± standard deviation. forgotten: what was "
     "unlearned (T2); retained: utility on the other tasks; n: how many questions these two are of; real authors and world facts, which no "
-    "task teaches: as a share of all answers offered, as TOFU's code has it; asked in other words: what was unlearned (T6). said: which "
-    "share of the right answer's words a model says by itself, in their order (ROUGE-L, T5). general text: nats a token of a text of no "
-    "task (T7). Columns that an older audit has not are left out."
+    "task teaches: as a share of all answers offered, as TOFU's code has it; paraphrased: what was unlearned, asked in other words (T6). "
+    "ROUGE-L: which share of the right answer's words a model says by itself, in their order (T5). general text: nats a token of a text of "
+    "no task (T7). Columns that not all of a request's runs have are left out."
 )
-
-
-_FIGURES = {figure for figure, _ in _SETS.values()}
 
 
 def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -45,6 +43,7 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         if row["name"] in _FIGURES and row["model"] == UNLEARNED:
             stack = ", ".join(row["strategies"])
             groups.setdefault((row["experiment"], row["granularity"], stack, row["event_index"], row["event"]), []).append(row)
+    groups = {key: mine for key, mine in groups.items() if any(row["name"] == "T2" for row in mine)}
     if not groups:
         about = "questions whose answer counts as a whole (arithmetic, rwku, tofu)"
         raise ConfigurationError(f"no request of these runs was about {about}: leave --answers out.")

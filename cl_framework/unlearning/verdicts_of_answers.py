@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
 from cl_framework.unlearning.divergences import ks_interval, ks_statistic
-from cl_framework.unlearning.fast import NOT_RUN, Figure
+from cl_framework.unlearning.fast import INCONCLUSIVE, NOT_RUN, Figure
 from cl_framework.unlearning.judging import Models, attacked, judged, noise_floor
 from cl_framework.unlearning.measure import Measured
 from cl_framework.unlearning.recall_of_answers import Recalled
@@ -23,11 +26,11 @@ def answers(models: Models) -> list[Figure]:
     return [_forget_quality(models, own, before, oracle), *gaps, _general_gap(models)]
 
 
-_ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact", "T5": "spoken", "T6": "rephrased"}  # figure -> what it is the mean of
-_UTILITY = {"T2": "utility", "T5": "spoken_utility"}  # figure -> the same of what is to stay
+_ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact", "T5": "rouge_l", "T6": "paraphrased"}  # figure -> what it is the mean of
+_UTILITY = {"T2": "utility", "T5": "rouge_l_utility"}  # figure -> the same of what is to stay
 _WITHOUT = {
     "T5": "the benchmark does not say how token ids are read (Benchmark.tokens)",
-    "T6": "the benchmark does not ask what was unlearned in other words",
+    "T6": "not all of what was unlearned can be asked in other words",
 }
 
 
@@ -74,9 +77,13 @@ def _answer_gap(models: Models, name: str, column: str) -> Figure:
 
 
 def _general_gap(models: Models) -> Figure:
-    """T7: how much more a text of no task costs than the oracle, in nats a token; what costs less is no harm."""
+    """T7: how much more a text of no task costs than the oracle, in nats a token; what costs less is no harm.
+
+    INCONCLUSIVE where the model before or the oracle loses as much there as one that picks tokens at random: it cannot read such a text,
+    and what is done to it may as well make it better at it as worse.
+    """
     if _recalled(models.oracle).general is None:
-        return Figure("T7", None, NOT_RUN, "the benchmark has no text beside its tasks (benchmark.general)")
+        return Figure("T7", None, NOT_RUN, "no text beside the tasks was named (benchmark.general)")
 
     def loss(one: Measured) -> float:
         general = _recalled(one).general
@@ -86,8 +93,14 @@ def _general_gap(models: Models) -> Figure:
     def gap(one: Measured) -> float:
         return loss(one) - loss(models.oracle)
 
+    own, floor = gap(models.unlearned), noise_floor(models, gap)
     details = {"own": loss(models.unlearned), "oracle": loss(models.oracle), "before": loss(models.before)}
-    return judged("T7", gap(models.unlearned), noise_floor(models, gap), "nats a token over the oracle's", two_sided=False, details=details)
+    figure = judged("T7", own, floor, "nats a token over the oracle's", two_sided=False, details=details)
+    at_random = math.log(models.oracle.pool.shape[1])
+    if max(loss(models.before), loss(models.oracle)) < at_random:
+        return figure
+    why = f"the model before the request or the oracle cannot read the text: no better than {at_random:.2f} nats, those of a random token"
+    return replace(figure, verdict=INCONCLUSIVE, why=why)
 
 
 def _recalled(one: Measured) -> Recalled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from cl_framework import (
 )
 from cl_framework.assembly import given
 from cl_framework.benchmarks import sources
-from cl_framework.benchmarks.base import Alternatives
 from cl_framework.benchmarks.own_data import Unchanged
 from cl_framework.benchmarks.sources import DatasetSource, fits_in_memory, materialise, targets_of
 
@@ -179,22 +177,6 @@ def test_of_samples_on_disk_the_first_and_last_count_in_the_digest() -> None:
     digests = {changed: digest_of(changed, "never") for changed in (None, 0, 63, 64, 1500, 2935, 2936, 2999)}
     same = {changed for changed, digest in digests.items() if digest == digests[None]}
     assert same == {None, 64, 1500, 2935}
-
-
-def test_other_answers_count_in_the_digest() -> None:
-    whole = from_datasets(Pairs(8, 2), Pairs(8, 2), tasks=1)
-    right, wrong = torch.zeros(1, 4, dtype=torch.int32), torch.ones(2, 4, dtype=torch.int32)
-    beside = Alternatives((right, right), (wrong, wrong), (0, 0), (3,))
-    others = (
-        replace(beside, wrong=(wrong, 1 - wrong)),
-        replace(beside, right=(1 - right, right)),
-        replace(beside, owner=(0, 1)),
-        replace(beside, asked_by=(4,)),
-    )
-    of_tasks = [replace(whole, alternatives=(one,)).digest for one in (None, beside, *others)]
-    of_none = [replace(whole, utility={name: one}).digest for name in ("authors", "facts") for one in (beside, *others)]
-    assert of_tasks[0] == whole.digest and len({*of_tasks, *of_none}) == 16
-    assert replace(whole, alternatives=(replace(beside, right=(right.clone(), right)),)).digest == of_tasks[1]
 
 
 def test_what_is_given_must_be_a_benchmark() -> None:

@@ -134,11 +134,11 @@ def test_what_is_said_and_what_a_text_of_no_task_costs_are_columns() -> None:
     whole = rows_of(audit_of(request(own=4.0, oracle=3.5, before=3.0)))
     header, (line,) = probabilities(whole)
     shown = dict(zip(header, line, strict=True))
-    assert header[7:11] == ["asked in other words", "said, forgotten", "said, retained", "general text"]
-    assert shown["asked in other words"] == "0.500 → 0.250 (0.000)" and shown["general text"] == "3.000 → 4.000 (3.500)"
-    assert shown["said, forgotten"] == shown["forgotten"] and shown["said, retained"] == "0.875 → 0.500 (0.750)"
+    assert header[7:11] == ["paraphrased", "ROUGE-L, forgotten", "ROUGE-L, retained", "general text"]
+    assert shown["paraphrased"] == "0.500 → 0.250 (0.000)" and shown["general text"] == "3.000 → 4.000 (3.500)"
+    assert shown["ROUGE-L, forgotten"] == shown["forgotten"] and shown["ROUGE-L, retained"] == "0.875 → 0.500 (0.750)"
     older = rows_of(audit_of(request_of(0.5, 0.25, 0.75, 40.0), seed=1))
-    assert not {"asked in other words", "said, forgotten", "general text"} & set(probabilities([*whole, *older])[0])
+    assert not {"paraphrased", "ROUGE-L, forgotten", "general text"} & set(probabilities([*whole, *older])[0])
     assert "general text" not in probabilities(rows_of(audit_of(request())))[0], "NOT RUN has no details"
 
 

@@ -132,6 +132,16 @@ def write_words(folder: Path, words: Sequence[str], around: str | None = None) -
     return folder
 
 
+@pytest.mark.parametrize("special", ["true", "false"])  # whether the tokenizer itself knows that they are no words
+def test_texts_come_back_from_a_loaded_tokenizer_without_what_begins_and_ends_them(tmp_path: Path, special: str) -> None:
+    file = write_words(tmp_path, ["[CLS]", "[SEP]", "the", "cat", "[UNK]"], "[CLS] $A [SEP]") / "tokenizer.json"
+    written = file.read_text()
+    file.write_text(written.replace('"special": true', f'"special": {special}'))
+    assert (file.read_text() == written) == (special == "true")
+    tokens = Loaded(tmp_path)
+    assert tokens.texts([[*tokens.ids(["the cat the"])[0], tokens.padding], [3]]) == ["the cat the", "cat"]
+
+
 def test_no_word_of_a_loaded_tokenizer_is_taken_for_padding(tmp_path: Path) -> None:
     tokens = Loaded(write_words(tmp_path, ["the", "cat", "sat", "?"]))
     items = encode(tokens, ["the cat the", "cat"], 4).ids

@@ -1,4 +1,7 @@
-"""A text that no task teaches: how well a model still speaks is its perplexity there, whatever it was asked to forget."""
+"""A text that no task teaches: how well a model still speaks is its perplexity there, whatever it was asked to forget.
+
+It is for models that can read such a text: a small one that was taught nothing but questions is far from it before a request, too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from cl_framework.errors import ConfigurationError
 
 MANUAL, NONE = "manual", "none"
 ROWS = 100  # at most
-_CHARACTERS = 16  # of a text that are read for each token that is needed: no tokenizer makes fewer tokens of them
+_CHARACTERS = 16  # of a text that are read for each token that is needed, which few tokens are as long as
 _REMEDY = f"or set benchmark.general={NONE}"
 
 
@@ -45,7 +48,7 @@ def _manual() -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise ConfigurationError(f"benchmark.general: there is no file {path}. Name a text file, {_REMEDY}.")
+        raise ConfigurationError(f"benchmark.general: there is no file {path}. Name a text file, {MANUAL}, {_REMEDY}.")
     return [line.strip() for line in lines_of(text_of(bytes_of(path), path)) if is_seen(line)]
 
 

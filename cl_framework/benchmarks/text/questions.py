@@ -54,6 +54,11 @@ def question_rows(tokens: Tokens, pairs: Pairs, length: int | None, where: str, 
     return items, targets
 
 
+def fits(tokens: Tokens, questions: Sequence[str], length: int | None) -> bool:
+    """Whether `question_rows` of so many tokens, None for any, have room for each of these questions and the first token of its answer."""
+    return length is None or all(len(question) < length for question in tokens.plain(questions))
+
+
 def _place(pairs: Pairs, number: int, where: str) -> str:
     _, _, *placed = pairs[number]
     return placed[0] if placed else f"{where}: row {number}"

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
-from cl_framework.benchmarks.text.general import MANUAL, general_rows
-from cl_framework.benchmarks.text.questions import Pairs, cut_notes, length_notes, question_benchmark, question_rows
-from cl_framework.benchmarks.text.tokens import VOCABULARY, check_vocabulary, make_tokens
+from cl_framework.benchmarks.text.general import NONE, general_rows
+from cl_framework.benchmarks.text.questions import Pairs, cut_notes, fits, length_notes, question_benchmark, question_rows
+from cl_framework.benchmarks.text.tokens import VOCABULARY, Tokens, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
 from cl_framework.errors import ConfigurationError
 from cl_framework.registry import register_benchmark
@@ -31,7 +31,7 @@ FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}  # questions: 1, 5 a
 AN_AUTHOR = 20
 UTILITY = ("real_authors", "world_facts")  # files of questions that no task holds, with false answers beside the right ones
 OTHERS = "_perturbed.jsonl.gz"  # how the names of files with other answers end
-REPHRASED = "paraphrased_question"  # the column of a question in other words, where such a file has it
+PARAPHRASED = "paraphrased_question"  # the column of a question in other words, where such a file has it
 
 Entry = dict[str, Any]  # a row of a file: its texts by column, and PLACE
 PLACE = "file and row"
@@ -48,7 +48,7 @@ class TofuOptions:
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int | None = None  # tokens of a question with its answer; what is longer is cut there; default: of the longest
     folder: str | None = None  # default: tofu in data.root
-    general: str = field(default=MANUAL, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
+    general: str = field(default=NONE, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
 
     def __post_init__(self) -> None:
         check_choice("forget", self.forget, FORGET)
@@ -72,6 +72,7 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     rows = partial(question_rows, tokens, length=options.length, where=str(folder), cut=True)
     answered = _other_answers(folder, options.forget, parts)
     others = {name: _alternatives(entries, "paraphrased_answer", rows) for name, entries in answered.items() if entries}
+    others |= {name: replace(beside, paraphrased=_paraphrased(answered[name], rows, tokens, options)) for name, beside in others.items()}
     utility = {name: _alternatives(dict(enumerate(entries)), "answer", rows, of_task=False) for name, entries in _utility(folder).items()}
     own, beside = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)}, _targets(others, utility)
     lengths = {**cut_notes(own | beside, tokens), **length_notes(beside, list(own.values()))}
@@ -142,7 +143,11 @@ def _other_answers(folder: Path, forget: str, parts: Parts) -> dict[str, dict[in
     paths = {path.name.removesuffix(OTHERS): path for path in sorted((folder / "original").glob(f"*{OTHERS}"))}
     found: dict[tuple[str, str], Entry] = {}
     for name in sorted(paths.keys() - set(UTILITY), key=lambda name: (name == forget, name)):
-        for entry in read_entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True):
+        entries = read_entries(paths[name], ("question", "answer", "paraphrased_answer"), false=True)
+        asked_anew = any(PARAPHRASED in entry for entry in entries)
+        for entry in entries:
+            if asked_anew and not is_text(entry.get(PARAPHRASED)):
+                raise ConfigurationError(f"{entry[PLACE]} has no {PARAPHRASED!r} that is a text, which other rows have. {MEND}")
             found[_known_by(entry)] = entry
     return {
         name: {place: found[_known_by(entry)] for place, entry in enumerate(part) if _known_by(entry) in found}
@@ -163,9 +168,17 @@ def _alternatives(
     entries = list(by_place.values())
     false = [(entry["question"], answer, entry[PLACE]) for entry in entries for answer in entry["perturbed_answer"]]
     owner = [place for place, entry in enumerate(entries) for _ in entry["perturbed_answer"]]
-    asked = of_task and all(is_text(entry.get(REPHRASED)) for entry in entries)
-    rephrased = rows(_pairs(entries, "answer", REPHRASED)) if asked else None
-    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner), tuple(by_place) if of_task else (), rephrased)
+    return Alternatives(rows(_pairs(entries, right)), rows(false), tuple(owner), tuple(by_place) if of_task else ())
+
+
+def _paraphrased(
+    by_place: Mapping[int, Entry], rows: Callable[[Pairs], tuple[Tensor, Tensor]], tokens: Tokens, options: TofuOptions
+) -> tuple[Tensor, Tensor] | None:
+    """The questions in other words with their own answers; None where one has no other words, or they leave no room for an answer."""
+    entries = list(by_place.values())
+    if any(PARAPHRASED not in entry for entry in entries) or not fits(tokens, [entry[PARAPHRASED] for entry in entries], options.length):
+        return None
+    return rows(_pairs(entries, "answer", PARAPHRASED))
 
 
 def _pairs(entries: Sequence[Entry], answer: str, question: str = "question") -> Pairs:
@@ -181,8 +194,8 @@ def _targets(others: Mapping[str, Alternatives], utility: Mapping[str, Alternati
     named: dict[str, Tensor] = {}
     for name, beside in others.items():
         named |= {f"{name} in other words": beside.right[1], f"{name} false": beside.wrong[1]}
-        if beside.rephrased is not None:
-            named[f"{name} asked in other words"] = beside.rephrased[1]
+        if beside.paraphrased is not None:
+            named[f"{name} asked in other words"] = beside.paraphrased[1]
     for name, beside in utility.items():
         named |= {name: beside.right[1], f"{name} false": beside.wrong[1]}
     return named
@@ -191,8 +204,10 @@ def _targets(others: Mapping[str, Alternatives], utility: Mapping[str, Alternati
 def _notes(parts: Parts, others: Mapping[str, Alternatives], utility: Mapping[str, Alternatives]) -> dict[str, str]:
     """How many questions have other answers, and which of those beyond the tasks are there."""
     counts = {name: len(beside.right[0]) for name, beside in (*others.items(), *utility.items())}
+    asked = {name: len(beside.paraphrased[0]) for name, beside in others.items() if beside.paraphrased is not None}
     return {
         "other answers": ", ".join(f"{name} {counts.get(name, 0):,} of {len(part):,}" for name, part in parts.items()),
+        "asked in other words": ", ".join(f"{name} {asked.get(name, 0):,} of {len(part):,}" for name, part in parts.items()),
         "utility": ", ".join(f"{name} {counts[name]}" if name in utility else f"no {name}{OTHERS}" for name in UTILITY),
     }
 

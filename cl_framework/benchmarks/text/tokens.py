@@ -161,7 +161,8 @@ class Loaded:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        decoded: list[str] = self._tokenizer.decode_batch([[token for token in row if token >= 0] for row in rows])
+        around = {self.padding, *self.bounds}  # the tokenizer leaves out those alone that it has for special
+        decoded: list[str] = self._tokenizer.decode_batch([[token for token in row if token not in around] for row in rows])
         return decoded
 
     def _first_of(self, names: Sequence[str]) -> int:
