@@ -152,8 +152,8 @@ def test_questions_in_other_words_keep_their_own_answers(copied: Path) -> None:
 
 
 def test_a_text_of_no_task_stands_beside_the_questions(folder: Path, tmp_path: Path) -> None:
-    """And it changes nothing that is trained: neither the data's digest nor, where there is none, the run's fingerprint."""
-    without, found = benchmark_of(folder), benchmark_of(folder, general="manual")
+    """And it changes nothing that is trained: neither the data's digest nor, where it is the usual one, the run's fingerprint."""
+    without, found = benchmark_of(folder, general="none"), benchmark_of(folder)
     assert without.general is None and without.notes["general text"] == "none"
     assert found.general is not None and found.general[0].shape[1] == found.input_shape[0]
     assert found.notes["general text"] == f"manual, {found.general[1].numel():,} tokens" and found.digest == without.digest
@@ -162,7 +162,7 @@ def test_a_text_of_no_task_stands_beside_the_questions(folder: Path, tmp_path: P
         told = settings(folder, tmp_path)
         return load_experiment({**told, "benchmark": {**told["benchmark"], **more}}).fingerprint
 
-    assert fingerprint() == fingerprint(general="none") != fingerprint(general="manual")
+    assert fingerprint() == fingerprint(general="manual") != fingerprint(general="none")
 
 
 def test_two_authors_may_be_asked_the_same(copied: Path) -> None:
@@ -385,8 +385,7 @@ def test_questions_must_be_left_to_retain(copied: Path) -> None:
 @pytest.fixture
 def learner(folder: Path, tmp_path: Path) -> Learner:
     torch.manual_seed(0)
-    told = settings(folder, tmp_path, stream="L0-1 U1", strategies={"npo": {}})
-    return assemble(load_experiment({**told, "benchmark": {**told["benchmark"], "general": "manual"}}))
+    return assemble(load_experiment(settings(folder, tmp_path, stream="L0-1 U1", strategies={"npo": {}})))
 
 
 def test_probability_exact_memorisation_and_strength_by_definition(learner: Learner) -> None:
@@ -568,7 +567,9 @@ def test_an_audit_tells_an_unlearner_that_does_nothing_from_one_that_starts_anew
     for name in ("T2", "T3", "T4", "T5"):
         assert found["do_nothing"][name]["verdict"] == "FAIL", found["do_nothing"][name]
     assert {found["rewind"][name]["verdict"] for name in ("T1", "T2", "T3", "T4", "T5")} == {"PASS"}
-    assert {found["rewind"][name]["verdict"] for name in ("T6", "T7")} == {"NOT RUN"}
+    assert (found["rewind"]["T6"]["verdict"], found["do_nothing"]["T7"]["verdict"]) == ("NOT RUN", "INCONCLUSIVE"), (
+        "no model read the manual"
+    )
     known = found["do_nothing"]["T2"]["details"]  # the made-up answers are alike, so that an oracle has an idea of those it never saw
     assert known["own"] > 0.9 and known["own"] - known["oracle"] > 0.3
     assert found["do_nothing"]["T1"]["details"]["n"] == FORGOTTEN * AN_AUTHOR

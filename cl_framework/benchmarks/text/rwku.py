@@ -13,7 +13,7 @@ from typing import Any
 
 from cl_framework.benchmarks.base import Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, is_text, json_members
-from cl_framework.benchmarks.text.general import NONE, general_rows
+from cl_framework.benchmarks.text.general import MANUAL, general_rows
 from cl_framework.benchmarks.text.questions import question_benchmark
 from cl_framework.benchmarks.text.tokens import VOCABULARY, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
@@ -36,7 +36,7 @@ class RwkuOptions:
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int = 192  # tokens of a row; a passage or an answer is cut there
     folder: str | None = None  # default: rwku_sample in data.root
-    general: str = field(default=NONE, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
+    general: str = field(default=MANUAL, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
 
     def __post_init__(self) -> None:
         check_choice("taught", self.taught, ("questions", "passages"))

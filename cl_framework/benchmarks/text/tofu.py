@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cl_framework.benchmarks.base import Alternatives, Benchmark, BenchmarkContext
 from cl_framework.benchmarks.text.files import COPY, MEND, absent, bytes_of, is_text, json_of, lines_of, text_of
-from cl_framework.benchmarks.text.general import NONE, general_rows
+from cl_framework.benchmarks.text.general import MANUAL, general_rows
 from cl_framework.benchmarks.text.questions import Pairs, cut_notes, fits, length_notes, question_benchmark, question_rows
 from cl_framework.benchmarks.text.tokens import VOCABULARY, Tokens, check_vocabulary, make_tokens
 from cl_framework.checks import check_choice, check_range
@@ -48,7 +48,7 @@ class TofuOptions:
     vocabulary: int = VOCABULARY  # token ids of a trained tokenizer at most, >= 300
     length: int | None = None  # tokens of a question with its answer; what is longer is cut there; default: of the longest
     folder: str | None = None  # default: tofu in data.root
-    general: str = field(default=NONE, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
+    general: str = field(default=MANUAL, metadata=LATER)  # text whose perplexity an audit tells: manual (Python's), a text file, or none
 
     def __post_init__(self) -> None:
         check_choice("forget", self.forget, FORGET)
