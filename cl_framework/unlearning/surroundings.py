@@ -17,7 +17,7 @@ from cl_framework.config import Experiment
 from cl_framework.records import environment
 
 _OWN = cl_framework.__name__
-_COMPUTE = (_OWN.replace("_", "-"), "torch", "transformers", "tokenizers", "peft", "torchmetrics")
+_COMPUTE = (_OWN.replace("_", "-"), "torch", "transformers", "tokenizers", "peft")
 _SURROUND = ("device", "threads", *(f"version {name}" for name in _COMPUTE))
 
 
