@@ -119,7 +119,8 @@ def finished(path: Path, overrides: Sequence[str]) -> tuple[RunDirectory, Experi
         raise ConfigurationError(f"{path}: no Unlearn is done in this run, so there is nothing to audit.")
     experiment = load_experiment(directory.config, overrides)
     if not directory.path.name.startswith(experiment.fingerprint[:8]):
-        raise ConfigurationError(f"{path} was run under another configuration than {' '.join(overrides)} asks for. Undo that.")
+        asked = f"{' '.join(overrides)} asks for" if overrides else "its config.yaml says now, or than this version makes of it"
+        raise ConfigurationError(f"{path} was run under another configuration than {asked}. Undo that.")
     check_complete(directory)
     return directory, experiment
 

@@ -6,6 +6,8 @@ import base64
 import copy
 import importlib
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -763,3 +765,15 @@ def test_what_cannot_be_audited(
     again = ["--again"] if "RUN" in words else []
     assert main(["audit", *(named.get(word, word) for word in words), *again]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_configuration_that_was_edited_is_not_audited(
+    audited: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(audited["rewind"][0], tmp_path / audited["rewind"][0].name))
+    file = path / "config.yaml"
+    written = file.read_text()
+    file.write_text(re.sub(r"^batch_size: \d+", "batch_size: 7", written, flags=re.MULTILINE))
+    assert file.read_text() != written and main(["audit", str(path), "--again"]) == 2
+    told = "was run under another configuration than its config.yaml says now, or than this version makes of it. Undo that."
+    assert told in capsys.readouterr().err
