@@ -331,6 +331,12 @@ def test_joint_training_is_set_beside_the_committed_floor_with_its_interval() ->
     said = "reaches {:.2f} percent with MiniLM, {:.2f} above the {:.2f} of a logistic regression"
     assert said.format(mean(joint), mean(joint) - floor, floor) in text and f"{weaker:.2f} with `--weak 1`" in text
     assert "Student's interval of three seeds ({:+.2f} to {:+.2f}) that is not told apart".format(*interval) in text
+    again = collect([ROOT / "experiments" / "results" / "clinc150_two_cores.csv"]).summaries
+    others = [run["average_accuracy"] for run in again]
+    assert [(run["experiment"], run["seed"]) for run in again] == [("clinc150_minilm_joint", seed) for seed in (0, 1, 2)]
+    interval, seconds = confidence_interval([value - floor for value in others]), mean(run["train_seconds"] for run in again)
+    assert interval is not None and interval[0] > 0 and f"{seconds:.0f} s each" in text
+    assert "it reaches {:.2f}, {:.2f} above ({:+.2f} to {:+.2f})".format(mean(others), mean(others) - floor, *interval) in text
     scratch = mean(run["average_accuracy"] for run in runs if run["experiment"] == "clinc150_scratch_joint")
     assert scratch < floor and f"From scratch it reaches {scratch:.2f}, below that floor" in text
     slower = {}
