@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from statistics import mean
 
 import pytest
 
 from cl_framework.records import Row
 from cl_framework.unlearning.audit_report import UNLEARNED, read_csv
-from tests.end_to_end.readme_records import README, ROOT, figures_in
+from tests.end_to_end.readme_records import README, ROOT, assert_numbers, figures_in
 
 GRADIENTS = ("gradient_ascent", "grad_diff")
 
@@ -140,10 +141,50 @@ def test_what_is_said_of_truth_ratios_and_relearning_is_in_the_committed_rows() 
             [kept[strategy][0] for strategy in GRADIENTS],
         ),
         (
-            "An oracle of another seed is {:.2f} from the oracle in truth ratios ({:.2f} to {:.2f}, n {:.0f}) and passes all but M6, in "
-            "two seeds of three",
+            "An oracle of another seed is {:.2f} from the oracle in truth ratios ({:.2f} to {:.2f}, n {:.0f}) and passes all that tells "
+            "anything but M6, in two seeds of three",
             [mean(row[column] for row in distances) for column in ("value", "low", "high", "n")],
         ),
     ):
         assert said.format(*numbers) in text, said
         assert said.format(*(1.1 * number + 1 for number in numbers)) not in text
+
+
+def test_what_is_said_of_what_models_say_by_themselves_is_in_the_committed_rows() -> None:
+    def of(strategy: str, figure: str) -> list[Row]:
+        found = figures_in("audit_tofu", f"joint rewarm er {strategy}", figure)
+        assert [row["seed"] for row in found] == [0, 1, 2]
+        return found
+
+    def average(strategy: str, figure: str, detail: str = "own") -> float:
+        return mean(row["details"][detail] for row in of(strategy, figure))
+
+    preferences = ("npo", "simnpo")
+    assert {row["verdict"] for strategy in preferences for row in of(strategy, "T5")} == {"PASS"}
+    assert {row["verdict"] for strategy in preferences for figure in ("T2", "T6") for row in of(strategy, figure)} == {"FAIL"}
+    assert {row["verdict"] for row in of("rmu", "T5")} == {"FAIL"} and average("rmu", "T5") < average("rmu", "T5", "oracle")
+    others = [row for name in ("npo", "simnpo", "rmu", "ssd", "do_nothing", "noise", "finetune_retain") for row in of(name, "T7")]
+    assert {row["verdict"] for row in others} == {"INCONCLUSIVE"}
+    worst = max((row for name in GRADIENTS for row in of(name, "T7")), key=lambda row: row["details"]["own"])
+    assert worst["strategy"] == "gradient_ascent"
+    for said, numbers in (
+        (
+            "NPO and SimNPO say {:.3f} and {:.3f} of the right answers' words, the oracle {:.3f} (T5, PASS in six of six)",
+            [*(average(strategy, "T5") for strategy in preferences), average("npo", "T5", "oracle")],
+        ),
+        (
+            "a probability of {:.3f} and {:.3f} (T2), asked in other words {:.3f} and {:.3f} (T6, where the oracle has {:.4f}; all FAIL)",
+            [*(average(strategy, figure) for figure in ("T2", "T6") for strategy in preferences), average("npo", "T6", "oracle")],
+        ),
+        ("RMU says {:.3f}, less than a model that never saw them (FAIL)", [average("rmu", "T5")]),
+        (
+            "Before the request it is {:.3f} by itself and {:.3f} in other words, beside {:.3f} in those it was taught",
+            [average("npo", figure, "before") for figure in ("T5", "T6", "T2")],
+        ),
+        (
+            "costs {:.1f} nats a token before and the oracle {:.1f}, where a random token costs {:.2f}",
+            [average("npo", "T7", "before"), average("npo", "T7", "oracle"), math.log(3002)],
+        ),
+        ("a model is destroyed (gradient ascent, up to {:.0f} nats)", [worst["details"]["own"]]),
+    ):
+        assert_numbers(said, numbers)
