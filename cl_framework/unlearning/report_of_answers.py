@@ -52,7 +52,7 @@ def probabilities(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for key, rows_of_all in sorted(groups.items()):
         experiment, granularity, stack, _, request = key
-        mine = [row for row in rows_of_all if row["name"] == "T2"]
+        mine = [row for row in rows_of_all if row["name"] == "T2"]  # one of each run
         cells = (table[key][title] or "–" for title in titles)
         seeds = sorted({row["seed"] for row in mine})
         lines.append([experiment, granularity, stack, request, *cells, _asked(mine), str(len(mine)), ", ".join(map(str, seeds))])

@@ -72,7 +72,8 @@ def tofu(options: TofuOptions, context: BenchmarkContext) -> Benchmark:
     rows = partial(question_rows, tokens, length=options.length, where=str(folder), cut=True)
     answered = _other_answers(folder, options.forget, parts)
     others = {name: _alternatives(entries, "paraphrased_answer", rows) for name, entries in answered.items() if entries}
-    others |= {name: replace(beside, paraphrased=_paraphrased(answered[name], rows, tokens, options)) for name, beside in others.items()}
+    in_other_words = {name: _paraphrased(list(answered[name].values()), rows, tokens, options.length) for name in others}
+    others = {name: replace(beside, paraphrased=in_other_words[name]) for name, beside in others.items()}
     utility = {name: _alternatives(dict(enumerate(entries)), "answer", rows, of_task=False) for name, entries in _utility(folder).items()}
     own, beside = {name: source.targets for name, source in zip(parts, benchmark.train, strict=True)}, _targets(others, utility)
     lengths = {**cut_notes(own | beside, tokens), **length_notes(beside, list(own.values()))}
@@ -172,11 +173,10 @@ def _alternatives(
 
 
 def _paraphrased(
-    by_place: Mapping[int, Entry], rows: Callable[[Pairs], tuple[Tensor, Tensor]], tokens: Tokens, options: TofuOptions
+    entries: Sequence[Entry], rows: Callable[[Pairs], tuple[Tensor, Tensor]], tokens: Tokens, length: int | None
 ) -> tuple[Tensor, Tensor] | None:
     """The questions in other words with their own answers; None where one has no other words, or they leave no room for an answer."""
-    entries = list(by_place.values())
-    if any(PARAPHRASED not in entry for entry in entries) or not fits(tokens, [entry[PARAPHRASED] for entry in entries], options.length):
+    if any(PARAPHRASED not in entry for entry in entries) or not fits(tokens, [entry[PARAPHRASED] for entry in entries], length):
         return None
     return rows(_pairs(entries, "answer", PARAPHRASED))
 
