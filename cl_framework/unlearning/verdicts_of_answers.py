@@ -30,7 +30,7 @@ _ANSWERS = {"T2": "probability", "T3": "strength", "T4": "exact", "T5": "rouge_l
 _UTILITY = {"T2": "utility", "T5": "rouge_l_utility"}  # figure -> the same of what is to stay
 _WITHOUT = {
     "T5": "the benchmark does not say how token ids are read (Benchmark.tokens)",
-    "T6": "not all of what was unlearned can be asked in other words",
+    "T6": "the benchmark has none, or not all, of these questions in other words that fit its rows",
 }
 
 
